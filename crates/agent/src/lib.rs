@@ -1,0 +1,1 @@
+//! One per node: spawns and supervises workers.

@@ -1,0 +1,1 @@
+//! Checkpoint layout, digests, staging, retention, export.

@@ -1,0 +1,1 @@
+//! Collective operations between worker processes. Knows no model.

@@ -1,0 +1,1 @@
+//! The run configuration: keys, defaults, presets, validation.

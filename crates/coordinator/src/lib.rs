@@ -1,0 +1,1 @@
+//! Membership, runs and checkpoints; decisions are pure.

@@ -1,0 +1,1 @@
+//! Datasets, decoding, augmentation, sampling, prefetch.

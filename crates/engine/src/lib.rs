@@ -1,0 +1,1 @@
+//! The training step: static graph of fused ops, models, optimizers. Knows no network and no files.

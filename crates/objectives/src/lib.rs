@@ -1,0 +1,1 @@
+//! Contrastive objectives: embeddings in, loss and exact gradients out. Knows no files.
