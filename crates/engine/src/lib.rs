@@ -1,1 +1,3 @@
 //! The training step: static graph of fused ops, models, optimizers. Knows no network and no files.
+
+pub mod peers;
