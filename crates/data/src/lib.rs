@@ -1,1 +1,35 @@
-//! Datasets, decoding, augmentation, sampling, prefetch.
+//! Images in, batches of augmented views out.
+//!
+//! This room opens data sets in the formats people have, decodes their images, draws and applies the
+//! augmentations of the contrastive methods, and hands a rank its share of every global batch, prepared
+//! ahead of time by threads of its own.
+//!
+//! What it promises: the views of an image depend on the seed, the epoch, the image's index, the view and
+//! the operation, and on nothing else: not on ranks, threads, restarts, or the order in which work is done.
+//!
+//! What it does not know: models, losses, devices, the network. It never writes a file.
+//!
+//! Where to start: [`Dataset::open`] for the source grammar, [`Augmentation`] for the pipelines,
+//! [`Loader`] for how a run consumes them, [`random`] for where every random number comes from.
+
+pub mod augment;
+mod cache;
+mod decode;
+mod error;
+mod loader;
+mod preprocess;
+pub mod random;
+mod replace;
+mod sampler;
+mod source;
+mod stats;
+
+pub use augment::{Augmentation, Scratch, ViewKey, ViewPipeline};
+pub use decode::{Image, MAX_PIXELS, decode};
+pub use error::Error;
+pub use loader::{Batch, Loader, LoaderOptions};
+pub use preprocess::Preprocess;
+pub use replace::{KnownCorrupt, Shown, decode_or_replace};
+pub use sampler::{Sampler, rank_range};
+pub use source::Dataset;
+pub use stats::{Stats, stats};

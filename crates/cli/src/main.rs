@@ -1,1 +1,3 @@
 //! The himpun binary.
+
+fn main() {}

@@ -1,0 +1,114 @@
+//! What can go wrong between a path and a batch.
+
+use std::path::PathBuf;
+
+/// Everything this room can fail with. Messages name the file and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing lies at the path of a source.
+    #[error("no data at {}: there is no such file or folder", path.display())]
+    NotFound {
+        /// The path that was looked for.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The source was read and holds no image.
+    #[error(
+        "{origin} holds no images ({skipped} other files skipped): expected JPEG, PNG or WebP files, as \
+         class/name.jpg or flat, a tar of those, IDX files or CIFAR .bin files"
+    )]
+    Empty {
+        /// The source as it was given.
+        origin: String,
+        /// Hidden files and files of other kinds.
+        skipped: usize,
+    },
+    /// The split or folder named after `#` is not in the source.
+    #[error("{origin} has no {wanted}: it has {available}")]
+    NoSuchSplit {
+        /// The source without the `#`.
+        origin: String,
+        /// What was asked for.
+        wanted: String,
+        /// What could have been.
+        available: String,
+    },
+    /// A file that holds the whole data set is damaged or of another kind.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with expected and actual numbers, and what to do.
+        reason: String,
+    },
+    /// One image cannot be decoded. Training replaces it; see [`crate::decode_or_replace`].
+    #[error("{path}: {reason}")]
+    Image {
+        /// The image, relative to its source.
+        path: String,
+        /// The decoder's reason.
+        reason: String,
+    },
+    /// More images are corrupt than the run tolerates.
+    #[error(
+        "{} of {len} images cannot be decoded, more than the share of {max_share} that data.max_corrupt_share \
+         allows: {}", paths.len(), listed(paths)
+    )]
+    TooManyCorrupt {
+        /// Every corrupt image met so far.
+        paths: Vec<String>,
+        /// Images in the data set.
+        len: usize,
+        /// The share that was allowed.
+        max_share: f64,
+    },
+    /// Not a single image can be decoded.
+    #[error("none of the {len} images can be decoded")]
+    NothingDecodes {
+        /// Images in the data set.
+        len: usize,
+    },
+    /// A global batch needs more images than there are.
+    #[error(
+        "a global batch of {global_batch} images cannot be drawn from a data set of {len}: lower \
+         train.global_batch or give more images"
+    )]
+    BatchTooLarge {
+        /// Images per step over all ranks.
+        global_batch: usize,
+        /// Images in the data set.
+        len: usize,
+    },
+    /// No augmentation has this name.
+    #[error("unknown augmentation {name:?}: expected one of {}", crate::augment::PRESETS.join(", "))]
+    UnknownAugmentation {
+        /// The name that was given.
+        name: String,
+    },
+    /// A prefetch thread panicked: a bug, not an input error.
+    #[error("a data loader thread panicked while preparing step {step}: {message}")]
+    Panicked {
+        /// The step (0-based) whose batch is lost.
+        step: u64,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// The first twenty paths, and how many more there are.
+fn listed(paths: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if paths.len() > SHOWN {
+        text.push_str(&format!(", and {} more", paths.len() - SHOWN));
+    }
+    text
+}

@@ -1,0 +1,224 @@
+//! What a training step does, in order, and which buffer each value lives in while it is needed.
+//!
+//! The backward pass is the forward pass in reverse. Three things save memory on the way:
+//!
+//! - A normalised activation that only convolutions read (inside a block) is not kept: it is *replayed* from
+//!   the convolution output, in one memory pass, just before the backward pass reads it.
+//! - The gradient of a batch norm's input overwrites that of its output; where a shortcut joined, the
+//!   gradient of the sum is the shortcut's gradient, so that buffer is handed on and others add to it.
+//! - Buffers that are never alive together share memory ([`super::plan`]).
+
+use super::plan::Lifetime;
+use super::{Graph, Node, Shortcut, TensorId};
+
+/// Index of a buffer: a value or a gradient, over one stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BufferId(pub usize);
+
+/// One thing that the backward pass does. The forward pass just runs the nodes in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BackwardStep {
+    /// Computes a batch norm's output once more.
+    Replay { node: usize },
+    /// Runs a node's backward; its input's gradient already holds another consumer's share if `accumulate`.
+    Backward { node: usize, accumulate: bool },
+}
+
+/// The buffers of a graph and the order of its backward pass.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub backward: Vec<BackwardStep>,
+    pub lifetimes: Vec<Lifetime>,
+    values: Vec<BufferId>,
+    replayed: Vec<Option<BufferId>>,
+    gradients: Vec<Option<BufferId>>,
+}
+
+impl Program {
+    pub fn new(graph: &Graph) -> Self {
+        let (replayed, gradients) = (vec![None; graph.tensors.len()], vec![None; graph.tensors.len()]);
+        let mut program = Self { backward: vec![], lifetimes: vec![], values: vec![], replayed, gradients };
+        for shape in &graph.tensors {
+            let buffer = program.buffer(shape.len());
+            program.values.push(buffer);
+        }
+        let mut time = 0;
+        for node in &graph.nodes {
+            for tensor in node.inputs().into_iter().chain([node.output()]) {
+                program.touch(program.values[tensor.0], time);
+            }
+            time += 1;
+        }
+        // The caller looks at both after the forward pass, and hands in the gradient of one before the next.
+        program.touch(program.values[graph.features.0], time);
+        program.touch(program.values[graph.embeddings.0], time);
+        let d_embeddings = program.gradient(graph, graph.embeddings);
+        program.touch(d_embeddings, time);
+
+        for (node_idx, node) in graph.nodes.iter().enumerate().rev() {
+            for tensor in node.backward_reads() {
+                if let Some(maker) = replay_of(graph, tensor).filter(|_| program.replayed[tensor.0].is_none()) {
+                    time += 1;
+                    program.backward.push(BackwardStep::Replay { node: maker });
+                    program.replayed[tensor.0] = Some(program.buffer(graph.shape(tensor).len()));
+                    for input in graph.nodes[maker].inputs() {
+                        program.touch(program.values[input.0], time);
+                    }
+                    program.touch(program.kept(tensor), time);
+                }
+            }
+            time += 1;
+            let accumulate = program.place_gradients(graph, node);
+            program.backward.push(BackwardStep::Backward { node: node_idx, accumulate });
+            for tensor in node.backward_reads() {
+                program.touch(program.kept(tensor), time);
+            }
+            for tensor in node.inputs().into_iter().chain([node.output()]) {
+                if let Some(buffer) = program.gradients[tensor.0] {
+                    program.touch(buffer, time);
+                }
+            }
+        }
+        program
+    }
+
+    /// The buffer of a value during the forward pass.
+    pub fn value(&self, tensor: TensorId) -> BufferId {
+        self.values[tensor.0]
+    }
+
+    /// The buffer of a value during the backward pass.
+    pub fn kept(&self, tensor: TensorId) -> BufferId {
+        self.replayed[tensor.0].unwrap_or(self.values[tensor.0])
+    }
+
+    /// The buffer of a gradient; `None` for the images, which need none.
+    pub fn d_value(&self, tensor: TensorId) -> Option<BufferId> {
+        self.gradients[tensor.0]
+    }
+
+    /// Decides where the gradients of the node's inputs go; whether the first one adds to what is there.
+    fn place_gradients(&mut self, graph: &Graph, node: &Node) -> bool {
+        let d_y = self.gradients[node.output().0].expect("consumers come first in the backward pass");
+        match node {
+            Node::BatchNorm(norm) => match &norm.shortcut {
+                Shortcut::None => self.hand_on(norm.main.x, d_y),
+                Shortcut::Identity(x) => {
+                    self.hand_on(*x, d_y);
+                    self.gradient(graph, norm.main.x);
+                }
+                Shortcut::Projected(projected) => {
+                    self.hand_on(projected.x, d_y);
+                    self.gradient(graph, norm.main.x);
+                }
+            },
+            Node::Conv(_) | Node::MaxPool(_) | Node::AveragePool(_) | Node::Linear(_) => {
+                let x = node.inputs()[0];
+                if x != graph.images {
+                    let accumulate = self.gradients[x.0].is_some();
+                    assert!(!accumulate || matches!(node, Node::Conv(_)), "only convolutions add to a gradient");
+                    self.gradient(graph, x);
+                    return accumulate;
+                }
+            }
+        }
+        false
+    }
+
+    /// Lets the gradient of `tensor` live in `buffer`.
+    fn hand_on(&mut self, tensor: TensorId, buffer: BufferId) {
+        assert!(self.gradients[tensor.0].is_none(), "a batch norm's backward overwrites, it is the first");
+        self.gradients[tensor.0] = Some(buffer);
+    }
+
+    fn gradient(&mut self, graph: &Graph, tensor: TensorId) -> BufferId {
+        if let Some(buffer) = self.gradients[tensor.0] {
+            return buffer;
+        }
+        let buffer = self.buffer(graph.shape(tensor).len());
+        self.gradients[tensor.0] = Some(buffer);
+        buffer
+    }
+
+    fn buffer(&mut self, row_len: usize) -> BufferId {
+        self.lifetimes.push(Lifetime { row_len, first: usize::MAX, last: 0 });
+        BufferId(self.lifetimes.len() - 1)
+    }
+
+    fn touch(&mut self, buffer: BufferId, time: usize) {
+        let lifetime = &mut self.lifetimes[buffer.0];
+        lifetime.first = lifetime.first.min(time);
+        lifetime.last = lifetime.last.max(time);
+    }
+}
+
+/// The node that can compute `tensor` once more from what the backward pass keeps anyway: a batch norm without
+/// shortcut, whose input its own backward needs.
+fn replay_of(graph: &Graph, tensor: TensorId) -> Option<usize> {
+    graph.nodes.iter().position(|node| {
+        node.output() == tensor
+            && matches!(node, Node::BatchNorm(norm) if matches!(norm.shortcut, Shortcut::None))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{self, Arch, BatchNormScope, Head, ModelSpec, Stem};
+
+    fn graph() -> Graph {
+        models::build(&ModelSpec {
+            arch: Arch::ResNet20,
+            stem: Stem::Cifar,
+            head: Head::SimclrV1,
+            batch_norm: BatchNormScope::Local,
+            image_size: 8,
+            zero_init_residual: false,
+        })
+    }
+
+    /// Every value that the backward pass reads is alive from when it was computed, or replayed, until then.
+    #[test]
+    fn nothing_is_read_before_it_exists() {
+        let graph = graph();
+        let program = Program::new(&graph);
+        for lifetime in &program.lifetimes {
+            assert!(lifetime.first <= lifetime.last, "{lifetime:?} is never used");
+        }
+        let mut replayed = vec![];
+        for step in &program.backward {
+            match *step {
+                BackwardStep::Replay { node } => replayed.push(graph.nodes[node].output()),
+                BackwardStep::Backward { node, .. } => {
+                    for tensor in graph.nodes[node].backward_reads() {
+                        let kept = program.kept(tensor) == program.value(tensor);
+                        assert!(kept || replayed.contains(&tensor), "{tensor:?}");
+                    }
+                }
+            }
+        }
+        // The stem's activation, one inside each of the nine blocks, one in the head.
+        assert_eq!(replayed.len(), 11);
+    }
+
+    /// A block's input gets its gradient from the shortcut first; the block's first convolution adds to it.
+    #[test]
+    fn shortcuts_hand_their_gradient_on() {
+        let graph = graph();
+        let program = Program::new(&graph);
+        let added = program.backward.iter().filter_map(|step| match *step {
+            BackwardStep::Backward { node, accumulate: true } => Some(&graph.nodes[node]),
+            _ => None,
+        });
+        let added: Vec<_> = added.map(|node| node.inputs()[0]).collect();
+        assert_eq!(added.len(), 9, "one per block");
+        for node in &graph.nodes {
+            let Node::BatchNorm(norm) = node else { continue };
+            if let Shortcut::Identity(x) = norm.shortcut {
+                assert_eq!(program.d_value(x), program.d_value(norm.y));
+                assert!(added.contains(&x));
+            }
+        }
+        assert_eq!(program.d_value(graph.images), None);
+    }
+}

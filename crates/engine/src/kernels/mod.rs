@@ -1,0 +1,26 @@
+//! The arithmetic: convolutions and matrix products on the CPU, and the threads they run on.
+//!
+//! Everything the rest of the engine calls is safe and generic over [`Real`]. In `f64`, and on
+//! [`KernelPath::Reference`], plain loops answer ([`reference`]); in `f32` one register-blocked
+//! micro-kernel does all the work, compiled once per instruction set and chosen at run time.
+//!
+//! Start reading at [`conv`] for what is computed and at `strip` for how it is made fast. The only
+//! `unsafe` code of the crate lives here, in `pool`, `simd` and `strip`.
+//!
+//! Results depend on the path and on the number of threads, never on timing: work is divided
+//! statically and partial sums are added in thread order.
+
+mod aligned;
+pub mod conv;
+mod matmul;
+mod path;
+pub mod pool;
+pub mod real;
+pub mod reference;
+
+pub use aligned::AlignedVec;
+pub use conv::{Conv2d, ConvShape};
+pub use matmul::{Gemm, matmul, matmul_serial};
+pub use path::{KernelPath, UnknownPath};
+pub use pool::{Pool, split};
+pub use real::Real;

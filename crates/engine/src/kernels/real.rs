@@ -1,0 +1,115 @@
+//! The two number types a network may be built in.
+
+use std::fmt::{Debug, Display};
+use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+
+use bytemuck::Pod;
+
+/// A real number the engine computes in: `f32` to train, `f64` to check.
+pub trait Real:
+    Pod
+    + Copy
+    + Send
+    + Sync
+    + Default
+    + PartialEq
+    + PartialOrd
+    + Debug
+    + Display
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + DivAssign
+{
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+
+    /// Rounds `value` to this type.
+    fn from_f64(value: f64) -> Self;
+    /// Widens to `f64` without loss.
+    fn to_f64(self) -> f64;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// Natural exponential.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Absolute value.
+    fn abs(self) -> Self;
+    /// The larger of two; the other one if one is not a number.
+    fn max(self, other: Self) -> Self;
+    /// The smaller of two; the other one if one is not a number.
+    fn min(self, other: Self) -> Self;
+    /// Whether the number is neither infinite nor not a number.
+    fn is_finite(self) -> bool;
+
+    /// `slice` as `f32` if that is what it holds: the door to the fast kernels.
+    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+    /// `slice` as `f32` if that is what it holds, to be written.
+    fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
+}
+
+macro_rules! real {
+    ($type:ident, $widen:expr, |$slice:ident| $as_f32:expr) => {
+        impl Real for $type {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                // Rounding to the nearest is what `as` does between floats.
+                value as $type
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $widen(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $type::sqrt(self)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $type::exp(self)
+            }
+            #[inline(always)]
+            fn ln(self) -> Self {
+                $type::ln(self)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                $type::abs(self)
+            }
+            #[inline(always)]
+            fn max(self, other: Self) -> Self {
+                $type::max(self, other)
+            }
+            #[inline(always)]
+            fn min(self, other: Self) -> Self {
+                $type::min(self, other)
+            }
+            #[inline(always)]
+            fn is_finite(self) -> bool {
+                $type::is_finite(self)
+            }
+            #[inline(always)]
+            fn as_f32($slice: &[Self]) -> Option<&[f32]> {
+                $as_f32
+            }
+            #[inline(always)]
+            fn as_f32_mut($slice: &mut [Self]) -> Option<&mut [f32]> {
+                $as_f32
+            }
+        }
+    };
+}
+
+real!(f32, f64::from, |slice| Some(slice));
+real!(f64, std::convert::identity, |_slice| None);

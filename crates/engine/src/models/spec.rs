@@ -1,0 +1,238 @@
+//! Which network: architecture, stem, head, and the names by which configurations call them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A name that no model part has, with the names that exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {part} `{name}`, expected {expected}")]
+pub struct UnknownName {
+    /// What was being named: `architecture`, `stem`, `head` or `batch norm scope`.
+    pub part: &'static str,
+    /// The name that was given.
+    pub name: String,
+    /// The names that exist, for the reader of the message.
+    pub expected: &'static str,
+}
+
+/// The residual networks that can be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// torchvision's `resnet18`.
+    ResNet18,
+    /// torchvision's `resnet34`.
+    ResNet34,
+    /// torchvision's `resnet50`: bottlenecks with the stride on the 3x3 convolution (v1.5).
+    ResNet50,
+    /// He's CIFAR network: three stages of three basic blocks, widths 16, 32, 64, projection shortcuts
+    /// where the shape changes (option B).
+    ResNet20,
+}
+
+/// How the input enters the residual stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stem {
+    /// 7x7 convolution of stride 2, then a 3x3 max pool of stride 2.
+    Imagenet,
+    /// 3x3 convolution of stride 1, no pool.
+    Cifar,
+}
+
+/// The projection between backbone features and embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Head {
+    /// Linear(d, d), BN, ReLU, Linear(d, 128), BN without shift; no linear has a bias.
+    SimclrV1,
+    /// One more Linear, BN, ReLU in front of version 1.
+    SimclrV2,
+    /// Linear, ReLU, Linear, with biases.
+    Mlp {
+        /// Width between the two linear layers.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
+    /// One linear layer with bias.
+    Linear {
+        /// Width of the embeddings.
+        out: usize,
+    },
+}
+
+/// Over which rows batch statistics are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BatchNormScope {
+    /// All rows of all ranks.
+    Global,
+    /// This rank's rows only.
+    Local,
+}
+
+/// Everything that decides a network's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// The residual network.
+    pub arch: Arch,
+    /// Its entrance.
+    pub stem: Stem,
+    /// Its projection head.
+    pub head: Head,
+    /// Rows over which batch norm takes its statistics.
+    pub batch_norm: BatchNormScope,
+    /// Side of the square input images, in pixels.
+    pub image_size: usize,
+    /// Whether the last batch norm of every residual block starts with a scale of 0, so that every block
+    /// starts as the identity (SimCLR's choice).
+    pub zero_init_residual: bool,
+}
+
+/// Embedding width of both SimCLR heads.
+const SIMCLR_WIDTH: usize = 128;
+
+impl ModelSpec {
+    /// Width of the backbone's output, before the head.
+    pub fn feature_width(&self) -> usize {
+        match self.arch {
+            Arch::ResNet18 | Arch::ResNet34 => 512,
+            Arch::ResNet50 => 2048,
+            Arch::ResNet20 => 64,
+        }
+    }
+
+    /// Width of the head's output.
+    pub fn embedding_width(&self) -> usize {
+        match self.head {
+            Head::SimclrV1 | Head::SimclrV2 => SIMCLR_WIDTH,
+            Head::Mlp { out, .. } | Head::Linear { out } => out,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ResNet18 => "resnet18",
+            Self::ResNet34 => "resnet34",
+            Self::ResNet50 => "resnet50",
+            Self::ResNet20 => "resnet20",
+        })
+    }
+}
+
+impl FromStr for Arch {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "resnet18" => Ok(Self::ResNet18),
+            "resnet34" => Ok(Self::ResNet34),
+            "resnet50" => Ok(Self::ResNet50),
+            "resnet20" => Ok(Self::ResNet20),
+            _ => Err(UnknownName {
+                part: "architecture",
+                name: name.to_owned(),
+                expected: "resnet18, resnet34, resnet50 or resnet20",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Stem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Imagenet => "imagenet",
+            Self::Cifar => "cifar",
+        })
+    }
+}
+
+impl FromStr for Stem {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "imagenet" => Ok(Self::Imagenet),
+            "cifar" => Ok(Self::Cifar),
+            _ => Err(UnknownName { part: "stem", name: name.to_owned(), expected: "imagenet or cifar" }),
+        }
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SimclrV1 => f.write_str("simclr-v1"),
+            Self::SimclrV2 => f.write_str("simclr-v2"),
+            Self::Mlp { hidden, out } => write!(f, "mlp-{hidden}-{out}"),
+            Self::Linear { out } => write!(f, "linear-{out}"),
+        }
+    }
+}
+
+impl FromStr for Head {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let unknown = || UnknownName {
+            part: "head",
+            name: name.to_owned(),
+            expected: "simclr-v1, simclr-v2, mlp-<hidden>-<out> or linear-<out>",
+        };
+        let width = |text: &str| text.parse().ok().filter(|&width: &usize| width > 0).ok_or_else(unknown);
+        let parts: Vec<&str> = name.split('-').collect();
+        match parts[..] {
+            ["simclr", "v1"] => Ok(Self::SimclrV1),
+            ["simclr", "v2"] => Ok(Self::SimclrV2),
+            ["mlp", hidden, out] => Ok(Self::Mlp { hidden: width(hidden)?, out: width(out)? }),
+            ["linear", out] => Ok(Self::Linear { out: width(out)? }),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for BatchNormScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Global => "global",
+            Self::Local => "local",
+        })
+    }
+}
+
+impl FromStr for BatchNormScope {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "global" => Ok(Self::Global),
+            "local" => Ok(Self::Local),
+            _ => Err(UnknownName {
+                part: "batch norm scope",
+                name: name.to_owned(),
+                expected: "global or local",
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_others_are_refused() {
+        for name in ["simclr-v1", "simclr-v2", "mlp-512-128", "linear-64"] {
+            assert_eq!(name.parse::<Head>().unwrap().to_string(), name);
+        }
+        for name in ["resnet18", "resnet34", "resnet50", "resnet20"] {
+            assert_eq!(name.parse::<Arch>().unwrap().to_string(), name);
+        }
+        for name in ["mlp-0-128", "mlp-512", "linear-", "simclr", "linear--3"] {
+            assert_eq!(name.parse::<Head>().unwrap_err().name, name);
+        }
+        assert_eq!(
+            "resnet19".parse::<Arch>().unwrap_err().to_string(),
+            "unknown architecture `resnet19`, expected resnet18, resnet34, resnet50 or resnet20"
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! Weighted k-nearest-neighbour classification, the evaluation that needs no training.
+//!
+//! Section 3.4 of Wu et al. 2018 (arXiv:1805.01978): the `k` most similar rows of the bank vote for
+//! their class with weight `exp(cos / 0.07)`.
+
+use engine::kernels::{Gemm, KernelPath, Pool, matmul_serial};
+
+/// Neighbours that vote, unless the bank is smaller.
+pub const NEIGHBOURS: usize = 200;
+
+/// Divides the similarity in a neighbour's weight.
+pub const TEMPERATURE: f64 = 0.07;
+
+/// Queries scored at once by a thread: enough to keep the kernel busy, few enough to stay in cache.
+const TILE: usize = 32;
+
+/// Labelled unit features to compare with.
+#[derive(Clone, Copy)]
+pub struct Bank<'a> {
+    /// `[m, width]`, unit rows.
+    pub features: &'a [f32],
+    /// `[m]`.
+    pub labels: &'a [u32],
+    /// Length of a row.
+    pub width: usize,
+}
+
+/// Queries, and where they stand in the bank if they are part of it.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// `[n, width]`, unit rows.
+    pub features: &'a [f32],
+    /// Bank row of the first query when the queries are bank rows themselves: a row is then not its
+    /// own neighbour (leave one out).
+    pub offset_in_bank: Option<usize>,
+}
+
+/// Divides each row of `features` (`[n, width]`) by its norm, or by 1e-12 if that is smaller.
+pub fn normalize_rows(features: &mut [f32], width: usize) {
+    for row in features.chunks_exact_mut(width) {
+        let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+    }
+}
+
+/// Predicts the class of every query: `[n]`. Ties go to the lowest class.
+///
+/// # Panics
+/// If the widths disagree or the bank is empty. Callers build both from one network, so this is a bug.
+pub fn classify(pool: &Pool, path: KernelPath, bank: Bank<'_>, queries: Queries<'_>) -> Vec<u32> {
+    let m = bank.labels.len();
+    assert_eq!(bank.features.len(), m * bank.width, "bank of {m} rows of width {}", bank.width);
+    assert!(m > 0, "an empty bank has no neighbours");
+    let n = queries.features.len() / bank.width;
+    let n_classes = bank.labels.iter().max().map_or(0, |&c| c as usize + 1);
+
+    let mut predictions = vec![0u32; n];
+    let per_thread = n.div_ceil(pool.threads()).max(1);
+    let parts: Vec<(usize, &mut [u32])> = predictions
+        .chunks_mut(per_thread)
+        .enumerate()
+        .map(|(thread, part)| (thread * per_thread, part))
+        .collect();
+    pool.for_each_part(parts, |_, (first, predictions)| {
+        let mut similarity = vec![0f32; TILE * m];
+        for (tile, predictions) in predictions.chunks_mut(TILE).enumerate() {
+            let row = first + tile * TILE;
+            let rows = predictions.len();
+            let gemm = Gemm::new(rows, m, bank.width).b_transposed();
+            let tile_features = &queries.features[row * bank.width..(row + rows) * bank.width];
+            matmul_serial(path, gemm, tile_features, bank.features, &mut similarity[..rows * m]);
+            for (i, prediction) in predictions.iter_mut().enumerate() {
+                let itself = queries.offset_in_bank.map(|offset| offset + row + i);
+                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, itself, n_classes);
+            }
+        }
+    });
+    predictions
+}
+
+/// The class with the largest sum of weights among the nearest rows.
+fn vote(similarity: &[f32], labels: &[u32], itself: Option<usize>, n_classes: usize) -> u32 {
+    let mut nearest: Vec<u32> = (0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself).collect();
+    let by_similarity = |&a: &u32, &b: &u32| {
+        similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b))
+    };
+    if nearest.len() > NEIGHBOURS {
+        nearest.select_nth_unstable_by(NEIGHBOURS - 1, by_similarity);
+        nearest.truncate(NEIGHBOURS);
+    }
+    // Sums of f64 depend on their order: fix it, so that the result does not depend on the selection.
+    nearest.sort_unstable_by(by_similarity);
+    let mut weights = vec![0f64; n_classes];
+    for &j in &nearest {
+        weights[labels[j as usize] as usize] += (f64::from(similarity[j as usize]) / TEMPERATURE).exp();
+    }
+    let mut best = 0;
+    for (class, &weight) in weights.iter().enumerate() {
+        if weight > weights[best] {
+            best = class;
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(bank: &[[f32; 2]], labels: &[u32], queries: &[[f32; 2]], offset: Option<usize>, expected: &[u32]) {
+        let pool = Pool::new(2, &[]);
+        let flat = |rows: &[[f32; 2]]| {
+            let mut rows: Vec<f32> = rows.iter().flatten().copied().collect();
+            normalize_rows(&mut rows, 2);
+            rows
+        };
+        let (features, query_features) = (flat(bank), flat(queries));
+        let bank = Bank { features: &features, labels, width: 2 };
+        let queries = Queries { features: &query_features, offset_in_bank: offset };
+        assert_eq!(classify(&pool, KernelPath::Portable, bank, queries), expected);
+    }
+
+    #[test]
+    fn nearest_rows_win() {
+        check(&[[1., 0.], [0., 1.], [-1., 0.]], &[0, 1, 2], &[[2., 0.1], [0.1, 3.], [-1., -0.2]], None, &[0, 1, 2]);
+        // One near neighbour outweighs three far ones: exp(1/0.07) against 3 exp(0).
+        check(&[[1., 0.], [0., 1.], [0., 1.], [0., 1.]], &[1, 0, 0, 0], &[[1., 0.]], None, &[1]);
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_class() {
+        check(&[[1., 0.], [1., 0.]], &[3, 1], &[[1., 0.]], None, &[1]);
+    }
+
+    #[test]
+    fn a_row_of_the_bank_is_not_its_own_neighbour() {
+        check(&[[1., 0.], [1., 0.05], [0., 1.]], &[0, 1, 2], &[[1., 0.]], Some(0), &[1]);
+        check(&[[1., 0.], [1., 0.05], [0., 1.]], &[0, 1, 2], &[[1., 0.]], None, &[0]);
+    }
+
+    #[test]
+    fn only_the_nearest_two_hundred_vote() {
+        // 200 rows of class 0 at cos 0.5 fill the votes; the thousand of class 1 behind them have none.
+        let mut bank = vec![[0.5f32, 0.866_025_4]; NEIGHBOURS];
+        bank.extend(vec![[0.499f32, 0.866_602]; 1000]);
+        let labels: Vec<u32> = (0..bank.len()).map(|i| u32::from(i >= NEIGHBOURS)).collect();
+        check(&bank, &labels, &[[1., 0.]], None, &[0]);
+    }
+
+    #[test]
+    fn many_queries_over_tiles_and_threads() {
+        let n = 3 * TILE + 5;
+        let angle = |i: usize| std::f32::consts::TAU * i as f32 / n as f32;
+        let rows: Vec<[f32; 2]> = (0..n).map(|i| [angle(i).cos(), angle(i).sin()]).collect();
+        let labels: Vec<u32> = (0..n as u32).collect();
+        // With every row a class of its own the nearest is the row itself.
+        check(&rows, &labels, &rows, None, &labels);
+    }
+}

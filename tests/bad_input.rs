@@ -1,0 +1,90 @@
+//! Bad input: one clear error that names the key, file or peer, and the remedy.
+
+use crate::support::{fail, himpun, metrics, output, tiny_run};
+
+#[track_caller]
+fn check(set: &str, words: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let stderr = fail(himpun().args(["train", "--out"]).arg(&run).args(tiny_run(1)).args(["--set", set]), 2);
+    for word in words {
+        assert!(stderr.contains(word), "{set}: `{word}` is not in\n{stderr}");
+    }
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert!(!run.exists(), "{set} left a run directory");
+}
+
+#[test]
+fn configuration() {
+    check("optimizer.lrr=0.1", &["optimizer.lrr", "optimizer.lr"]);
+    check("modle.arch=resnet20", &["modle", "model"]);
+    check("model.arch=resnet2", &["resnet20"]);
+    check("train.global_batch=1", &["train.global_batch"]);
+    check("train.global_batch=many", &["train.global_batch", "many"]);
+    check("objective.temperature=0", &["objective.temperature"]);
+    check("data.augment=simclr-cifra", &["simclr-cifar"]);
+}
+
+#[test]
+fn missing_data_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("no-such-folder");
+    let mut command = himpun();
+    command.args(["train", "--out"]).arg(directory.path().join("run")).args(tiny_run(1)).arg("--data").arg(&missing);
+    let output = output(&mut command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_ne!(output.status.code(), Some(0));
+    assert!(stderr.contains(missing.to_str().unwrap()), "{stderr}");
+}
+
+#[test]
+fn a_batch_larger_than_the_data_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = folder_of_images(directory.path(), 10);
+    let mut command = himpun();
+    command.args(["train", "--out"]).arg(directory.path().join("run")).args(tiny_run(1)).arg("--data").arg(&images);
+    let stderr = fail(&mut command, 2);
+    assert!(stderr.contains("train.global_batch") && stderr.contains("10"), "{stderr}");
+}
+
+#[test]
+fn a_corrupt_image_is_reported_once_and_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = folder_of_images(directory.path(), 40);
+    std::fs::write(images.join("a/0003.png"), b"\x89PNG\r\n\x1a\nno more").unwrap();
+    let run = directory.path().join("run");
+    let mut command = himpun();
+    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(6)).arg("--data").arg(&images);
+    command.args(["--set", "data.max_corrupt_share=0.1"]);
+    let output = output(&mut command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!(metrics(&run).last().unwrap()["corrupt_images"], 1);
+    let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    assert_eq!(events.matches("a/0003.png").count(), 1, "{events}");
+}
+
+#[test]
+fn too_many_corrupt_images_end_the_run_with_their_list() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = folder_of_images(directory.path(), 40);
+    for i in 0..10 {
+        std::fs::write(images.join(format!("a/{i:04}.png")), b"not an image").unwrap();
+    }
+    let mut command = himpun();
+    command.args(["train", "--workers", "2", "--out"]).arg(directory.path().join("run")).args(tiny_run(50)).arg("--data").arg(&images);
+    let stderr = fail(&mut command, 1);
+    assert!(stderr.contains("data.max_corrupt_share") && stderr.contains(".png"), "{stderr}");
+}
+
+/// Class folders `a` and `b` of small PNG files.
+fn folder_of_images(directory: &std::path::Path, n: usize) -> std::path::PathBuf {
+    let root = directory.join("images");
+    for i in 0..n {
+        let folder = root.join(if i < n / 2 { "a" } else { "b" });
+        std::fs::create_dir_all(&folder).unwrap();
+        let pixel = |x: u32, y: u32| image::Rgb([(x * 7 + i as u32 * 13) as u8, (y * 11) as u8, (i * 5) as u8]);
+        image::RgbImage::from_fn(16, 16, pixel).save(folder.join(format!("{i:04}.png"))).unwrap();
+    }
+    root
+}

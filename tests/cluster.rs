@@ -1,0 +1,202 @@
+//! A coordinator and agents as processes of their own, as on a cluster.
+
+use crate::support::{Process, alive, children, exported, fail, himpun, metrics, signal, succeed, tiny_run, until};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// One coordinator and its agents; every process ends with the test.
+struct Cluster {
+    directory: tempfile::TempDir,
+    coordinator: Process,
+    agents: Vec<Process>,
+    address: String,
+}
+
+impl Cluster {
+    fn start(slots: &[usize]) -> Cluster {
+        let directory = tempfile::tempdir().unwrap();
+        let (coordinator, address) = start_coordinator(directory.path(), "127.0.0.1:0");
+        let mut cluster = Cluster { directory, coordinator, agents: Vec::new(), address };
+        for (i, slots) in slots.iter().enumerate() {
+            let agent = start_agent(cluster.directory.path(), &cluster.address, &format!("node-{i}"), *slots);
+            cluster.agents.push(agent);
+        }
+        cluster
+    }
+
+    /// Runs a command that speaks to the coordinator and returns its stdout.
+    #[track_caller]
+    fn call(&self, arguments: &[&str]) -> String {
+        succeed(himpun().env("HIMPUN_COORDINATOR", &self.address).args(arguments))
+    }
+
+    #[track_caller]
+    fn submit(&self, name: &str, workers: usize, arguments: &[String]) -> (String, PathBuf) {
+        let run = self.directory.path().join(name);
+        let mut command = himpun();
+        command.env("HIMPUN_COORDINATOR", &self.address).args(["submit", "--json", "--workers", &workers.to_string(), "--out"]);
+        let stdout = succeed(command.arg(&run).args(arguments));
+        let answer: Value = serde_json::from_str(stdout.trim()).unwrap();
+        (answer["run_id"].as_str().unwrap().to_owned(), run)
+    }
+
+    #[track_caller]
+    fn status(&self, run_id: &str) -> Value {
+        serde_json::from_str(self.call(&["status", "--json", run_id]).trim()).unwrap()
+    }
+
+    #[track_caller]
+    fn until_state(&self, run_id: &str, state: &str) -> Value {
+        until(&format!("{run_id} to be {state}"), || {
+            let status = self.status(run_id);
+            (status["state"] == state).then_some(status)
+        })
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        self.agents.iter().flat_map(|agent| children(agent.id())).map(|(id, _)| id).collect()
+    }
+}
+
+fn start_coordinator(directory: &Path, bind: &str) -> (Process, String) {
+    let mut command = himpun();
+    command.args(["coordinator", "--bind", bind, "--dir"]).arg(directory.join("coordinator"));
+    let mut coordinator = Process::start(&mut command, directory, "coordinator");
+    // The line names the address that was bound, the port chosen by the system.
+    let line = coordinator.line();
+    let address = line.rsplit(' ').next().unwrap().to_owned();
+    (coordinator, address)
+}
+
+fn start_agent(directory: &Path, coordinator: &str, id: &str, slots: usize) -> Process {
+    let mut command = himpun();
+    command.args(["agent", "--coordinator", coordinator, "--id", id, "--slots", &slots.to_string()]);
+    Process::start(&mut command, directory, id)
+}
+
+#[test]
+fn two_agents_four_workers_submit_to_finish() {
+    let cluster = Cluster::start(&[2, 2]);
+    let mut arguments = tiny_run(60);
+    arguments.extend(["--set".to_owned(), "checkpoint.keep=2".to_owned()]);
+    let (run_id, run) = cluster.submit("run", 4, &arguments);
+    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
+
+    cluster.call(&["pause", &run_id]);
+    let paused = cluster.until_state(&run_id, "paused");
+    assert_eq!(paused["world_size"], 4);
+    assert_eq!(paused["members"].as_array().unwrap().len(), 4);
+    let at = metrics(&run).len();
+    // Paused: a checkpoint can be taken, and no step is.
+    let taken: Value = serde_json::from_str(cluster.call(&["checkpoint", "now", "--json", &run_id]).trim()).unwrap();
+    assert_eq!(taken["step"].as_u64().unwrap() as usize, at);
+    assert_eq!(metrics(&run).len(), at);
+    cluster.call(&["resume", &run_id]);
+    until("the next step", || (metrics(&run).len() > at).then_some(()));
+    cluster.call(&["checkpoint", "now", &run_id]);
+
+    let finished = cluster.until_state(&run_id, "finished");
+    assert_eq!(finished["step"], 60);
+    assert_eq!(finished["exit_code"], 0);
+    for row in metrics(&run) {
+        assert_eq!(row["rows_encoded"], serde_json::json!([8, 8, 8, 8]));
+    }
+    let steps: Vec<u64> = metrics(&run).iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=60).collect::<Vec<_>>());
+    let listed: Value = serde_json::from_str(cluster.call(&["checkpoint", "list", "--json", &run_id]).trim()).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    cluster.call(&["checkpoint", "verify", &run_id]);
+    let runs: Value = serde_json::from_str(cluster.call(&["runs", "--json"]).trim()).unwrap();
+    assert_eq!(runs.as_array().unwrap().len(), 1);
+    assert!(cluster.call(&["logs", &run_id]).lines().count() >= 4);
+    until("the workers to end", || cluster.workers().is_empty().then_some(()));
+}
+
+#[test]
+fn stop_leaves_a_checkpoint_from_which_the_run_goes_on() {
+    let cluster = Cluster::start(&[1, 1]);
+    let (run_id, run) = cluster.submit("run", 2, &tiny_run(30));
+    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
+    cluster.call(&["stop", &run_id]);
+    let stopped = cluster.until_state(&run_id, "stopped");
+    let step = stopped["step"].as_u64().unwrap();
+    assert!(run.join(format!("checkpoints/step-{step:08}/manifest.json")).is_file(), "{stopped}");
+
+    cluster.call(&["submit", "--wait", "--resume", run.to_str().unwrap()]);
+    assert_eq!(metrics(&run).last().unwrap()["step"], 30);
+    let (_, undisturbed) = cluster.submit("undisturbed", 2, &tiny_run(30));
+    until("the undisturbed run", || undisturbed.join("checkpoints/step-00000030").is_dir().then_some(()));
+    assert!(exported(&run, cluster.directory.path()) == exported(&undisturbed, cluster.directory.path()));
+}
+
+#[test]
+fn a_killed_agent_ends_the_run_and_its_workers() {
+    let mut cluster = Cluster::start(&[1, 1]);
+    let (run_id, run) = cluster.submit("run", 2, &tiny_run(100_000));
+    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
+    let workers = cluster.workers();
+    cluster.agents[1].kill();
+    let failed = cluster.until_state(&run_id, "failed");
+    assert!(failed["reason"].as_str().unwrap().contains("node-1"), "{failed}");
+    until("the workers to end", || workers.iter().all(|id| !alive(*id)).then_some(()));
+}
+
+#[test]
+fn a_killed_coordinator_ends_its_workers_and_the_run_is_resumed_bit_equal() {
+    let mut cluster = Cluster::start(&[1, 1]);
+    let mut arguments = tiny_run(60);
+    for pair in ["checkpoint.every=2", "cluster.orphan_ttl=1s"] {
+        arguments.extend(["--set".to_owned(), pair.to_owned()]);
+    }
+    let (run_id, run) = cluster.submit("run", 2, &arguments);
+    until("a checkpoint", || run.join("checkpoints/step-00000002").is_dir().then_some(()));
+    let workers = cluster.workers();
+    cluster.coordinator.kill();
+    until("the orphans to end", || workers.iter().all(|id| !alive(*id)).then_some(()));
+
+    let (coordinator, _) = start_coordinator(cluster.directory.path(), &cluster.address.clone());
+    cluster.coordinator = coordinator;
+    let failed = cluster.until_state(&run_id, "failed");
+    assert!(failed["reason"].as_str().unwrap().contains("coordinator"), "{failed}");
+    cluster.call(&["submit", "--wait", "--resume", run.to_str().unwrap()]);
+    let (_, undisturbed) = cluster.submit("undisturbed", 2, &tiny_run(60));
+    until("the undisturbed run", || undisturbed.join("checkpoints/step-00000060").is_dir().then_some(()));
+    assert!(exported(&run, cluster.directory.path()) == exported(&undisturbed, cluster.directory.path()));
+}
+
+#[test]
+fn a_stopped_agent_ends_its_workers_first() {
+    let mut cluster = Cluster::start(&[2]);
+    let (run_id, run) = cluster.submit("run", 2, &tiny_run(100_000));
+    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
+    let workers = cluster.workers();
+    signal(cluster.agents[0].id(), "TERM");
+    cluster.agents[0].wait();
+    assert!(workers.iter().all(|id| !alive(*id)), "{workers:?}");
+    cluster.until_state(&run_id, "failed");
+}
+
+#[test]
+fn garbage_on_the_coordinator_port_hurts_nobody() {
+    use std::io::Write;
+    let cluster = Cluster::start(&[1]);
+    let (run_id, _) = cluster.submit("run", 1, &tiny_run(10));
+    for _ in 0..20 {
+        let mut socket = std::net::TcpStream::connect(&cluster.address).unwrap();
+        // The server may close the connection before all of it is written.
+        socket.write_all(&[0xa5; 4096]).ok();
+    }
+    assert_eq!(cluster.until_state(&run_id, "finished")["step"], 10);
+}
+
+#[test]
+fn waiting_for_slots_is_said_and_an_unreachable_coordinator_is_try_again() {
+    let cluster = Cluster::start(&[1]);
+    let (run_id, _) = cluster.submit("run", 2, &tiny_run(5));
+    let queued = cluster.until_state(&run_id, "queued");
+    assert!(queued["reason"].as_str().unwrap().contains("1 of 2 slots"), "{queued}");
+
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let stderr = fail(himpun().args(["status", "--coordinator", &free]), 75);
+    assert!(stderr.contains(&free) && stderr.contains("hint:"), "{stderr}");
+}

@@ -1,0 +1,198 @@
+//! Real processes, and how a test waits for them.
+
+#![expect(clippy::disallowed_methods, reason = "tests wait for real processes: a predicate with a deadline polls the clock")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that a test expects.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The binary under test.
+pub fn himpun() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_himpun"));
+    command.env_remove("RUST_LOG").env_remove("HIMPUN_COORDINATOR").stdin(Stdio::null());
+    command
+}
+
+/// Arguments of a run small enough for a debug build: built-in images, ResNet-20, a head without batch norm.
+pub fn tiny_run(steps: u64) -> Vec<String> {
+    let steps = format!("run.steps={steps}");
+    let set = [
+        steps.as_str(),
+        "train.global_batch=16",
+        "model.arch=resnet20",
+        "model.head=mlp-64-32",
+        "data.size=16",
+        "optimizer.kind=sgd",
+        "optimizer.lr=0.005",
+        "schedule.warmup_steps=0",
+        "eval.knn_every=0",
+        "checkpoint.every=0",
+    ];
+    set.iter().flat_map(|pair| ["--set".to_owned(), (*pair).to_owned()]).collect()
+}
+
+/// Runs to the end and returns everything that was printed.
+#[track_caller]
+pub fn output(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn himpun");
+    let (stdout, stderr) = (drain(child.stdout.take().unwrap()), drain(child.stderr.take().unwrap()));
+    let status = wait(&mut child);
+    Output { status, stdout: stdout.recv().unwrap(), stderr: stderr.recv().unwrap() }
+}
+
+/// Runs to the end and asserts that it succeeded; returns stdout.
+#[track_caller]
+pub fn succeed(command: &mut Command) -> String {
+    let output = output(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{command:?}\n{stderr}");
+    String::from_utf8(output.stdout).expect("stdout is UTF-8")
+}
+
+/// Runs to the end and asserts its exit code; returns stderr.
+#[track_caller]
+pub fn fail(command: &mut Command, code: i32) -> String {
+    let output = output(command);
+    let stderr = String::from_utf8(output.stderr).expect("stderr is UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
+    stderr
+}
+
+fn drain(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // A reader that ends early shows in the assertion on what was read.
+        if pipe.read_to_end(&mut bytes).is_ok() {
+            sender.send(bytes).ok();
+        }
+    });
+    receiver
+}
+
+/// Waits for the end of a process that must end by itself.
+#[track_caller]
+pub fn wait(child: &mut Child) -> ExitStatus {
+    until("the process to end", || child.try_wait().expect("wait for a child"))
+}
+
+/// Polls until `probe` gives a value.
+#[track_caller]
+pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that a test started: ended by its id when the test ends, however it ends.
+pub struct Process {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+    stderr: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` with its stderr in `directory`.
+    #[track_caller]
+    pub fn start(command: &mut Command, directory: &Path, name: &str) -> Process {
+        let stderr = directory.join(format!("{name}.stderr"));
+        let file = std::fs::File::create(&stderr).expect("create a log");
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("spawn himpun");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        Process { child, stdout, stderr }
+    }
+
+    /// The next line of stdout.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let n = self.stdout.read_line(&mut line).expect("read stdout");
+        assert!(n > 0, "stdout ended; stderr:\n{}", self.stderr());
+        line.trim_end().to_owned()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill a child");
+        self.child.wait().expect("wait for a child");
+    }
+
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+}
+
+/// Ids of the processes whose parent is `parent`, with their command lines.
+pub fn children(parent: u32) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("read /proc").flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        // The second field is the name in parentheses and may hold spaces; state and parent follow it.
+        let mut fields = stat[stat.rfind(')').map_or(0, |i| i + 1)..].split_whitespace();
+        let (state, its_parent) = (fields.next(), fields.next());
+        if state != Some("Z") && its_parent == Some(&parent.to_string()) {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push((id, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// Whether a process with this id is there and not a zombie.
+pub fn alive(id: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .is_ok_and(|stat| !stat[stat.rfind(')').map_or(0, |i| i + 1)..].trim_start().starts_with('Z'))
+}
+
+/// Sends a signal to one process.
+#[track_caller]
+pub fn signal(id: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &id.to_string()]).status().expect("run kill");
+    assert!(status.success(), "kill -s {name} {id}");
+}
+
+/// Rows of a run's metrics.
+pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("a row is JSON")).collect()
+}
+
+/// Exports the encoder of a checkpoint or run and returns the file's bytes.
+#[track_caller]
+pub fn exported(checkpoint: &Path, directory: &Path) -> Vec<u8> {
+    let file = directory.join("export.safetensors");
+    let mut command = himpun();
+    command.args(["export", "--format", "state-dict", "--checkpoint"]).arg(checkpoint).arg("--out").arg(&file);
+    succeed(&mut command);
+    std::fs::read(&file).expect("read the export")
+}
