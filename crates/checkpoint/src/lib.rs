@@ -19,6 +19,8 @@ mod retention;
 mod staging;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use error::Error;
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};

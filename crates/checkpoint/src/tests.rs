@@ -1,6 +1,6 @@
 //! Checkpoints on a real disk: written, broken on purpose, found again.
 
-use checkpoint::{
+use crate::{
     Description, Error, Manifest, Staging, State, Tensor, checkpoint_dir, digest, encode_shard, list, load,
     locate, newest_good, retain, shard_file, verify,
 };
@@ -76,7 +76,7 @@ fn a_checkpoint_comes_back_as_it_was() {
     for tensor in tensors(12) {
         assert_eq!(state.get(&tensor.name).unwrap(), &tensor);
     }
-    assert_eq!(list(run.path()).unwrap().0, [info.clone()]);
+    assert_eq!(list(run.path()).unwrap().0, std::slice::from_ref(&info));
     assert_eq!(locate(run.path()).unwrap().dir, info.path);
     assert_eq!(locate(&info.path).unwrap().dir, info.path);
 }
@@ -135,7 +135,7 @@ fn damage_is_described_with_what_was_expected() {
     flipped[9] ^= 1;
     fs::write(&path, &flipped).unwrap();
     let error = load(&dir).unwrap_err();
-    let (expected, actual) = (checkpoint::hex(&digest(&intact)), checkpoint::hex(&digest(&flipped)));
+    let (expected, actual) = (crate::hex(&digest(&intact)), crate::hex(&digest(&flipped)));
     assert_eq!(
         error.to_string(),
         format!("{} was altered: its BLAKE3 digest is {actual} instead of {expected}", path.display())
@@ -187,7 +187,7 @@ fn a_hostile_manifest_is_refused() {
     let bytes = fs::read(dir.join(shard_file(0, 2))).unwrap();
     fs::write(dir.join(shard_file(1, 2)), &bytes).unwrap();
     let mut twice = good.clone();
-    twice.shards[1] = checkpoint::Shard { file: shard_file(1, 2), ..good.shards[0].clone() };
+    twice.shards[1] = crate::Shard { file: shard_file(1, 2), ..good.shards[0].clone() };
     fs::write(dir.join("manifest.json"), twice.to_json()).unwrap();
     let error = load(&dir).unwrap_err().to_string();
     assert!(error.contains("shard-00001-of-00002") && error.contains("is also in another shard"), "{error}");
@@ -259,7 +259,7 @@ fn a_commit_needs_every_shard_and_each_exactly_once() {
 
     let error = staging.commit(description()).unwrap_err();
     assert_eq!(error.to_string(), "shards [0, 2] of 3 have not arrived");
-    assert_eq!(steps(run.path()), [0u64; 0]);
+    assert_eq!(steps(run.path()), Vec::<u64>::new());
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn the_newest_stay_and_so_does_step_zero() {
     for step in [0, 5, 10, 15, 20] {
         save(run.path(), step);
     }
-    assert_eq!(retain(run.path(), 4).unwrap(), [PathBuf::new(); 0]);
+    assert_eq!(retain(run.path(), 4).unwrap(), Vec::<PathBuf>::new());
     assert_eq!(retain(run.path(), 3).unwrap(), [checkpoint_dir(run.path(), 5)]);
     assert_eq!(names(run.path()), ["step-00000000", "step-00000010", "step-00000015", "step-00000020"]);
 
@@ -286,7 +286,7 @@ fn the_newest_stay_and_so_does_step_zero() {
     let shard = checkpoint_dir(run.path(), 20).join(shard_file(0, 2));
     fs::write(&shard, b"short").unwrap();
     fs::remove_file(checkpoint_dir(run.path(), 15).join("manifest.json")).unwrap();
-    assert_eq!(retain(run.path(), 1).unwrap(), [PathBuf::new(); 0]);
+    assert_eq!(retain(run.path(), 1).unwrap(), Vec::<PathBuf>::new());
     assert_eq!(newest_good(run.path()).0.unwrap(), checkpoint_dir(run.path(), 10));
     save(run.path(), 25);
     assert_eq!(retain(run.path(), 0).unwrap(), [checkpoint_dir(run.path(), 10)]);
@@ -296,7 +296,7 @@ fn the_newest_stay_and_so_does_step_zero() {
 #[test]
 fn what_is_no_run_is_said_to_be_none() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(steps(dir.path()), [0u64; 0]);
+    assert_eq!(steps(dir.path()), Vec::<u64>::new());
     assert!(newest_good(dir.path()).0.is_none());
     let error = locate(&dir.path().join("nowhere")).unwrap_err();
     assert_eq!(error.exit_code(), 2);
@@ -312,6 +312,6 @@ fn a_state_is_the_same_however_it_was_dealt_to_shards() {
     let run = tempfile::tempdir().unwrap();
     let (_, state) = load(&save(run.path(), 4)).unwrap();
     let whole = State::new(tensors(4)).unwrap();
-    let export = |state: &State| encode_shard(&checkpoint::export::state_dict(state).unwrap());
+    let export = |state: &State| encode_shard(&crate::export::state_dict(state).unwrap());
     assert_eq!(export(&state), export(&whole));
 }
