@@ -201,18 +201,13 @@ fn batches_name(buffer: &str) -> Option<String> {
 fn share_of(bytes: &[usize], rank: usize, world_size: usize) -> Range<usize> {
     let total: usize = bytes.iter().sum();
     let mut before = 0;
-    let mut owners = bytes.iter().map(|&len| {
-        let owner = (2 * before + len) * world_size / (2 * total).max(1);
+    let owner = |&len: &usize| {
+        let middle = 2 * before + len;
         before += len;
-        owner.min(world_size - 1)
-    });
-    let mut start = 0;
-    let mut end = 0;
-    while let Some(owner) = owners.next() {
-        start += usize::from(owner < rank);
-        end += usize::from(owner <= rank);
-    }
-    start..end
+        (middle * world_size / (2 * total).max(1)).min(world_size - 1)
+    };
+    let owners: Vec<usize> = bytes.iter().map(owner).collect();
+    owners.partition_point(|&owner| owner < rank)..owners.partition_point(|&owner| owner <= rank)
 }
 
 impl Item<'_> {
@@ -306,7 +301,10 @@ mod tests {
         let state = state(1);
         assert_eq!(state.get("model.backbone.conv1.weight").unwrap().shape, [16, 3, 3, 3]);
         assert_eq!(state.get("model.head.2.bias").unwrap().shape, [4]);
-        assert_eq!(state.get("model.backbone.layer1.0.bn2.num_batches_tracked").unwrap().to_i64().unwrap(), 17);
+        assert_eq!(
+            state.get("model.backbone.layer1.0.bn2.num_batches_tracked").unwrap().to_i64().unwrap(),
+            17
+        );
         assert_eq!(state.get("model.backbone.bn1.running_var").unwrap().shape, [16]);
         assert_eq!(state.get("optimizer.second_moment.head.0.weight").unwrap().shape, [8, 64]);
     }
