@@ -1,5 +1,7 @@
 //! The agent against a coordinator that is only its ear and mouth: what it is told, what it reports.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use proto::v1::{
     AgentDown, AgentUp, AgentWelcome, Fence, StartWorkers, StopWorkers, WorkerAssignment, WorkerExited,
