@@ -68,6 +68,15 @@ impl ConvShape {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Convolution {
+    /// By the fastest algorithm that fits the shape.
+    Auto,
+    /// Tap by tap, as it is defined.
+    Direct,
+}
+
 /// A convolution planned for one shape: it owns its packed weights and the scratch of each thread.
 ///
 /// Images and activations are NHWC, weights `[c_out, c_in, kh, kw]` as in PyTorch. Every call may

@@ -5,7 +5,7 @@
 //! micro-kernel does all the work, compiled once per instruction set and chosen at run time.
 //!
 //! Start reading at [`conv`] for what is computed and at `strip` for how it is made fast. The only
-//! `unsafe` code of the crate lives here, in `pool`, `simd` and `strip`.
+//! `unsafe` code of the crate lives here, in `pool`, `simd`, `strip` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
@@ -17,10 +17,12 @@ mod path;
 pub mod pool;
 pub mod real;
 pub mod reference;
+mod vectorized;
 
 pub use aligned::AlignedVec;
-pub use conv::{Conv2d, ConvShape};
+pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
 pub use path::{KernelPath, UnknownPath};
 pub use pool::{Pool, split};
 pub use real::Real;
+pub use vectorized::{ChannelPass, LANES, vectorized};
