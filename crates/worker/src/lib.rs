@@ -1,1 +1,3 @@
 //! One process, one device: the training program.
+
+pub mod snapshot;
