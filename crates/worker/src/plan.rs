@@ -5,14 +5,13 @@
 
 use config::{Length, RunConfig};
 use data::{Augmentation, Dataset, LoaderOptions, Sampler};
-use engine::kernels::Convolution;
-use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
+use engine::models::ModelSpec;
 use engine::optim::{OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::Objective;
+use objectives::{NtXent, Objective};
 use std::sync::Arc;
 
-use crate::Error;
+use crate::{Error, model};
 
 /// Views of an image in a batch.
 pub const VIEWS: usize = 2;
@@ -56,7 +55,7 @@ impl Plan {
             rank,
             world_size,
             augmentation: augmentation(config)?,
-            model: model_spec(config),
+            model: model::spec(config),
             rows: rows(global_batch, world_size),
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
@@ -101,43 +100,6 @@ impl Plan {
     }
 }
 
-/// The network that a configuration names.
-pub fn model_spec(config: &RunConfig) -> ModelSpec {
-    let model = &config.model;
-    ModelSpec {
-        arch: match model.arch {
-            config::Arch::ResNet18 => Arch::ResNet18,
-            config::Arch::ResNet34 => Arch::ResNet34,
-            config::Arch::ResNet50 => Arch::ResNet50,
-            config::Arch::ResNet20 => Arch::ResNet20,
-        },
-        stem: match model.stem {
-            config::Stem::Imagenet => Stem::Imagenet,
-            config::Stem::Cifar => Stem::Cifar,
-        },
-        head: match model.head {
-            config::Head::SimclrV1 => Head::SimclrV1,
-            config::Head::SimclrV2 => Head::SimclrV2,
-            config::Head::Mlp { hidden, out } => Head::Mlp { hidden, out },
-            config::Head::Linear { out } => Head::Linear { out },
-        },
-        batch_norm: match model.batch_norm {
-            config::BatchNorm::Global => BatchNormScope::Global,
-            config::BatchNorm::Local => BatchNormScope::Local,
-        },
-        image_size: config.data.size,
-        zero_init_residual: model.zero_init_residual,
-    }
-}
-
-/// The algorithm of the convolutions.
-pub fn convolution(config: &RunConfig) -> Convolution {
-    match config.train.convolution {
-        config::Convolution::Auto => Convolution::Auto,
-        config::Convolution::Direct => Convolution::Direct,
-    }
-}
-
 /// The update rule.
 pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
     let config::Optimizer { momentum, eta, beta1, beta2, eps, .. } = config.optimizer;
@@ -155,7 +117,7 @@ pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
 /// The loss.
 pub fn objective(config: &RunConfig) -> Objective {
     match config.objective.kind {
-        config::ObjectiveKind::Simclr => Objective::simclr(config.objective.temperature),
+        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
     }
 }
 
@@ -169,9 +131,7 @@ pub fn augmentation(config: &RunConfig) -> Result<Augmentation, Error> {
         config::Augment::None => Augmentation::none(size),
         named => Augmentation::preset(&named.to_string(), size).map_err(Error::Data)?,
     };
-    let narrow = |values: [f64; 3]| values.map(|value| value as f32);
-    let mean = config.data.mean.map_or([0.0; 3], narrow);
-    let std = config.data.std.map_or([1.0; 3], narrow);
+    let data::Preprocess { mean, std, .. } = model::preprocess(config);
     Ok(augmentation.normalised(mean, std))
 }
 
@@ -249,12 +209,8 @@ mod tests {
     #[test]
     fn names_become_the_engines_types() {
         let config = config(
-            "[model]\narch = \"resnet20\"\nstem = \"cifar\"\nhead = \"mlp-64-32\"\nbatch_norm = \"local\"\n\
-             [optimizer]\nkind = \"lars\"\nmomentum = 0.8\neta = 0.01\n[data]\nsize = 16\nstd = [0.5, 0.25, 0.125]\n",
+            "[optimizer]\nkind = \"lars\"\nmomentum = 0.8\neta = 0.01\n[data]\nsize = 16\nstd = [0.5, 0.25, 0.125]\n",
         );
-        let spec = model_spec(&config);
-        assert_eq!((spec.arch, spec.stem, spec.batch_norm), (Arch::ResNet20, Stem::Cifar, BatchNormScope::Local));
-        assert_eq!((spec.head, spec.image_size), (Head::Mlp { hidden: 64, out: 32 }, 16));
         assert_eq!(optimizer_spec(&config).kind, OptimizerKind::Lars { momentum: 0.8, eta: 0.01 });
         let preprocess = augmentation(&config).unwrap().preprocess();
         assert_eq!((preprocess.size, preprocess.mean, preprocess.std), (16, [0.0; 3], [0.5, 0.25, 0.125]));

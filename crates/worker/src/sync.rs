@@ -13,6 +13,7 @@ use proto::v1::{
     AbortCheckpointRequest, BeginCheckpointRequest, Chunk, CommitCheckpointRequest, Digest, GetCheckpointRequest,
     GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
 };
+use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -74,17 +75,15 @@ pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
     let mut client = client(session);
     let request = with_deadline(GetCheckpointRequest { fence: Some(session.fence().clone()), step }, 0);
     let response = session.block_on(client.get(request)).map_err(|status| sync_error("fetch", step, &status))?;
-    let manifest = Manifest::from_json(response.into_inner().manifest_json.as_bytes()).map_err(damaged)?;
+    let manifest = Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
+        .map_err(damaged)?;
     let mut tensors = Vec::new();
     for (index, shard) in manifest.shards.iter().enumerate() {
         let request = GetShardRequest { fence: Some(session.fence().clone()), step, shard: index as u32 };
         let bytes = session
             .block_on(get_shard(&mut client, with_deadline(request, shard.bytes), shard.bytes))
             .map_err(|status| sync_error("fetch", step, &status))?;
-        if checkpoint::hex(&checkpoint::digest(&bytes)) != shard.blake3 {
-            let reason = format!("{} arrived with another digest than its manifest records", shard.file);
-            return Err(Error::Sync { what: "fetch", step, reason });
-        }
+        shard.check(&bytes, Path::new(&shard.file)).map_err(damaged)?;
         tensors.extend(checkpoint::decode_shard(&bytes).map_err(damaged)?);
     }
     Ok((manifest, State::new(tensors).map_err(damaged)?))
