@@ -123,7 +123,8 @@ impl Error {
     /// The process's exit code (`CONTRACT.md`: 2 configuration, 3 diverged or corrupt, 75 try again).
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Collective(_) | Error::Peer(_) => 75,
+            Error::Collective(_) if self.is_peer() => 75,
+            Error::Collective(_) | Error::Peer(_) => 1,
             Error::Session(error) => error.exit_code(),
             Error::Unresolved(_)
             | Error::Config { .. }
@@ -152,14 +153,20 @@ impl Error {
 
     /// Whether the cause is another process: its own report names it better than this one.
     pub fn is_peer(&self) -> bool {
-        matches!(self, Error::Collective(_) | Error::Peer(_) | Error::Session(_))
+        use collective::Error::{Aborted, Failed, PeerLost, Timeout};
+        matches!(
+            self,
+            Error::Collective(Aborted { .. } | Failed | PeerLost { .. } | Timeout { .. }) | Error::Session(_)
+        )
     }
 
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
-            Error::Disagreement { .. } => Some("start every node with the same binary and configuration".into()),
+            Error::Disagreement { .. } => {
+                Some("start every node with the same binary and configuration".into())
+            }
             Error::NoLabels => Some("give images in class folders".into()),
             Error::NoTestLabels => Some("give images in class folders, or leave the test images out".into()),
             Error::Data(data::Error::TooManyCorrupt { .. } | data::Error::NothingDecodes { .. })

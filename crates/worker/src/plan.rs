@@ -3,14 +3,18 @@
 //! Here, and nowhere else, the configuration's names become the engine's types. What can only be refused
 //! with the data in sight is refused here, by the name of its key.
 
+use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
 use data::{Augmentation, Dataset, LoaderOptions, Sampler};
+use engine::kernels::{KernelPath, Pool};
 use engine::models::ModelSpec;
-use engine::optim::{OptimizerKind, OptimizerSpec};
+use engine::network::{Network, NetworkOptions};
+use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
 use objectives::{NtXent, Objective};
 use std::sync::Arc;
 
+use crate::step::Trainer;
 use crate::{Error, model};
 
 /// Views of an image in a batch.
@@ -18,6 +22,15 @@ pub const VIEWS: usize = 2;
 
 /// Batches that a rank prepares ahead of the step.
 const PREFETCH: usize = 3;
+
+/// What a rank computes with.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// One core for each thread; empty: wherever the system puts them.
+    pub cores: Vec<usize>,
+}
 
 /// What one rank trains on, and how.
 pub struct Plan {
@@ -50,7 +63,8 @@ impl Plan {
         let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
-        let steps_per_epoch = Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
+        let steps_per_epoch =
+            Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
         Ok(Plan {
             rank,
             world_size,
@@ -83,6 +97,46 @@ impl Plan {
     /// Rows (views) of all ranks.
     pub fn global_rows(&self) -> usize {
         self.rows.iter().sum()
+    }
+
+    /// Images in a step, of all ranks.
+    pub fn global_batch(&self) -> usize {
+        self.config.train.global_batch
+    }
+
+    /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
+    /// first of the rank's cores.
+    ///
+    /// # Errors
+    /// If the system starts no thread.
+    pub fn trainer(
+        &self,
+        compute: &Compute,
+        small: Communicator,
+        gradients: Communicator,
+    ) -> Result<Trainer, Error> {
+        // Its thread must not inherit the pin of this one.
+        let gradients = match self.world_size {
+            1 => None,
+            _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
+        };
+        let options = NetworkOptions {
+            max_rows: self.rows[self.rank],
+            seed: self.config.run.seed,
+            kernel_path: KernelPath::detect(),
+            convolution: model::convolution(&self.config),
+        };
+        let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
+        let network = Network::new(&self.model, options, Arc::clone(&pool));
+        Ok(Trainer {
+            optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
+            objective: objective(&self.config),
+            rows: self.rows.clone(),
+            communicator: small,
+            gradients,
+            network,
+            pool,
+        })
     }
 
     /// How this rank's batches are read, `start_step` updates being done.

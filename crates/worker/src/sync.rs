@@ -10,8 +10,8 @@ use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use proto::v1::put_shard_message::Message;
 use proto::v1::{
-    AbortCheckpointRequest, BeginCheckpointRequest, Chunk, CommitCheckpointRequest, Digest, GetCheckpointRequest,
-    GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
+    AbortCheckpointRequest, BeginCheckpointRequest, Chunk, CommitCheckpointRequest, Digest,
+    GetCheckpointRequest, GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -74,9 +74,11 @@ pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
     let damaged = |source| Error::Checkpoint { step, source };
     let mut client = client(session);
     let request = with_deadline(GetCheckpointRequest { fence: Some(session.fence().clone()), step }, 0);
-    let response = session.block_on(client.get(request)).map_err(|status| sync_error("fetch", step, &status))?;
-    let manifest = Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
-        .map_err(damaged)?;
+    let response =
+        session.block_on(client.get(request)).map_err(|status| sync_error("fetch", step, &status))?;
+    let manifest =
+        Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
+            .map_err(damaged)?;
     let mut tensors = Vec::new();
     for (index, shard) in manifest.shards.iter().enumerate() {
         let request = GetShardRequest { fence: Some(session.fence().clone()), step, shard: index as u32 };
@@ -89,36 +91,28 @@ pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
     Ok((manifest, State::new(tensors).map_err(damaged)?))
 }
 
-/// One rank's part in a collective decision.
-enum Outcome {
-    Done,
-    Unreachable,
-    Refused,
-}
-
 /// Turns each rank's outcome into one that all share: `Some` if all are done, `None` if the coordinator was
-/// out of reach of any.
+/// out of reach of any, an error if it refused any.
 fn agreed<T>(communicator: &mut Communicator, own: Result<T, Status>, step: u64) -> Result<Option<T>, Error> {
-    let outcome = match &own {
-        Ok(_) => Outcome::Done,
-        Err(status) if proto::Refusal::from(status).retryable => Outcome::Unreachable,
-        Err(_) => Outcome::Refused,
+    let (unreachable, refused) = match &own {
+        Ok(_) => (false, false),
+        Err(status) if proto::Refusal::from(status).retryable => (true, false),
+        Err(_) => (false, true),
     };
-    let mut counts = match outcome {
-        Outcome::Done => [0, 0],
-        Outcome::Unreachable => [1, 0],
-        Outcome::Refused => [0, 1u64],
-    };
+    let mut counts = [unreachable, refused].map(u64::from);
     communicator.all_reduce_sum(&mut counts).map_err(Error::Collective)?;
-    match (own, counts) {
-        (Ok(value), [0, 0]) => Ok(Some(value)),
-        (Err(status), [_, 1..]) if matches!(outcome, Outcome::Refused) => Err(sync_error("save", step, &status)),
-        (_, [_, 1..]) => Err(Error::Sync { what: "save", step, reason: "it was refused to another rank".into() }),
-        (Err(status), _) => {
+    let [n_unreachable, n_refused] = counts;
+    match own {
+        Err(status) if refused => Err(sync_error("save", step, &status)),
+        _ if n_refused > 0 => {
+            Err(Error::Sync { what: "save", step, reason: "it was refused to another rank".into() })
+        }
+        Err(status) => {
             tracing::warn!(step, reason = status.message(), "checkpoint not saved: coordinator out of reach");
             Ok(None)
         }
-        (Ok(_), _) => Ok(None),
+        Ok(_) if n_unreachable > 0 => Ok(None),
+        Ok(value) => Ok(Some(value)),
     }
 }
 
@@ -177,7 +171,8 @@ fn commit(session: &Session, id: &str) -> Result<(), Status> {
 }
 
 fn abort(session: &Session, id: &str) {
-    let request = AbortCheckpointRequest { fence: Some(session.fence().clone()), checkpoint_id: id.to_owned() };
+    let request =
+        AbortCheckpointRequest { fence: Some(session.fence().clone()), checkpoint_id: id.to_owned() };
     if let Err(status) = session.block_on(client(session).abort(with_deadline(request, 0))) {
         // Its staging directory is removed when the next one begins.
         tracing::warn!(checkpoint_id = id, reason = status.message(), "checkpoint not aborted");
@@ -207,7 +202,12 @@ impl Assembly {
     fn add(&mut self, chunk: &Chunk) -> Result<(), String> {
         let at = self.bytes.len() as u64;
         if chunk.offset != at || at + chunk.data.len() as u64 > self.expected {
-            return Err(format!("chunk of {} bytes at {} after {at} of {}", chunk.data.len(), chunk.offset, self.expected));
+            return Err(format!(
+                "chunk of {} bytes at {} after {at} of {}",
+                chunk.data.len(),
+                chunk.offset,
+                self.expected
+            ));
         }
         if crc32c::crc32c(&chunk.data) != chunk.crc32c {
             return Err(format!("chunk at {at} has another checksum than it states"));
@@ -336,7 +336,8 @@ mod tests {
 
     #[test]
     fn every_rank_hears_rank_0s_text() {
-        let texts = over_ranks(2, |rank| broadcast_text(rank, format!("text of rank {}", rank.rank())).unwrap());
+        let texts =
+            over_ranks(2, |rank| broadcast_text(rank, format!("text of rank {}", rank.rank())).unwrap());
         assert_eq!(texts, ["text of rank 0", "text of rank 0"]);
     }
 }
