@@ -2,8 +2,6 @@
 //!
 //! One test, alone in its process, since it measures what the process allocates.
 
-#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
