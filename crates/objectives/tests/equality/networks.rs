@@ -60,7 +60,9 @@ impl Run {
             on_ranks(deal.world_size(), |rank, communicators| self.rank(rank, deal, communicators));
         for rank in &ranks[1..] {
             assert!(rank.values == ranks[0].values, "weights have the same bits on every rank");
-            assert!(rank.buffer_values == ranks[0].buffer_values, "running statistics too");
+            if self.mistake != Mistake::LocalBatchNorm {
+                assert!(rank.buffer_values == ranks[0].buffer_values, "running statistics too");
+            }
         }
         ranks.swap_remove(0)
     }
@@ -218,7 +220,7 @@ fn check_twenty_steps(name: &str, kind: OptimizerKind, weight_decay: f64, lr: f6
     let expected = change(&alone.values);
     let averaged = Run { mistake: Mistake::Average, ..run }.on(&Deal::even(IMAGES, 2));
     let weights = distance(&change(&averaged.values), &expected);
-    assert!(weights > margin, "{name}: averaged gradients move the weights by {weights:e} only");
+    assert!(weights > 1e-3, "{name}: averaged gradients move the weights by {weights:e} only");
     for world_size in [2, 3, 4] {
         let got = run.on(&Deal::even(IMAGES, world_size));
         let weights = distance(&change(&got.values), &expected);
