@@ -14,6 +14,7 @@
 mod aligned;
 pub mod conv;
 mod direct;
+mod division;
 mod matmul;
 mod panels;
 mod path;
@@ -23,10 +24,12 @@ pub mod real;
 pub mod reference;
 mod simd;
 mod strip;
+mod transforms;
 mod window;
+mod winograd;
 
 pub use aligned::AlignedVec;
-pub use conv::{Conv2d, ConvShape};
+pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
 pub use path::{KernelPath, UnknownPath};
 pub use peak::peak_flops;
