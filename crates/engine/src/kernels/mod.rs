@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`conv`] for what is computed, at `direct` for how it is divided, and at `strip`
 //! for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
-//! `simd` and `strip`.
+//! `simd`, `strip` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
@@ -25,6 +25,7 @@ pub mod reference;
 mod simd;
 mod strip;
 mod transforms;
+mod vectorized;
 mod window;
 mod winograd;
 
@@ -35,3 +36,4 @@ pub use path::{KernelPath, UnknownPath};
 pub use peak::peak_flops;
 pub use pool::{Pool, split};
 pub use real::Real;
+pub use vectorized::{ChannelPass, LANES, vectorized};
