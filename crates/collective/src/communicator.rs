@@ -48,7 +48,12 @@ impl Communicator {
         Self::new(0, 0, vec![None], AbortHandle::alone())
     }
 
-    pub(crate) fn new(rank: usize, generation: u64, links: Vec<Option<TcpStream>>, abort: AbortHandle) -> Self {
+    pub(crate) fn new(
+        rank: usize,
+        generation: u64,
+        links: Vec<Option<TcpStream>>,
+        abort: AbortHandle,
+    ) -> Self {
         let mesh = Mesh {
             rank,
             links,
@@ -204,11 +209,8 @@ impl Communicator {
     /// # Errors
     /// As every operation.
     pub fn barrier(&mut self) -> Result<(), Error> {
-        let transfers = self.mesh.peers().map(|rank| Transfer {
-            rank,
-            outgoing: Some(&[]),
-            incoming: Some(&mut []),
-        });
+        let transfers =
+            self.mesh.peers().map(|rank| Transfer { rank, outgoing: Some(&[]), incoming: Some(&mut []) });
         let transfers = transfers.collect();
         self.mesh.exchange(Op::Barrier, u8::CODE, transfers)
     }

@@ -3,7 +3,8 @@
 use bytemuck::Pod;
 
 // Frames and their payload are little-endian, and the payload is sent as it lies in memory.
-const _: () = assert!(cfg!(target_endian = "little"), "the wire format is the memory of a little-endian machine");
+const _: () =
+    assert!(cfg!(target_endian = "little"), "the wire format is the memory of a little-endian machine");
 
 /// A plain number that can be gathered and broadcast.
 pub trait Element: Pod + Send + Sync {

@@ -157,7 +157,11 @@ impl Incoming<'_> {
 }
 
 /// Completes all lanes, or fails as soon as one of them cannot be completed.
-pub(crate) fn run(mut lanes: Vec<Lane<'_>>, abort: &AbortHandle, timeout: Option<Duration>) -> Result<(), Error> {
+pub(crate) fn run(
+    mut lanes: Vec<Lane<'_>>,
+    abort: &AbortHandle,
+    timeout: Option<Duration>,
+) -> Result<(), Error> {
     let deadline = Deadline::after(timeout);
     loop {
         abort.check()?;

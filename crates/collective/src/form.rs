@@ -178,7 +178,9 @@ impl<'a> Forming<'a> {
             let interest = if dial.greeted { PollFlags::POLLIN } else { PollFlags::POLLOUT };
             PollFd::new(dial.stream.as_fd(), interest)
         }));
-        fds.extend(self.strangers.iter().map(|stranger| PollFd::new(stranger.stream.as_fd(), PollFlags::POLLIN)));
+        fds.extend(
+            self.strangers.iter().map(|stranger| PollFd::new(stranger.stream.as_fd(), PollFlags::POLLIN)),
+        );
         fds.extend(abort.signal().map(|signal| PollFd::new(signal, PollFlags::POLLIN)));
         poll_interruptible(&mut fds, until)?;
         let mut is_ready = fds.iter().map(|fd| !ready(fd).is_empty()).collect::<Vec<_>>().into_iter();
@@ -193,7 +195,11 @@ impl<'a> Forming<'a> {
             }
         }
         for stranger in std::mem::take(&mut self.strangers) {
-            if is_ready.next() == Some(true) { self.hear(stranger) } else { self.strangers.push_back(stranger) }
+            if is_ready.next() == Some(true) {
+                self.hear(stranger)
+            } else {
+                self.strangers.push_back(stranger)
+            }
         }
         if knocking { self.accept() } else { Ok(()) }
     }

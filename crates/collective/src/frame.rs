@@ -100,8 +100,14 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
 
-    const HEADER: Header =
-        Header { op: Op::Barrier as u8, element: 1, generation: 3, step: 1 << 40, sequence: 9, payload_bytes: 4096 };
+    const HEADER: Header = Header {
+        op: Op::Barrier as u8,
+        element: 1,
+        generation: 3,
+        step: 1 << 40,
+        sequence: 9,
+        payload_bytes: 4096,
+    };
 
     #[test]
     fn a_header_reads_back_and_any_flipped_bit_is_noticed() {

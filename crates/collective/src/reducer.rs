@@ -48,7 +48,14 @@ impl<T: Number> GradientReducer<T> {
             .name("reduce".to_owned())
             .spawn(move || reduce(communicator, &inbox, &outbox, &counter))
             .map_err(|source| Error::Io { action: "start a thread", source })?;
-        Ok(Self { requests: Some(requests), finished, thread: Some(thread), bytes_sent, abort, pending: false })
+        Ok(Self {
+            requests: Some(requests),
+            finished,
+            thread: Some(thread),
+            bytes_sent,
+            abort,
+            pending: false,
+        })
     }
 
     /// States the step in the headers of the buckets that follow.

@@ -1,7 +1,9 @@
 //! Groups form among strangers, or say why they do not.
 
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -32,8 +34,10 @@ fn form_with(
 
 #[test]
 fn a_group_forms_several_communicators() {
-    for group in [form_with(4, LONG, |_, _| {}).into_iter().collect::<Result<Vec<_>, _>>().unwrap(), loopback(4, 2).unwrap()]
-    {
+    for group in [
+        form_with(4, LONG, |_, _| {}).into_iter().collect::<Result<Vec<_>, _>>().unwrap(),
+        loopback(4, 2).unwrap(),
+    ] {
         let threads = group.into_iter().enumerate().map(|(rank, communicators)| {
             thread::spawn(move || {
                 assert_eq!(communicators.len(), 2);
@@ -81,7 +85,8 @@ fn ranks_that_do_not_belong_together_refuse_each_other() {
 fn another_version_of_the_protocol_is_told_so() {
     let listener = Listener::bind(HOST).unwrap();
     let address = listener.address();
-    let group = Group { token: [7; 32], generation: 2, rank: 0, peers: vec![address.to_string(), String::new()] };
+    let group =
+        Group { token: [7; 32], generation: 2, rank: 0, peers: vec![address.to_string(), String::new()] };
     let stranger = thread::spawn(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         let mut hello = b"himpun\xf0\x0a".to_vec();
@@ -103,35 +108,34 @@ fn strangers_at_the_listener_change_nothing() {
     let listeners = [Listener::bind(HOST).unwrap(), Listener::bind(HOST).unwrap()];
     let addresses = [listeners[0].address(), listeners[1].address()];
     let peers: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    // More than are kept at once: some say nothing, some garbage, some half a greeting; all stay open.
-    let strangers: Vec<TcpStream> = (0..400)
-        .map(|index| {
-            let mut stream = TcpStream::connect(addresses[0]).unwrap();
-            let said: &[u8] = match index % 4 {
-                0 => b"",
-                1 => b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n",
-                2 => &[0; 4096],
-                _ => b"himpun\xf0\x0a\x01\0\0\0",
-            };
-            // The listener may already have dropped it.
-            stream.write_all(said).ok();
-            stream
-        })
-        .collect();
+    let meet = |rank: usize, listener: Listener| {
+        let group = Group { token: [7; 32], generation: 2, rank, peers: peers.clone() };
+        let mut formed = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap();
+        let mut values = [1u32, 2];
+        formed[0].all_reduce_sum(&mut values).unwrap();
+        assert_eq!(values, [2, 4]);
+    };
     let [first, second] = listeners;
-    let group = |rank| Group { token: [7; 32], generation: 2, rank, peers: peers.clone() };
     thread::scope(|scope| {
-        for (rank, listener) in [first, second].into_iter().enumerate() {
-            let group = group(rank);
-            scope.spawn(move || {
-                let mut formed = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap();
-                let mut values = [1u32, 2];
-                formed[0].all_reduce_sum(&mut values).unwrap();
-                assert_eq!(values, [2, 4]);
-            });
-        }
+        scope.spawn(|| meet(0, first));
+        // More than are kept at once: some say nothing, some garbage, some half a greeting; all stay open.
+        let strangers: Vec<TcpStream> = (0..400).map(|index| knock(addresses[0], index)).collect();
+        meet(1, second);
+        drop(strangers);
     });
-    drop(strangers);
+}
+
+fn knock(address: SocketAddr, index: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let said: &[u8] = match index % 4 {
+        0 => b"",
+        1 => b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n",
+        2 => &[0; 4096],
+        _ => b"himpun\xf0\x0a\x01\0\0\0",
+    };
+    // The listener may already have dropped it.
+    stream.write_all(said).ok();
+    stream
 }
 
 #[test]

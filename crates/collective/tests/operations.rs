@@ -1,5 +1,7 @@
 //! Every operation against what it is defined to compute, over loopback sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
 mod support;
 
 use std::fmt::Debug;
@@ -7,7 +9,7 @@ use std::fmt::Debug;
 use collective::{Communicator, Element, GradientReducer, Number};
 use engine::kernels::split;
 use engine::peers::Peers;
-use support::{Random, on_ranks};
+use support::on_ranks;
 
 /// A value that tells which rank, and with signs and magnitudes at which the order of a sum matters.
 trait Sample: Number + PartialEq + Debug {
@@ -35,6 +37,23 @@ impl Sample for u64 {
 impl Sample for u32 {
     fn draw(random: &mut Random) -> Self {
         random.next() as u32
+    }
+}
+
+/// Deterministic numbers (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
     }
 }
 
@@ -179,8 +198,11 @@ fn bytes_sent_are_the_formulas() {
             communicator.all_reduce_sum(&mut vec![1f32; 120_000]).unwrap();
             assert_eq!(sent(&communicator), 2 * (w - 1) * 480_000 / w, "large: shares, there and back");
 
-            let counts: Vec<usize> = (0..world_size).map(|rank| split(1001, world_size, rank).len()).collect();
-            communicator.reduce_scatter_sum(&vec![1f64; 1001], &counts, &mut vec![0.0; counts[rank]]).unwrap();
+            let counts: Vec<usize> =
+                (0..world_size).map(|rank| split(1001, world_size, rank).len()).collect();
+            communicator
+                .reduce_scatter_sum(&vec![1f64; 1001], &counts, &mut vec![0.0; counts[rank]])
+                .unwrap();
             assert_eq!(sent(&communicator), 8 * (1001 - counts[rank] as u64));
 
             communicator.broadcast(&mut [0u8; 77], 0).unwrap();

@@ -19,20 +19,3 @@ pub fn on_ranks<R: Send>(world_size: usize, body: impl Fn(Communicator) -> R + S
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
-
-/// Deterministic numbers (SplitMix64), the same on every rank that asks with the same seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
