@@ -72,7 +72,7 @@ fn has_end_of_image(bytes: &[u8]) -> bool {
         match rest {
             [0xFF, 0xDA, scan @ ..] => return scan.windows(2).any(|pair| pair == [0xFF, 0xD9]),
             // Fill bytes before a marker.
-            [0xFF, tail @ [0xFF, ..]] => rest = tail,
+            [0xFF, 0xFF, ..] => rest = &rest[1..],
             [0xFF, _, high, low, ..] => {
                 let segment = 2 + usize::from(u16::from_be_bytes([*high, *low]));
                 match rest.get(segment..) {
