@@ -14,9 +14,6 @@ pub enum Error {
     /// A data set could not be opened or read.
     #[error("failed to read the data")]
     Data(#[source] data::Error),
-    /// The coordinator is gone or refused a call.
-    #[error("the coordinator ended the session")]
-    Session(#[from] crate::session::Error),
     /// The configuration cannot be trained as it stands.
     #[error("{key} = {value}: {reason}")]
     Config {
@@ -44,6 +41,15 @@ pub enum Error {
         #[source]
         source: checkpoint::Error,
     },
+    /// A checkpoint cannot be found, trusted or used.
+    #[error("failed to load the checkpoint")]
+    Load(#[source] checkpoint::Error),
+    /// The configuration in a checkpoint is not one that this program takes.
+    #[error("failed to read the configuration stored in the checkpoint")]
+    StoredConfig(#[source] config::Error),
+    /// A file of results cannot be written.
+    #[error("failed to write the results")]
+    Output(#[source] checkpoint::Error),
     /// The ranks do not agree on what they train.
     #[error("rank {rank} runs {theirs}, this rank {ours}")]
     Disagreement {
@@ -70,11 +76,14 @@ pub enum Error {
         /// Images in the set.
         len: usize,
     },
+    /// Images without labels cannot be compared with.
+    #[error("the images have no labels")]
+    NoLabels,
     /// Test images without labels cannot be evaluated on.
-    #[error("the test images of eval.data have no labels")]
+    #[error("the test images have no labels")]
     NoTestLabels,
     /// A class that the training images lack.
-    #[error("eval.data has class `{class}`, which the training images lack (they have {})", known.join(", "))]
+    #[error("the test images have class `{class}`, which the training images lack (they have {})", known.join(", "))]
     UnknownTestClass {
         /// The class.
         class: String,
@@ -105,11 +114,23 @@ impl Error {
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Collective(_) | Error::Peer(_) => 75,
-            Error::Session(error) => error.exit_code(),
-            Error::Config { .. } | Error::NoTestLabels | Error::UnknownTestClass { .. } => 2,
-            Error::Diverged { .. } | Error::Checkpoint { .. } => 3,
-            Error::Data(error) => error.exit_code(),
-            Error::NothingDecoded { .. } | Error::TooManyCorrupt { .. } | Error::Disagreement { .. } | Error::System { .. } => 1,
+            Error::Config { .. } | Error::NoLabels | Error::NoTestLabels | Error::UnknownTestClass { .. } => {
+                2
+            }
+            Error::Diverged { .. } | Error::Checkpoint { .. } | Error::StoredConfig(_) => 3,
+            Error::Load(error) => error.exit_code(),
+            // What was named is not there or not images; the rest came to light on the way.
+            Error::Data(
+                data::Error::NotFound { .. }
+                | data::Error::Empty { .. }
+                | data::Error::NoSuchSplit { .. }
+                | data::Error::Malformed { .. },
+            ) => 2,
+            Error::Data(_) | Error::Output(_) => 1,
+            Error::NothingDecoded { .. }
+            | Error::TooManyCorrupt { .. }
+            | Error::Disagreement { .. }
+            | Error::System { .. } => 1,
         }
     }
 
@@ -121,9 +142,11 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Error::Checkpoint { source, .. } | Error::Load(source) => source.hint(),
             Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps"),
             Error::Disagreement { .. } => Some("start every node with the same binary and configuration"),
-            Error::NoTestLabels => Some("give images in class folders, or unset eval.data"),
+            Error::NoLabels => Some("give images in class folders"),
+            Error::NoTestLabels => Some("give images in class folders, or leave the test images out"),
             Error::TooManyCorrupt { .. } | Error::NothingDecoded { .. } => {
                 Some("repair or remove the files, or raise data.max_corrupt_share")
             }

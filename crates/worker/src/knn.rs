@@ -62,36 +62,43 @@ pub fn classify(pool: &Pool, path: KernelPath, bank: Bank<'_>, queries: Queries<
         .map(|(thread, part)| (thread * per_thread, part))
         .collect();
     pool.for_each_part(parts, |_, (first, predictions)| {
-        let mut similarity = vec![0f32; TILE * m];
+        let mut similarity = vec![0f32; TILE.min(predictions.len()) * m];
+        let mut nearest = Vec::with_capacity(m);
         for (tile, predictions) in predictions.chunks_mut(TILE).enumerate() {
             let row = first + tile * TILE;
             let rows = predictions.len();
-            let gemm = Gemm::new(rows, m, bank.width).b_transposed();
+            let gemm = Gemm { b_transposed: true, ..Gemm::new(rows, m, bank.width) };
             let tile_features = &queries.features[row * bank.width..(row + rows) * bank.width];
             matmul_serial(path, gemm, tile_features, bank.features, &mut similarity[..rows * m]);
             for (i, prediction) in predictions.iter_mut().enumerate() {
                 let itself = queries.offset_in_bank.map(|offset| offset + row + i);
-                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, itself, n_classes);
+                select_nearest(&similarity[i * m..(i + 1) * m], itself, &mut nearest);
+                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, &nearest, n_classes);
             }
         }
     });
     predictions
 }
 
-/// The class with the largest sum of weights among the nearest rows.
-fn vote(similarity: &[f32], labels: &[u32], itself: Option<usize>, n_classes: usize) -> u32 {
-    let mut nearest: Vec<u32> = (0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself).collect();
-    let by_similarity = |&a: &u32, &b: &u32| {
-        similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b))
-    };
+/// Bank rows by falling similarity, at most [`NEIGHBOURS`] of them and without the query `itself`; equally
+/// similar ones in the order of the bank.
+fn select_nearest(similarity: &[f32], itself: Option<usize>, nearest: &mut Vec<u32>) {
+    nearest.clear();
+    nearest.extend((0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself));
+    let by_similarity =
+        |&a: &u32, &b: &u32| similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b));
     if nearest.len() > NEIGHBOURS {
         nearest.select_nth_unstable_by(NEIGHBOURS - 1, by_similarity);
         nearest.truncate(NEIGHBOURS);
     }
-    // Sums of f64 depend on their order: fix it, so that the result does not depend on the selection.
+    // Sums of f64 depend on their order: this one does not depend on how the selection went.
     nearest.sort_unstable_by(by_similarity);
+}
+
+/// The class with the largest sum of weights; of equal ones the lowest.
+fn vote(similarity: &[f32], labels: &[u32], nearest: &[u32], n_classes: usize) -> u32 {
     let mut weights = vec![0f64; n_classes];
-    for &j in &nearest {
+    for &j in nearest {
         weights[labels[j as usize] as usize] += (f64::from(similarity[j as usize]) / TEMPERATURE).exp();
     }
     let mut best = 0;
@@ -108,7 +115,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(bank: &[[f32; 2]], labels: &[u32], queries: &[[f32; 2]], offset: Option<usize>, expected: &[u32]) {
+    fn check(
+        bank: &[[f32; 2]],
+        labels: &[u32],
+        queries: &[[f32; 2]],
+        offset: Option<usize>,
+        expected: &[u32],
+    ) {
         let pool = Pool::new(2, &[]);
         let flat = |rows: &[[f32; 2]]| {
             let mut rows: Vec<f32> = rows.iter().flatten().copied().collect();
@@ -123,7 +136,13 @@ mod tests {
 
     #[test]
     fn nearest_rows_win() {
-        check(&[[1., 0.], [0., 1.], [-1., 0.]], &[0, 1, 2], &[[2., 0.1], [0.1, 3.], [-1., -0.2]], None, &[0, 1, 2]);
+        check(
+            &[[1., 0.], [0., 1.], [-1., 0.]],
+            &[0, 1, 2],
+            &[[2., 0.1], [0.1, 3.], [-1., -0.2]],
+            None,
+            &[0, 1, 2],
+        );
         // One near neighbour outweighs three far ones: exp(1/0.07) against 3 exp(0).
         check(&[[1., 0.], [0., 1.], [0., 1.], [0., 1.]], &[1, 0, 0, 0], &[[1., 0.]], None, &[1]);
     }

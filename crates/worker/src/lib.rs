@@ -1,1 +1,13 @@
 //! One process, one device: the training program.
+
+pub mod embed;
+mod error;
+pub mod evaluation;
+pub mod features;
+pub mod knn;
+pub mod model;
+mod npy;
+pub mod snapshot;
+pub mod spectrum;
+
+pub use error::Error;
