@@ -4,6 +4,8 @@ pub mod embed;
 mod error;
 pub mod evaluation;
 pub mod features;
+#[cfg(test)]
+mod fixtures;
 pub mod knn;
 pub mod model;
 mod npy;
