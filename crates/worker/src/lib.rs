@@ -16,6 +16,8 @@ pub mod embed;
 pub mod error;
 pub mod evaluation;
 pub mod features;
+#[cfg(test)]
+mod fixtures;
 mod group;
 mod journal;
 pub mod knn;
