@@ -122,7 +122,7 @@ fn report(identity: Identity, status: std::io::Result<ExitStatus>, tail: Tail) -
         Ok(status) => (status.code(), status.signal()),
         Err(error) => {
             stderr_tail.push(format!("failed to learn how the worker ended: {error}"));
-            (None, None)
+            (Some(1), None)
         }
     };
     WorkerExited { fence: Some(identity.fence), worker: Some(identity.worker), code, signal, stderr_tail }

@@ -16,6 +16,8 @@ pub mod augment;
 mod cache;
 mod decode;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod loader;
 mod preprocess;
 pub mod random;

@@ -47,9 +47,15 @@ pub enum Error {
         #[source]
         source: checkpoint::Error,
     },
-    /// A checkpoint could not be read or written, other than by the run itself.
-    #[error("failed to use the checkpoint")]
-    Stored(#[source] checkpoint::Error),
+    /// A checkpoint cannot be found, trusted or used.
+    #[error("failed to load the checkpoint")]
+    Load(#[source] checkpoint::Error),
+    /// The configuration in a checkpoint is not one that this program takes.
+    #[error("failed to read the configuration stored in the checkpoint")]
+    StoredConfig(#[source] config::Error),
+    /// A file of results cannot be written.
+    #[error("failed to write the results")]
+    Output(#[source] checkpoint::Error),
     /// The coordinator would not take or give a checkpoint.
     #[error("failed to {what} the checkpoint of step {step}: {reason}")]
     Sync {
@@ -78,11 +84,16 @@ pub enum Error {
         /// Path and reason of each; not empty.
         corrupt: Vec<(String, String)>,
     },
+    /// Images without labels cannot be compared with.
+    #[error("the images have no labels")]
+    NoLabels,
     /// Test images without labels cannot be evaluated on.
-    #[error("the test images of eval.data have no labels")]
+    #[error("the test images have no labels")]
     NoTestLabels,
     /// A class that the training images lack.
-    #[error("eval.data has class `{class}`, which the training images lack (they have {})", known.join(", "))]
+    #[error(
+        "the test images have class `{class}`, which the training images lack (they have {})", known.join(", ")
+    )]
     UnknownTestClass {
         /// The class.
         class: String,
@@ -112,22 +123,27 @@ impl Error {
     /// The process's exit code (`CONTRACT.md`: 2 configuration, 3 diverged or corrupt, 75 try again).
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Collective(_) | Error::Peer(_) => 75,
+            Error::Collective(_) if self.is_peer() => 75,
+            Error::Collective(_) | Error::Peer(_) => 1,
             Error::Session(error) => error.exit_code(),
             Error::Unresolved(_)
             | Error::Config { .. }
+            | Error::NoLabels
             | Error::NoTestLabels
             | Error::UnknownTestClass { .. }
             | Error::Data(
                 data::Error::NotFound { .. }
                 | data::Error::Empty { .. }
                 | data::Error::NoSuchSplit { .. }
+                | data::Error::Malformed { .. }
                 | data::Error::BatchTooLarge { .. }
                 | data::Error::UnknownAugmentation { .. },
             ) => 2,
-            Error::Diverged { .. } => 3,
-            Error::Checkpoint { source, .. } | Error::Stored(source) => source.exit_code(),
+            Error::Diverged { .. } | Error::StoredConfig(_) => 3,
+            Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),
+            // What was named is there; the rest came to light on the way.
             Error::Data(_)
+            | Error::Output(_)
             | Error::NothingDecoded { .. }
             | Error::Sync { .. }
             | Error::Disagreement { .. }
@@ -137,21 +153,28 @@ impl Error {
 
     /// Whether the cause is another process: its own report names it better than this one.
     pub fn is_peer(&self) -> bool {
-        matches!(self, Error::Collective(_) | Error::Peer(_) | Error::Session(_))
+        use collective::Error::{Aborted, Failed, PeerLost, Timeout};
+        matches!(
+            self,
+            Error::Collective(Aborted { .. } | Failed | PeerLost { .. } | Timeout { .. }) | Error::Session(_)
+        )
     }
 
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
-            Error::Disagreement { .. } => Some("start every node with the same binary and configuration".into()),
-            Error::NoTestLabels => Some("give images in class folders, or unset eval.data".into()),
+            Error::Disagreement { .. } => {
+                Some("start every node with the same binary and configuration".into())
+            }
+            Error::NoLabels => Some("give images in class folders".into()),
+            Error::NoTestLabels => Some("give images in class folders, or leave the test images out".into()),
             Error::Data(data::Error::TooManyCorrupt { .. } | data::Error::NothingDecodes { .. })
             | Error::NothingDecoded { .. } => {
                 Some("repair or remove the files, or raise data.max_corrupt_share".into())
             }
             Error::Unresolved(error) => error.hint(),
-            Error::Checkpoint { source, .. } | Error::Stored(source) => source.hint().map(Into::into),
+            Error::Checkpoint { source, .. } | Error::Load(source) => source.hint().map(Into::into),
             _ => None,
         }
     }

@@ -12,8 +12,8 @@ mod stream;
 use proto::transport;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::{
-    Assign, AttachRequest, Failed, Fence, Finished, MetricRow, Notice, Order, Paused, Phase, Ready, Severity, WorkerId,
-    worker_up,
+    Assign, AttachRequest, Failed, Fence, Finished, MetricRow, Notice, Order, Paused, Phase, Ready, Severity,
+    WorkerId, worker_up,
 };
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -98,7 +98,11 @@ impl Attached {
     ///
     /// # Errors
     /// If the coordinator ends the session instead, or is gone.
-    pub fn open(self, abort: collective::AbortHandle, orphan_ttl: Duration) -> Result<(Session, Assign), Error> {
+    pub fn open(
+        self,
+        abort: collective::AbortHandle,
+        orphan_ttl: Duration,
+    ) -> Result<(Session, Assign), Error> {
         let Attached { runtime, identity, .. } = self;
         let shared = Arc::new(Shared::new(abort));
         let (outbox, messages) = mpsc::unbounded_channel();

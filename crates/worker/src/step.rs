@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
+use crate::evaluation::Encoder;
 
 /// PyTorch's batch-norm momentum.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
@@ -94,6 +95,11 @@ impl Trainer {
             scatter(ranges, &values, gradients);
         }
         Ok(())
+    }
+
+    /// The parts that an evaluation needs.
+    pub fn encoder(&mut self) -> Encoder<'_> {
+        Encoder { network: &mut self.network, communicator: &mut self.communicator, pool: &self.pool }
     }
 
     /// Bytes that this rank has sent to its peers so far.

@@ -31,8 +31,6 @@ pub const TRAIN_LEN: usize = 6_000;
 pub const TEST_LEN: usize = 1_000;
 
 const SIZE: usize = 32;
-const PMIN: f64 = 7.5;
-const PMAX: f64 = 10.0;
 /// Part of what the set is: never change it.
 const SEED: u64 = 0x4869_6d70_756e;
 
@@ -184,8 +182,8 @@ struct Pattern {
 impl Pattern {
     fn draw(class: usize, centre: [f32; 2], draws: &mut Draws) -> Pattern {
         let axis = direction(draws);
-        // Periods from 7.5 to 11.5 pixels: fine enough for a crop to show several, coarse enough for 32.
-        let frequency = 16.0 / draws.uniform(PMIN, PMAX) as f32;
+        // Periods of 5 to 7 pixels: fine enough for a crop to show several, coarse enough for 32.
+        let frequency = 16.0 / draws.uniform(5.0, 7.0) as f32;
         let phase = [draws.unit() as f32, draws.unit() as f32];
         Pattern {
             class,

@@ -6,6 +6,7 @@ use super::pool::Pool;
 use super::real::Real;
 use super::reference::{self, ReferenceConv};
 use super::simd::InstructionSet;
+use super::winograd::WinogradConv;
 
 /// The shape of a convolution with a square kernel and no bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +71,14 @@ impl ConvShape {
     }
 }
 
-/// How a convolution is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which algorithms a fast path may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Convolution {
-    /// By the fastest algorithm that fits the shape.
+    /// Fewer multiplications where that is faster, by Winograd's algorithm, at a rounding error
+    /// some ten times that of direct convolution.
+    #[default]
     Auto,
-    /// Tap by tap, as it is defined.
+    /// Direct convolution for every shape.
     Direct,
 }
 
@@ -93,6 +96,8 @@ enum Method<T> {
     Reference(ReferenceConv<T>),
     /// In `f32` only.
     Direct(Box<DirectConv>),
+    /// In `f32` only.
+    Winograd(Box<WinogradConv>),
 }
 
 impl<T: Real> Conv2d<T> {
@@ -100,13 +105,17 @@ impl<T: Real> Conv2d<T> {
     ///
     /// # Panics
     /// If the shape has no output or the machine lacks the instructions of `path`.
-    pub fn new(shape: ConvShape, path: KernelPath, threads: usize) -> Self {
+    pub fn new(shape: ConvShape, path: KernelPath, convolution: Convolution, threads: usize) -> Self {
         shape.check();
         assert!(path.is_available(), "this machine cannot run the {path} path");
-        let method = if is_fast::<T>(path) {
-            Method::Direct(Box::new(DirectConv::new(shape, InstructionSet::new(path), threads)))
-        } else {
-            Method::Reference(ReferenceConv::new(shape))
+        Self::planned(shape, Choice::new::<T>(&shape, path, convolution), threads)
+    }
+
+    fn planned(shape: ConvShape, choice: Choice, threads: usize) -> Self {
+        let method = match choice {
+            Choice::Reference => Method::Reference(ReferenceConv::new(shape)),
+            Choice::Direct(isa) => Method::Direct(Box::new(DirectConv::new(shape, isa, threads))),
+            Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
         };
         Self { shape, threads, method }
     }
@@ -117,11 +126,16 @@ impl<T: Real> Conv2d<T> {
     }
 
     /// Bytes of buffers that [`Conv2d::new`] allocates.
-    pub fn predicted_bytes(shape: &ConvShape, path: KernelPath, threads: usize) -> usize {
-        if is_fast::<T>(path) {
-            DirectConv::predicted_bytes(shape, InstructionSet::new(path), threads)
-        } else {
-            ReferenceConv::<T>::predicted_bytes(shape)
+    pub fn predicted_bytes(
+        shape: &ConvShape,
+        path: KernelPath,
+        convolution: Convolution,
+        threads: usize,
+    ) -> usize {
+        match Choice::new::<T>(shape, path, convolution) {
+            Choice::Reference => ReferenceConv::<T>::predicted_bytes(shape),
+            Choice::Direct(isa) => DirectConv::predicted_bytes(shape, isa, threads),
+            Choice::Winograd(isa) => WinogradConv::predicted_bytes(shape, isa, threads),
         }
     }
 
@@ -146,6 +160,7 @@ impl<T: Real> Conv2d<T> {
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
         match &mut self.method {
             Method::Direct(direct) => direct.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
+            Method::Winograd(winograd) => winograd.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
             Method::Reference(reference) => {
                 reference.forward(pool, n, x, w, y);
                 if let Some(sums) = sums {
@@ -175,6 +190,9 @@ impl<T: Real> Conv2d<T> {
             Method::Direct(direct) => {
                 direct.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
             }
+            Method::Winograd(winograd) => {
+                winograd.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
+            }
             Method::Reference(reference) => reference.backward_data(pool, n, dy, w, dx, accumulate),
         }
     }
@@ -189,6 +207,9 @@ impl<T: Real> Conv2d<T> {
         self.check(pool, n, x, dw, dy);
         match &mut self.method {
             Method::Direct(direct) => direct.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw)),
+            Method::Winograd(winograd) => {
+                winograd.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw));
+            }
             Method::Reference(reference) => reference.backward_weights(pool, n, x, dy, dw),
         }
     }
@@ -208,8 +229,25 @@ impl<T: Real> Conv2d<T> {
     }
 }
 
-fn is_fast<T: Real>(path: KernelPath) -> bool {
-    path != KernelPath::Reference && T::as_f32(&[]).is_some()
+/// The algorithm for a shape.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Reference,
+    Direct(InstructionSet),
+    Winograd(InstructionSet),
+}
+
+impl Choice {
+    fn new<T: Real>(shape: &ConvShape, path: KernelPath, convolution: Convolution) -> Self {
+        if path == KernelPath::Reference || T::as_f32(&[]).is_none() {
+            return Self::Reference;
+        }
+        let isa = InstructionSet::new(path);
+        match convolution {
+            Convolution::Auto if WinogradConv::applies(shape, isa) => Self::Winograd(isa),
+            Convolution::Auto | Convolution::Direct => Self::Direct(isa),
+        }
+    }
 }
 
 fn f32s<T: Real>(numbers: &[T]) -> &[f32] {
@@ -222,7 +260,7 @@ fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
 
 #[cfg(test)]
 mod tests {
-    use super::{Conv2d, ConvShape};
+    use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
     use crate::kernels::{KernelPath, Pool};
 
     /// Numbers in [-1, 1) that look random and are always the same.
@@ -272,12 +310,12 @@ mod tests {
     }
 
     macro_rules! passes {
-        ($type:ty, $path:expr, $pool:expr, $shape:expr, $n:expr, $data:expr) => {{
+        ($type:ty, $choice:expr, $pool:expr, $shape:expr, $n:expr, $data:expr) => {{
             let (shape, n): (ConvShape, usize) = ($shape, $n);
             let widen = |numbers: &[f32]| numbers.iter().map(|&x| <$type>::from(x)).collect::<Vec<$type>>();
             let [x, w, dy, dx] = &$data;
             let (x, w, dy, dx) = (widen(x), widen(w), widen(dy), widen(dx));
-            let mut conv = Conv2d::<$type>::new(shape, $path, $pool.threads());
+            let mut conv = Conv2d::<$type>::planned(shape, $choice, $pool.threads());
             // Garbage, to see that everything is written.
             let mut y = vec![7.0; n * shape.output_len()];
             let mut sums = vec![7.0; 2 * shape.c_out];
@@ -312,15 +350,23 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(path: KernelPath, pool: &Pool, shape: ConvShape, n: usize, data: &[Vec<f32>; 4]) {
-        let exact = passes!(f64, KernelPath::Reference, pool, shape, n, data);
-        let fast = passes!(f32, path, pool, shape, n, data);
+    fn check(pool: &Pool, shape: ConvShape, n: usize, data: &[Vec<f32>; 4]) {
+        let exact = passes!(f64, Choice::Reference, pool, shape, n, data);
+        for choice in choices(&shape) {
+            let fast = passes!(f32, choice, pool, shape, n, data);
+            let what = format!("{choice:?}, {} threads, {n} images of {shape:?}", pool.threads());
+            assert_agree(&what, &shape, fast, &exact);
+        }
+    }
+
+    #[track_caller]
+    fn assert_agree(what: &str, shape: &ConvShape, fast: Passes<f32>, exact: &Passes<f64>) {
         let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from);
-        let what = |pass| format!("{pass}, {path}, {} threads, {n} images of {shape:?}", pool.threads());
+        let what = |pass| format!("{pass}, {what}");
         assert_close(&what("forward"), wide(fast.y), &exact.y);
         // Sums may cancel, so that they are held against their size before that.
         let (sums, squares) = exact.sums.split_at(shape.c_out);
-        let pixels = (n * shape.out_h() * shape.out_w()) as f64;
+        let pixels = (exact.y.len() / shape.c_out) as f64;
         for ((a, b), square) in fast.sums.iter().zip(sums).zip(squares) {
             assert!((a - b).abs() <= 1e-5 * (square * pixels).sqrt() + 1e-12, "{}: {a} {b}", what("sums"));
         }
@@ -329,21 +375,45 @@ mod tests {
         assert_close(&what("weight gradient"), wide(fast.dw), &exact.dw);
     }
 
-    fn paths() -> impl Iterator<Item = KernelPath> {
-        KernelPath::ALL.into_iter().filter(|path| path.is_available())
+    /// Every algorithm that can do the shape, on every path of this machine.
+    fn choices(shape: &ConvShape) -> Vec<Choice> {
+        let fast = [KernelPath::Portable, KernelPath::Avx2, KernelPath::Avx512];
+        let isas = fast.into_iter().filter(|path| path.is_available()).map(InstructionSet::new);
+        let choices = isas.flat_map(|isa| {
+            let winograd = WinogradConv::applies(shape, isa).then_some(Choice::Winograd(isa));
+            [Some(Choice::Direct(isa)), winograd].into_iter().flatten()
+        });
+        std::iter::once(Choice::Reference).chain(choices).collect()
     }
 
     #[test]
-    fn every_path_agrees_with_the_reference_in_f64() {
+    fn every_algorithm_agrees_with_the_reference_in_f64() {
         let mut numbers = Numbers(1);
         let pools = [1, 2, 3].map(|threads| Pool::new(threads, &[]));
         for case in 0..120 {
             let shape = random_shape(&mut numbers);
             let n = 1 + (case % shape.n);
             let data = data(&mut numbers, &shape, n);
-            for path in paths() {
-                check(path, &pools[case % 3], shape, n, &data);
-            }
+            check(&pools[case % 3], shape, n, &data);
+        }
+    }
+
+    #[test]
+    fn tiles_agree_with_the_reference_on_every_side() {
+        let mut numbers = Numbers(5);
+        let pools = [1, 2, 3].map(|threads| Pool::new(threads, &[]));
+        for case in 0..40 {
+            let shape = ConvShape {
+                c_in: numbers.pick([4, 8, 16, 32, 48, 80]),
+                c_out: numbers.pick([4, 8, 16, 32, 48, 80]),
+                kernel: 3,
+                stride: 1,
+                pad: 1,
+                ..random_shape(&mut numbers)
+            };
+            let n = 1 + (case % shape.n);
+            let data = data(&mut numbers, &shape, n);
+            check(&pools[case % 3], shape, n, &data);
         }
     }
 
@@ -362,38 +432,53 @@ mod tests {
         ] {
             let shape = ConvShape { n: 6, h: side, w: side, c_in, c_out, kernel, stride, pad };
             let data = data(&mut numbers, &shape, 6);
-            for path in paths() {
-                check(path, &pool, shape, 6, &data);
-            }
+            check(&pool, shape, 6, &data);
         }
     }
 
     #[test]
     fn the_same_threads_give_the_same_bits_and_a_pixel_does_not_depend_on_them() {
         let mut numbers = Numbers(3);
-        let shape = ConvShape { n: 7, h: 9, w: 8, c_in: 17, c_out: 33, kernel: 3, stride: 1, pad: 1 };
-        let data = data(&mut numbers, &shape, 7);
         let pools = [1, 3].map(|threads| Pool::new(threads, &[]));
-        for path in paths() {
-            let first = passes!(f32, path, &pools[1], shape, 7, data);
-            for _ in 0..5 {
-                assert!(passes!(f32, path, &pools[1], shape, 7, data) == first, "{path}");
+        for channels in [17, 32] {
+            let shape =
+                ConvShape { n: 7, h: 9, w: 8, c_in: channels, c_out: channels, kernel: 3, stride: 1, pad: 1 };
+            let data = data(&mut numbers, &shape, 7);
+            for choice in choices(&shape) {
+                let first = passes!(f32, choice, &pools[1], shape, 7, data);
+                for _ in 0..5 {
+                    assert!(passes!(f32, choice, &pools[1], shape, 7, data) == first, "{choice:?}");
+                }
+                let alone = passes!(f32, choice, &pools[0], shape, 7, data);
+                assert!(alone.y == first.y && alone.dx == first.dx, "{choice:?}");
             }
-            let alone = passes!(f32, path, &pools[0], shape, 7, data);
-            assert!(alone.y == first.y && alone.dx == first.dx, "{path}");
         }
     }
 
     #[test]
     fn no_images_have_no_gradient() {
         let pool = Pool::new(2, &[]);
-        let shape = ConvShape { n: 2, h: 4, w: 4, c_in: 3, c_out: 5, kernel: 3, stride: 1, pad: 1 };
-        for path in paths() {
-            let passes = passes!(f32, path, &pool, shape, 0, data(&mut Numbers(4), &shape, 0));
+        let shape = ConvShape { n: 2, h: 4, w: 4, c_in: 16, c_out: 32, kernel: 3, stride: 1, pad: 1 };
+        for choice in choices(&shape) {
+            let passes = passes!(f32, choice, &pool, shape, 0, data(&mut Numbers(4), &shape, 0));
             assert!(
                 passes.dw.iter().all(|&dw| dw == 0.0) && passes.sums.iter().all(|&sum| sum == 0.0),
-                "{path}"
+                "{choice:?}"
             );
         }
+    }
+
+    #[test]
+    fn winograd_is_chosen_only_when_asked_for() {
+        let shape = ConvShape { n: 2, h: 8, w: 8, c_in: 64, c_out: 64, kernel: 3, stride: 1, pad: 1 };
+        let choose = Choice::new::<f32>;
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Direct), Choice::Direct(_)));
+        assert!(matches!(choose(&shape, KernelPath::Reference, Convolution::Auto), Choice::Reference));
+        let choose = Choice::new::<f64>;
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Reference));
+        let strided = ConvShape { stride: 2, ..shape };
+        let choose = Choice::new::<f32>;
+        assert!(matches!(choose(&strided, KernelPath::Portable, Convolution::Auto), Choice::Direct(_)));
     }
 }

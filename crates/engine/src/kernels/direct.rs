@@ -14,12 +14,11 @@
 //! sums, which are added in thread order at the end. Weights are packed into panels once per call,
 //! the panels divided over the threads.
 
-use std::ops::Range;
-
 use super::aligned::AlignedVec;
 use super::conv::ConvShape;
+use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
 use super::panels::Panels;
-use super::pool::{Pool, split};
+use super::pool::Pool;
 use super::simd::InstructionSet;
 use super::window::{Frame, Output, Taps, Window};
 
@@ -145,8 +144,7 @@ impl DirectConv {
         let Self { isa, plan, weights, workers } = self;
         let (isa, c_out, input_len, output_len) =
             (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
-        let kernel = plan.shape.kernel * plan.shape.kernel;
-        let strides = Strides { column: plan.shape.c_in * kernel, depth: kernel };
+        let strides = Strides::forward(&plan.shape);
         pack_weights(pool, w, strides, &plan.forward.taps, plan.outputs, weights);
         let weights = &weights[..];
         let with_sums = sums.is_some();
@@ -163,12 +161,7 @@ impl DirectConv {
             }
         });
         if let Some(sums) = sums {
-            sums.fill(0.0);
-            for worker in &workers[..pool.threads()] {
-                for (sum, part) in sums.iter_mut().zip(&worker.sums[..]) {
-                    *sum += part;
-                }
-            }
+            add_sums(workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
         }
     }
 
@@ -183,8 +176,7 @@ impl DirectConv {
     ) {
         let Self { isa, plan, weights, workers } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let kernel = plan.shape.kernel * plan.shape.kernel;
-        let strides = Strides { column: kernel, depth: plan.shape.c_in * kernel };
+        let strides = Strides::backward(&plan.shape);
         let packed_len = |window: &Window| window.depth() * plan.inputs.stored();
         let mut rest = &mut weights[..];
         for window in &plan.backward {
@@ -235,54 +227,9 @@ impl DirectConv {
                 }
             }
         });
-        let workers = &workers[..pool.threads()];
-        let panels: Vec<_> = plan.outputs.iter().zip(dw.chunks_mut(2 * plan.outputs.lanes * depth)).collect();
-        pool.for_each_part(panels, |_, (panel, dw)| {
-            let taps = plan.forward.taps.len();
-            dw.fill(0.0);
-            for worker in workers {
-                let part = &worker.d_weights[panel.range(depth)];
-                for (column, dw) in dw.chunks_exact_mut(depth).enumerate() {
-                    for (channel, dw) in dw.chunks_exact_mut(taps).enumerate() {
-                        for (tap, dw) in dw.iter_mut().enumerate() {
-                            *dw += part[(tap * plan.shape.c_in + channel) * panel.width + column];
-                        }
-                    }
-                }
-            }
-        });
+        let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
+        add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), dw);
     }
-}
-
-/// Hands each thread its images, their part of `data` (rows of `width`) and its scratch.
-fn divide<'a, 'b>(
-    pool: &Pool,
-    workers: &'a mut [Worker],
-    n: usize,
-    data: &'b mut [f32],
-    width: usize,
-) -> Vec<(Range<usize>, &'b mut [f32], &'a mut Worker)> {
-    let threads = pool.threads();
-    let mut rest = data;
-    let parts = workers.iter_mut().take(threads).enumerate().map(|(thread, worker)| {
-        let images = split(n, threads, thread);
-        let part = rest.split_off_mut(..images.len() * width).expect("the images fit their buffer");
-        (images, part, worker)
-    });
-    parts.collect()
-}
-
-/// Cuts `images` into ranges of `block`.
-fn blocks(images: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = images.end;
-    images.step_by(block).map(move |start| start..(start + block).min(end))
-}
-
-/// Where a weight lies, in `[c_out, c_in, kh, kw]`: `column * i + depth * j + tap`.
-#[derive(Clone, Copy)]
-struct Strides {
-    column: usize,
-    depth: usize,
 }
 
 /// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.

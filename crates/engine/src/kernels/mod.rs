@@ -14,6 +14,7 @@
 mod aligned;
 pub mod conv;
 mod direct;
+mod division;
 mod matmul;
 mod panels;
 mod path;
@@ -23,8 +24,10 @@ pub mod real;
 pub mod reference;
 mod simd;
 mod strip;
+mod transforms;
 mod vectorized;
 mod window;
+mod winograd;
 
 pub use aligned::AlignedVec;
 pub use conv::{Conv2d, ConvShape, Convolution};

@@ -29,6 +29,24 @@ pub(super) trait Simd: Copy {
     unsafe fn store(self, to: *mut f32, vector: Self::Vector);
     /// `a * b + c`.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// The first numbers of a slice.
+    #[inline(always)]
+    fn read(self, from: &[f32]) -> Self::Vector {
+        let from = &from[..Self::LANES];
+        // SAFETY: the slice has just been cut to as many numbers.
+        unsafe { self.load(from.as_ptr()) }
+    }
+
+    /// Overwrites the first numbers of a slice.
+    #[inline(always)]
+    fn write(self, to: &mut [f32], vector: Self::Vector) {
+        let to = &mut to[..Self::LANES];
+        // SAFETY: the slice has just been cut to as many numbers, and is borrowed to be written.
+        unsafe { self.store(to.as_mut_ptr(), vector) }
+    }
 }
 
 /// A kernel: mark `run` `#[inline(always)]`, or it will not be compiled for the instruction set.
@@ -124,6 +142,16 @@ impl Simd for Portable {
     fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         [a[0] * b[0] + c[0], a[1] * b[1] + c[1], a[2] * b[2] + c[2], a[3] * b[3] + c[3]]
     }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        [a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]]
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -178,6 +206,18 @@ mod x86 {
             // SAFETY: `self` proves that the machine has FMA.
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
+
+        #[inline(always)]
+        fn add(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: `self` proves that the machine has AVX2.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn sub(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: `self` proves that the machine has AVX2.
+            unsafe { _mm256_sub_ps(a, b) }
+        }
     }
 
     impl Simd for Avx512 {
@@ -207,6 +247,18 @@ mod x86 {
         fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: `self` proves that the machine has AVX-512F.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: `self` proves that the machine has AVX-512F.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn sub(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: `self` proves that the machine has AVX-512F.
+            unsafe { _mm512_sub_ps(a, b) }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The stream of a session, opened again while `cluster.orphan_ttl` lasts.
 
+use proto::transport;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::{Assign, Heartbeat, Notice, Order, Severity, WorkerDown, WorkerUp, worker_down, worker_up};
-use proto::transport;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -91,8 +91,10 @@ impl Stream {
         let coordinator = &self.identity.coordinator;
         let channel = super::connect(coordinator).await?;
         let (up, outgoing) = mpsc::channel(IN_FLIGHT);
-        up.try_send(self.message(self.heartbeat())).expect("a new channel has room and its receiver stands above");
-        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
+        up.try_send(self.message(self.heartbeat()))
+            .expect("a new channel has room and its receiver stands above");
+        let mut client =
+            WorkerServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
         let down = client.session(ReceiverStream::new(outgoing)).await;
         let down = down.map_err(|status| Error::from_status(coordinator, &status))?.into_inner();
         Ok(Link { up, down })
