@@ -5,14 +5,14 @@ use clap::{Parser, Subcommand};
 use std::future::Future;
 
 use crate::commands::{
-    agent, checkpoint, completions, coordinator, doctor, export, logs, pause, presets, resume, runs, status,
-    stop, submit, train, watch,
+    agent, bench, checkpoint, completions, coordinator, data, doctor, embed, eval, export, logs, pause,
+    presets, resume, runs, status, stop, submit, train, watch, worker,
 };
 use crate::failure::{Exit, Failure};
 
 /// Trains image encoders by contrastive learning across many workers.
 #[derive(Parser)]
-#[command(name = "himpun", version, about, max_term_width = 100)]
+#[command(name = "himpun", version, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -25,6 +25,8 @@ pub enum Command {
     Train(train::Arguments),
     Coordinator(coordinator::Arguments),
     Agent(agent::Arguments),
+    #[command(hide = true)]
+    Worker(worker::Arguments),
     Submit(submit::Arguments),
     Runs(runs::Arguments),
     Status(status::Arguments),
@@ -35,8 +37,15 @@ pub enum Command {
     Stop(stop::Arguments),
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    #[command(subcommand)]
+    Eval(eval::Command),
+    Embed(embed::Arguments),
     Export(export::Arguments),
     Presets(presets::Arguments),
+    #[command(subcommand)]
+    Data(data::Command),
+    #[command(subcommand)]
+    Bench(bench::Command),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
 }
@@ -48,6 +57,7 @@ impl Command {
             Command::Train(arguments) => train::run(arguments),
             Command::Coordinator(arguments) => block_on(coordinator::run(arguments)),
             Command::Agent(arguments) => block_on(agent::run(arguments)),
+            Command::Worker(arguments) => worker::run(arguments),
             Command::Submit(arguments) => block_on(submit::run(arguments)),
             Command::Runs(arguments) => block_on(runs::run(arguments)),
             Command::Status(arguments) => block_on(status::run(arguments)),
@@ -57,8 +67,12 @@ impl Command {
             Command::Resume(arguments) => block_on(resume::run(arguments)),
             Command::Stop(arguments) => block_on(stop::run(arguments)),
             Command::Checkpoint(command) => block_on(checkpoint::run(command)),
+            Command::Eval(command) => eval::run(command),
+            Command::Embed(arguments) => embed::run(arguments),
             Command::Export(arguments) => export::run(arguments),
             Command::Presets(arguments) => presets::run(arguments),
+            Command::Data(command) => data::run(command),
+            Command::Bench(command) => bench::run(command),
             Command::Doctor(arguments) => doctor::run(arguments),
             Command::Completions(arguments) => completions::run(arguments),
         }

@@ -136,23 +136,16 @@ impl From<checkpoint::Error> for Failure {
     }
 }
 
+impl From<worker::Error> for Failure {
+    fn from(error: worker::Error) -> Failure {
+        let hint = error.hint();
+        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+    }
+}
+
 impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
-        let exit = match error {
-            data::Error::NotFound { .. }
-            | data::Error::Empty { .. }
-            | data::Error::NoSuchSplit { .. }
-            | data::Error::BatchTooLarge { .. }
-            | data::Error::UnknownAugmentation { .. } => Exit::USAGE,
-            data::Error::Io { .. }
-            | data::Error::Malformed { .. }
-            | data::Error::Image { .. }
-            | data::Error::TooManyCorrupt { .. }
-            | data::Error::NothingDecodes { .. }
-            | data::Error::Thread(_)
-            | data::Error::Panicked { .. } => Exit::FAILED,
-        };
-        Failure::new(exit, error)
+        worker::Error::Data(error).into()
     }
 }
 

@@ -7,7 +7,9 @@ use crate::cli::Command;
 /// Starts logging for the command. `RUST_LOG` overrides what is shown.
 pub fn start(command: &Command) {
     let default = match command {
-        Command::Coordinator(_) | Command::Agent(_) => "info,h2=warn,hyper=warn,tonic=warn,tower=warn",
+        Command::Coordinator(_) | Command::Agent(_) | Command::Worker(_) => {
+            "info,h2=warn,hyper=warn,tonic=warn,tower=warn"
+        }
         // What a person has to know of a run arrives as its events.
         _ => "error",
     };

@@ -34,9 +34,15 @@ pub fn failure(failure: &Failure) {
 }
 
 fn render(failure: &Failure) -> String {
-    let mut text = format!("error: {}", failure.error);
+    let mut last = failure.error.to_string();
+    let mut text = format!("error: {last}");
     for cause in failure.error.chain().skip(1) {
-        text.push_str(&format!("\n  Caused by: {}", cause.to_string().trim_end().replace('\n', "\n    ")));
+        let cause = cause.to_string();
+        // Some libraries repeat their source's message in their own.
+        if !last.ends_with(&cause) {
+            text.push_str(&format!("\n  Caused by: {}", cause.trim_end().replace('\n', "\n    ")));
+            last = cause;
+        }
     }
     if !failure.log_tail.is_empty() {
         text.push_str("\n  Last lines of its log:");

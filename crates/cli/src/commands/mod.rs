@@ -1,13 +1,14 @@
 //! One file per command: its arguments, and what it does with them.
 
 pub mod agent;
-
+pub mod bench;
 pub mod checkpoint;
 pub mod completions;
 pub mod coordinator;
-
+pub mod data;
 pub mod doctor;
-
+pub mod embed;
+pub mod eval;
 pub mod export;
 pub mod logs;
 pub mod pause;
@@ -19,6 +20,7 @@ pub mod stop;
 pub mod submit;
 pub mod train;
 pub mod watch;
+pub mod worker;
 
 use clap::Args;
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use worker::plan::Plan;
 
 use crate::client::{Client, call, idempotency_key};
 use crate::commands::{agent::host_name, stop};
@@ -95,30 +96,9 @@ impl Job {
                 Job { config, run_dir, run_id, workers, device, resume: false }
             }
         };
-        job.check_data()?;
+        // What would end the workers at once is found before there is a directory or a process to clean up.
+        Plan::resolve(&job.config, 0, job.workers as usize)?;
         Ok(job)
-    }
-
-    /// Finds what would end the workers at once, before there is a directory or a process to clean up.
-    fn check_data(&self) -> Result<(), Failure> {
-        let images = data::Dataset::open(&self.config.data.source)?.len();
-        let batch = self.config.train.global_batch;
-        if batch > images {
-            return Err(Failure::usage(format!(
-                "train.global_batch = {batch}: expected at most the {images} images of {}",
-                self.config.data.source
-            )));
-        }
-        if self.workers as usize > batch {
-            return Err(Failure::usage(format!(
-                "train.global_batch = {batch}: expected at least one image for each of {} workers",
-                self.workers
-            )));
-        }
-        if let Some(source) = &self.config.eval.data {
-            data::Dataset::open(source)?;
-        }
-        Ok(())
     }
 
     fn request(&self) -> SubmitRunRequest {
