@@ -265,6 +265,18 @@ mod tests {
     }
 
     #[test]
+    fn no_image_votes_for_itself_on_any_rank() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 1);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        for world_size in [1, 2, 3] {
+            // Alone in its class an image is right only by its own vote.
+            let ranks = over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap().top1);
+            assert_eq!(ranks, vec![0.0; world_size]);
+        }
+    }
+
+    #[test]
     fn calibration_leaves_no_trace_but_its_result() {
         let dir = tempfile::tempdir().unwrap();
         fixtures::images(dir.path(), &CLASSES, 7);
