@@ -109,28 +109,6 @@ fn after_an_error_a_communicator_is_of_no_more_use() {
 }
 
 #[test]
-fn a_group_of_another_generation_is_a_mismatch() {
-    // Sockets of one group under the headers of two: what a rank would see that missed a regrouping.
-    use collective::{Group, Listener, form};
-    let host = [127, 0, 0, 1].into();
-    let listeners = [Listener::bind(host).unwrap(), Listener::bind(host).unwrap()];
-    let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
-    let errors: Vec<Error> = thread::scope(|scope| {
-        let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let group = Group { token: [1; 32], generation: 5 + rank as u64, rank, peers: peers.clone() };
-            scope.spawn(move || {
-                let abort = AbortHandle::new().unwrap();
-                form(listener, group, 1, Duration::from_millis(300), &abort).map(|_| ()).unwrap_err()
-            })
-        });
-        let ranks: Vec<_> = ranks.collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    });
-    assert_eq!(errors[0].to_string(), "still waiting for ranks [1] after 300ms");
-    assert_eq!(errors[1].to_string(), "no connection to rank 0: it is of another generation");
-}
-
-#[test]
 fn abort_from_another_thread_wakes_every_blocked_operation() {
     type Operation = fn(&mut Communicator) -> Result<(), Error>;
     let operations: [Operation; 5] = [

@@ -7,88 +7,69 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use collective::{AbortHandle, Communicator, Error, Group, Listener, Refusal, form, loopback};
+use collective::{AbortHandle, Error, Group, Listener, Refusal, form, loopback};
 
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const LONG: Duration = Duration::from_secs(30);
-const SHORT: Duration = Duration::from_millis(300);
 
-/// Forms a group whose ranks may each change what they say of it; `[rank]`.
-fn form_with(
-    world_size: usize,
-    deadline: Duration,
-    change: impl Fn(usize, &mut Group) + Sync,
-) -> Vec<Result<Vec<Communicator>, Error>> {
-    let listeners: Vec<_> = (0..world_size).map(|_| Listener::bind(HOST).unwrap()).collect();
-    let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
-    thread::scope(|scope| {
-        let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let mut group = Group { token: [7; 32], generation: 2, rank, peers: peers.clone() };
-            change(rank, &mut group);
-            scope.spawn(move || form(listener, group, 2, deadline, &AbortHandle::new()?))
-        });
-        let ranks: Vec<_> = ranks.collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+fn group(rank: usize, peers: &[String]) -> Group {
+    Group { token: [7; 32], generation: 2, rank, peers: peers.to_vec() }
 }
 
 #[test]
 fn a_group_forms_several_communicators() {
-    for group in [
-        form_with(4, LONG, |_, _| {}).into_iter().collect::<Result<Vec<_>, _>>().unwrap(),
-        loopback(4, 2).unwrap(),
-    ] {
-        let threads = group.into_iter().enumerate().map(|(rank, communicators)| {
-            thread::spawn(move || {
+    thread::scope(|scope| {
+        for (rank, communicators) in loopback(4, 2).unwrap().into_iter().enumerate() {
+            scope.spawn(move || {
                 assert_eq!(communicators.len(), 2);
                 for mut communicator in communicators {
                     assert_eq!((communicator.rank(), communicator.world_size()), (rank, 4));
                     communicator.barrier().unwrap();
                 }
-            })
-        });
-        let threads: Vec<_> = threads.collect();
-        for thread in threads {
-            thread.join().unwrap();
+            });
         }
-    }
+    });
+}
+
+/// Runs `dialling` against a rank 0 of two, which must still be waiting for its peer afterwards.
+fn with_rank_0_waiting<R>(dialling: impl FnOnce(&[String]) -> R) -> R {
+    let listener = Listener::bind(HOST).unwrap();
+    let peers = [listener.address().to_string(), "127.0.0.1:1".to_owned()];
+    let group = group(0, &peers);
+    let abort = AbortHandle::new().unwrap();
+    let handle = abort.clone();
+    let waiting = thread::spawn(move || form(listener, group, 2, LONG, &abort).unwrap_err());
+    let result = dialling(&peers);
+    handle.abort("the test is over");
+    assert_eq!(waiting.join().unwrap().to_string(), "aborted: the test is over");
+    result
 }
 
 #[test]
 fn ranks_that_do_not_belong_together_refuse_each_other() {
     #[track_caller]
-    fn check(change: impl Fn(usize, &mut Group) + Sync, expected: Refusal) {
-        let mut outcomes = form_with(2, SHORT, change).into_iter();
-        match outcomes.next().unwrap() {
-            Err(Error::Timeout { waiting_for, .. }) => assert_eq!(waiting_for, [1]),
-            other => panic!("{other:?}"),
-        }
-        match outcomes.next().unwrap() {
+    fn check(change: impl Fn(&mut Group), n_communicators: usize, expected: Refusal) {
+        let outcome = with_rank_0_waiting(|peers| {
+            let mut group = group(1, peers);
+            change(&mut group);
+            form(Listener::bind(HOST).unwrap(), group, n_communicators, LONG, &AbortHandle::new().unwrap())
+        });
+        match outcome {
             Err(Error::BadHandshake { rank: 0, refusal }) => assert_eq!(refusal, expected),
             other => panic!("{other:?}"),
         }
     }
-    check(|rank, group| group.token[31] ^= rank as u8, Refusal::Token);
-    check(|rank, group| group.generation += rank as u64, Refusal::Generation);
-    // Rank 1 believes in a third that would be above it.
-    check(
-        |rank, group| {
-            if rank == 1 {
-                group.peers.push("127.0.0.1:1".to_owned());
-            }
-        },
-        Refusal::Place,
-    );
+    check(|group| group.token[31] ^= 1, 2, Refusal::Token);
+    check(|group| group.generation += 1, 2, Refusal::Generation);
+    check(|group| group.generation -= 1, 2, Refusal::Generation);
+    check(|group| group.peers.push("127.0.0.1:1".to_owned()), 2, Refusal::Place);
+    check(|_| {}, 3, Refusal::Place);
 }
 
 #[test]
 fn another_version_of_the_protocol_is_told_so() {
-    let listener = Listener::bind(HOST).unwrap();
-    let address = listener.address();
-    let group =
-        Group { token: [7; 32], generation: 2, rank: 0, peers: vec![address.to_string(), String::new()] };
-    let stranger = thread::spawn(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
+    let answer = with_rank_0_waiting(|peers| {
+        let mut stream = TcpStream::connect(&peers[0]).unwrap();
         let mut hello = b"himpun\xf0\x0a".to_vec();
         hello.extend(2u32.to_le_bytes());
         hello.resize(72, 0);
@@ -97,10 +78,16 @@ fn another_version_of_the_protocol_is_told_so() {
         stream.read_to_end(&mut answer).unwrap();
         answer
     });
-    let outcome = form(listener, group, 1, SHORT, &AbortHandle::new().unwrap());
-    assert!(matches!(outcome, Err(Error::Timeout { .. })));
-    let answer = stranger.join().unwrap();
     assert_eq!(answer[8..16], [1, 0, 0, 0, 1, 0, 0, 0], "this side's version, and the verdict");
+}
+
+#[test]
+fn a_deadline_names_the_ranks_that_did_not_come() {
+    let listener = Listener::bind(HOST).unwrap();
+    let peers = [listener.address().to_string(), "127.0.0.1:1".to_owned(), "127.0.0.1:1".to_owned()];
+    let deadline = Duration::from_millis(20);
+    let error = form(listener, group(0, &peers), 1, deadline, &AbortHandle::new().unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "still waiting for ranks [1, 2] after 20ms");
 }
 
 #[test]
@@ -109,8 +96,7 @@ fn strangers_at_the_listener_change_nothing() {
     let addresses = [listeners[0].address(), listeners[1].address()];
     let peers: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let meet = |rank: usize, listener: Listener| {
-        let group = Group { token: [7; 32], generation: 2, rank, peers: peers.clone() };
-        let mut formed = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap();
+        let mut formed = form(listener, group(rank, &peers), 1, LONG, &AbortHandle::new().unwrap()).unwrap();
         let mut values = [1u32, 2];
         formed[0].all_reduce_sum(&mut values).unwrap();
         assert_eq!(values, [2, 4]);
@@ -149,8 +135,7 @@ fn a_dialled_port_that_is_no_worker_is_named() {
     });
     let listener = Listener::bind(HOST).unwrap();
     let peers = vec![address.to_string(), listener.address().to_string()];
-    let group = Group { token: [7; 32], generation: 2, rank: 1, peers };
-    let error = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap_err();
+    let error = form(listener, group(1, &peers), 1, LONG, &AbortHandle::new().unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "no connection to rank 0: what listens there is no worker");
     drop(answering.join().unwrap());
 }
@@ -161,14 +146,13 @@ fn a_peer_that_is_gone_or_silent_and_an_abort_end_the_forming() {
     let gone = Listener::bind(HOST).unwrap().address();
     let listener = Listener::bind(HOST).unwrap();
     let peers = vec![gone.to_string(), listener.address().to_string()];
-    let group = Group { token: [7; 32], generation: 2, rank: 1, peers };
-    let error = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap_err();
+    let error = form(listener, group(1, &peers), 1, LONG, &AbortHandle::new().unwrap()).unwrap_err();
     assert!(matches!(error, Error::PeerLost { rank: 0, .. }), "{error:?}");
 
     let silent = TcpListener::bind((HOST, 0)).unwrap();
     let listener = Listener::bind(HOST).unwrap();
     let peers = vec![silent.local_addr().unwrap().to_string(), listener.address().to_string(), String::new()];
-    let group = Group { token: [7; 32], generation: 2, rank: 1, peers };
+    let group = group(1, &peers);
     let abort = AbortHandle::new().unwrap();
     let handle = abort.clone();
     let forming = thread::spawn(move || form(listener, group, 1, LONG, &abort).unwrap_err());

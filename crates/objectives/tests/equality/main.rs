@@ -138,6 +138,24 @@ fn t1_t2_t3_any_world_size_computes_what_one_rank_computes() {
 }
 
 #[test]
+fn a_rank_sends_its_unit_rows_its_log_sums_and_its_loss_and_no_gradient() {
+    let width = 128;
+    for world_size in WORLD_SIZES {
+        let deal = Deal::even(IMAGES, world_size);
+        let z = noise(3, 2 * IMAGES * width);
+        on_ranks(world_size, |rank, [mut communicator, _]| {
+            let pool = Pool::new(1, &[]);
+            let compute = Compute { pool: &pool, path: KernelPath::Reference };
+            let own = deal.take(rank, &z, width);
+            NtXent::new(0.3).forward_backward(compute, &own, &deal.rows(), &mut communicator).unwrap();
+            let numbers = deal.rows()[rank] * (width + 1) + 1;
+            let expected = (world_size - 1) * numbers * size_of::<f64>();
+            assert_eq!(communicator.bytes_sent(), expected as u64);
+        });
+    }
+}
+
+#[test]
 fn t5_the_gradient_of_many_ranks_matches_central_differences() {
     let (images, width, rows) = (5, 3, 10);
     let z = noise(2, rows * width);

@@ -49,10 +49,11 @@ pub fn train_step(
     let mut d_unit = vec![0.0; unit.len()];
     for (rank, share) in shares.iter().enumerate() {
         for place in deal.places(rank) {
-            for column in place * WIDTH..(place + 1) * WIDTH {
-                let all = || shares.iter().map(|share| share.d_gathered[column]).sum::<f64>();
-                d_unit[column] = match mutant {
-                    Mutant::DetachedKeys | Mutant::OwnSlot => share.d_gathered[column],
+            for (offset, d) in d_unit[place * WIDTH..(place + 1) * WIDTH].iter_mut().enumerate() {
+                let index = place * WIDTH + offset;
+                let all = || shares.iter().map(|share| share.d_gathered[index]).sum::<f64>();
+                *d = match mutant {
+                    Mutant::DetachedKeys | Mutant::OwnSlot => share.d_gathered[index],
                     Mutant::Average => all() / world_size,
                     Mutant::None | Mutant::RankZeroMask | Mutant::SelfTerm | Mutant::Unscaled => all(),
                 };
