@@ -320,14 +320,15 @@ fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: us
 }
 
 fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d<T> {
-    Conv2d::new(graph.conv_shape(node, options.max_rows), options.kernel_path, threads)
+    let shape = graph.conv_shape(node, options.max_rows);
+    Conv2d::new(shape, options.kernel_path, options.convolution, threads)
 }
 
 fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
     match node {
         Node::Conv(node) => {
             let shape = graph.conv_shape(node, options.max_rows);
-            Conv2d::<T>::predicted_bytes(&shape, options.kernel_path, threads)
+            Conv2d::<T>::predicted_bytes(&shape, options.kernel_path, options.convolution, threads)
         }
         Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, threads),
         Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
