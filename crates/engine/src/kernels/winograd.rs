@@ -24,12 +24,15 @@ use super::simd::{InstructionSet, MAX_ROWS};
 use super::strip::{MAX_WIDTH, Rows, Target, Terms, strip};
 use super::transforms::{Collect, CollectWeights, Input, OutputGradient, POINTS, Spread, SpreadWeights};
 
-/// Bytes of a block's transformed input.
-const BLOCK_BYTES: usize = 512 << 10;
+/// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
+/// the second-level cache, for many channels enough to be worth reading the transformed weights.
+const BLOCK_TILES: [usize; 2] = [32, 64];
 
-/// Fewest and most tiles in a block: the transformed weights are read once per block, and more tiles
-/// than the most gain nothing.
-const BLOCK_TILES: [usize; 2] = [64, 64];
+/// Bytes of a block's transformed input, between those bounds.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
+const GRADIENT_TILES: usize = 64;
 
 /// Numbers between the planes of a transform, lest all 36 fall into one set of the cache.
 const GAP: usize = 16;
@@ -65,8 +68,10 @@ struct Plan {
     outputs: Panels,
     /// Panels over the input channels.
     inputs: Panels,
-    /// Tiles in a block.
+    /// Tiles in a block of the forward pass or the data gradient.
     block: usize,
+    /// Tiles in a block of the weight gradient.
+    gradient_block: usize,
 }
 
 impl Plan {
@@ -80,6 +85,7 @@ impl Plan {
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             block: fitting.clamp(fewest, most).min(all),
+            gradient_block: GRADIENT_TILES.min(all),
         }
     }
 
@@ -92,12 +98,13 @@ impl Plan {
     }
 
     fn images_len(&self) -> usize {
-        POINTS * (self.block * self.channels() + GAP)
+        POINTS * (self.block.max(self.gradient_block) * self.channels() + GAP)
     }
 
     fn outputs_len(&self) -> usize {
         let panels = self.shape.c_out.div_ceil(2 * self.outputs.lanes);
-        POINTS * (self.block * self.channels().max(2 * self.outputs.lanes) + panels * GAP)
+        let products = POINTS * (self.block * 2 * self.outputs.lanes + GAP);
+        products.max(POINTS * (self.gradient_block * self.shape.c_out + panels * GAP))
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -113,7 +120,7 @@ impl Plan {
     /// Where the transformed output gradient of one panel lies, and the distance of its planes.
     fn d_output_panel(&self, panel: Panel) -> (usize, usize) {
         let index = panel.first / (2 * self.outputs.lanes);
-        (POINTS * (self.block * panel.first + index * GAP), self.block * panel.width + GAP)
+        (POINTS * (self.gradient_block * panel.first + index * GAP), self.gradient_block * panel.width + GAP)
     }
 }
 
@@ -214,7 +221,7 @@ impl WinogradConv {
             let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..images.len() * tiles_per_image(&shape), plan.block) {
+            for tiles in blocks(0..images.len() * tiles_per_image(&shape), plan.gradient_block) {
                 add_block_gradient(*isa, plan, tiles, [x, dy], worker);
             }
         });
@@ -233,7 +240,7 @@ fn add_block_gradient(
 ) {
     let Worker { images, outputs, d_weights, zeros, .. } = worker;
     let (c_in, c_out) = (plan.shape.c_in, plan.shape.c_out);
-    let plane = plan.block * c_in + GAP;
+    let plane = plan.gradient_block * c_in + GAP;
     Tiles::new(&plan.shape, c_in).transform_input(isa, tiles.clone(), x, zeros, images, plane);
     let d_output = Tiles::new(&plan.shape, c_out);
     let mut sums = Sums([0.0; POINTS * MAX_ROWS * MAX_WIDTH]);
