@@ -11,6 +11,9 @@ use super::path::KernelPath;
 /// The widest strip of any instruction set.
 pub(super) const MAX_ROWS: usize = 8;
 
+/// The widest vector of any instruction set.
+pub(super) const MAX_LANES: usize = 16;
+
 /// A vector of `f32` and what a kernel does with it.
 ///
 /// A value of the type proves that the machine has the instructions.
@@ -46,6 +49,16 @@ pub(super) trait Simd: Copy {
         let to = &mut to[..Self::LANES];
         // SAFETY: the slice has just been cut to as many numbers, and is borrowed to be written.
         unsafe { self.store(to.as_mut_ptr(), vector) }
+    }
+}
+
+/// Adds each lane of a vector to its total.
+#[inline(always)]
+pub(super) fn add_lanes<S: Simd>(simd: S, vector: S::Vector, totals: &mut [f64]) {
+    let mut lanes = [0.0; MAX_LANES];
+    simd.write(&mut lanes, vector);
+    for (total, &lane) in totals[..S::LANES].iter_mut().zip(&lanes) {
+        *total += f64::from(lane);
     }
 }
 

@@ -14,10 +14,10 @@
 
 #![expect(unsafe_code, reason = "bounds are asserted once per run instead of once per term")]
 
-use super::simd::{InstructionSet, MAX_ROWS, Simd, Task};
+use super::simd::{InstructionSet, MAX_LANES, MAX_ROWS, Simd, Task, add_lanes};
 
-/// The widest strip: two vectors of sixteen lanes.
-pub(super) const MAX_WIDTH: usize = 32;
+/// The widest strip.
+pub(super) const MAX_WIDTH: usize = 2 * MAX_LANES;
 
 /// What the numbers of a strip are sums of.
 #[derive(Clone, Copy)]
@@ -85,52 +85,51 @@ impl Task for Strip<'_, '_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { terms, rows, target } = self;
-        let mut tile = [[0.0; MAX_WIDTH]; MAX_ROWS];
         match (S::ROWS, terms.width / S::LANES) {
-            (8, 2) => sum::<S, 8, 2>(simd, terms, rows, &mut tile),
-            (8, 1) => sum::<S, 8, 1>(simd, terms, rows, &mut tile),
-            (6, 2) => sum::<S, 6, 2>(simd, terms, rows, &mut tile),
-            (6, 1) => sum::<S, 6, 1>(simd, terms, rows, &mut tile),
+            (8, 2) => run::<S, 8, 2>(simd, terms, rows, target),
+            (8, 1) => run::<S, 8, 1>(simd, terms, rows, target),
+            (6, 2) => run::<S, 6, 2>(simd, terms, rows, target),
+            (6, 1) => run::<S, 6, 1>(simd, terms, rows, target),
             _ => unreachable!("a strip of {} columns", terms.width),
-        }
-        if target.columns == 2 * S::LANES {
-            // The same with a width that the compiler knows.
-            write(&tile, rows, 2 * S::LANES, target);
-        } else {
-            write(&tile, rows, target.columns, target);
         }
     }
 }
 
-/// Sums a strip into `tile`, with code of its own for each way to walk through `a`.
+/// Sums a strip, with code of its own for each way to walk through `a`, and writes it.
 #[inline(always)]
-fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
+fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     terms: &Terms<'_>,
     rows: &Rows,
-    tile: &mut [[f32; MAX_WIDTH]; MAX_ROWS],
+    target: &mut Target<'_>,
 ) {
     // Rows that do not exist repeat the first one.
     let offsets: [usize; ROWS] =
         std::array::from_fn(|row| rows.a_offsets[if row < rows.count { row } else { 0 }]);
-    let adjacent = (0..ROWS).all(|row| offsets[row] == offsets[0] + row);
-    match (terms.step, adjacent) {
-        (1, _) => sum_runs::<S, ROWS, VECTORS>(simd, terms, 1, &|row| offsets[row], tile),
-        (step, true) => {
-            let first = offsets[0];
-            sum_runs::<S, ROWS, VECTORS>(simd, terms, step, &|row| first + row, tile);
+    let first = offsets[0];
+    let mut tile = [[simd.splat(0.0); VECTORS]; ROWS];
+    match terms.step {
+        1 => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
+        step if (0..ROWS).all(|row| offsets[row] == first + row) => {
+            sum(simd, terms, step, &|row| first + row, &mut tile);
         }
-        (step, false) => sum_runs::<S, ROWS, VECTORS>(simd, terms, step, &|row| offsets[row], tile),
+        step => sum(simd, terms, step, &|row| offsets[row], &mut tile),
+    }
+    if target.columns == VECTORS * S::LANES {
+        write(simd, &tile, rows, target);
+    } else {
+        write_columns(simd, &tile, rows, target);
     }
 }
 
+/// Sums a strip in registers and leaves it in `tile`.
 #[inline(always)]
-fn sum_runs<S: Simd, const ROWS: usize, const VECTORS: usize>(
+fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     terms: &Terms<'_>,
     step: usize,
     offset: &impl Fn(usize) -> usize,
-    tile: &mut [[f32; MAX_WIDTH]; MAX_ROWS],
+    tile: &mut [[S::Vector; VECTORS]; ROWS],
 ) {
     let width = VECTORS * S::LANES;
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
@@ -165,12 +164,7 @@ fn sum_runs<S: Simd, const ROWS: usize, const VECTORS: usize>(
             l += 1;
         }
     }
-    for (sums, row) in sums.iter().zip(tile) {
-        for (&vector, lanes) in sums.iter().zip(row.chunks_exact_mut(S::LANES)) {
-            // SAFETY: the chunk has as many numbers as the vector.
-            unsafe { simd.store(lanes.as_mut_ptr(), vector) };
-        }
-    }
+    *tile = sums;
 }
 
 /// Adds one term to every sum of the strip.
@@ -199,31 +193,53 @@ unsafe fn add_term<S: Simd, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// Writes the rows and columns of the tile that exist, and adds up what was written.
+/// Writes the rows of a full tile that exist, and adds up what was written.
 #[inline(always)]
-fn write(tile: &[[f32; MAX_WIDTH]; MAX_ROWS], rows: &Rows, columns: usize, target: &mut Target<'_>) {
-    let mut sum = [0.0_f32; MAX_WIDTH];
-    let mut squares = [0.0_f32; MAX_WIDTH];
+fn write<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    tile: &[[S::Vector; VECTORS]; ROWS],
+    rows: &Rows,
+    target: &mut Target<'_>,
+) {
+    let mut sum = [simd.splat(0.0); VECTORS];
+    let mut squares = [simd.splat(0.0); VECTORS];
     for (values, &offset) in tile.iter().zip(&rows.c_offsets[..rows.count]) {
-        let c = &mut target.c[offset..][..columns];
-        if target.accumulate {
-            for (c, value) in c.iter_mut().zip(values) {
-                *c += value;
-            }
-        } else {
-            c.copy_from_slice(&values[..columns]);
-        }
-        if target.sums.is_some() {
-            for ((sum, square), &value) in sum.iter_mut().zip(&mut squares).zip(&*c) {
-                *sum += value;
-                *square += value * value;
-            }
+        let c = &mut target.c[offset..][..VECTORS * S::LANES];
+        for (v, &value) in values.iter().enumerate() {
+            let c = &mut c[v * S::LANES..];
+            let value = if target.accumulate { simd.add(simd.read(c), value) } else { value };
+            simd.write(c, value);
+            sum[v] = simd.add(sum[v], value);
+            squares[v] = simd.mul_add(value, value, squares[v]);
         }
     }
-    if let Some(totals) = &mut target.sums {
-        for (totals, partial) in totals.iter_mut().zip([&sum, &squares]) {
-            for (total, &partial) in totals.iter_mut().zip(&partial[..columns]) {
-                *total += f64::from(partial);
+    if let Some([sums, all_squares]) = &mut target.sums {
+        for v in 0..VECTORS {
+            add_lanes(simd, sum[v], &mut sums[v * S::LANES..]);
+            add_lanes(simd, squares[v], &mut all_squares[v * S::LANES..]);
+        }
+    }
+}
+
+/// Writes the rows and columns of a tile that exist, and adds up what was written.
+#[inline(always)]
+fn write_columns<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    tile: &[[S::Vector; VECTORS]; ROWS],
+    rows: &Rows,
+    target: &mut Target<'_>,
+) {
+    for (values, &offset) in tile.iter().zip(&rows.c_offsets[..rows.count]) {
+        let mut lanes = [0.0; MAX_WIDTH];
+        for (v, &value) in values.iter().enumerate() {
+            simd.write(&mut lanes[v * S::LANES..], value);
+        }
+        let c = &mut target.c[offset..][..target.columns];
+        for (column, (c, value)) in c.iter_mut().zip(lanes).enumerate() {
+            *c = if target.accumulate { *c + value } else { value };
+            if let Some([sums, squares]) = &mut target.sums {
+                sums[column] += f64::from(*c);
+                squares[column] += f64::from(*c * *c);
             }
         }
     }

@@ -16,7 +16,7 @@
 //! and the gradient of the weights, being linear in the product, is `Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
 //! Each map works on the lines of a tile of vectors, a vector holding one number of many channels.
 
-use super::simd::{Simd, Task};
+use super::simd::{MAX_LANES, Simd, Task};
 
 /// Numbers in a transformed tile.
 pub(super) const POINTS: usize = 36;
@@ -34,7 +34,7 @@ pub(super) struct Input;
 struct Weights;
 /// `Aᵀ`
 #[derive(Clone, Copy)]
-struct Output;
+pub(super) struct Output;
 /// `A`
 #[derive(Clone, Copy)]
 pub(super) struct OutputGradient;
@@ -45,16 +45,15 @@ struct WeightGradient;
 impl Map<6, 6> for Input {
     #[inline(always)]
     fn map<S: Simd>(self, simd: S, d: [S::Vector; 6]) -> [S::Vector; 6] {
-        let scaled = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
-        let (even, odd) = (scaled(-4.0, d[2], d[4]), scaled(-4.0, d[1], d[3]));
+        let (even, odd) = (scaled(simd, -4.0, d[2], d[4]), scaled(simd, -4.0, d[1], d[3]));
         let (outer, inner) = (simd.sub(d[4], d[2]), simd.sub(d[3], d[1]));
         [
-            scaled(4.0, d[0], scaled(-5.0, d[2], d[4])),
+            scaled(simd, 4.0, d[0], scaled(simd, -5.0, d[2], d[4])),
             simd.add(even, odd),
             simd.sub(even, odd),
-            scaled(2.0, inner, outer),
-            scaled(-2.0, inner, outer),
-            scaled(4.0, d[1], scaled(-5.0, d[3], d[5])),
+            scaled(simd, 2.0, inner, outer),
+            scaled(simd, -2.0, inner, outer),
+            scaled(simd, 4.0, d[1], scaled(simd, -5.0, d[3], d[5])),
         ]
     }
 }
@@ -62,16 +61,15 @@ impl Map<6, 6> for Input {
 impl Map<3, 6> for Weights {
     #[inline(always)]
     fn map<S: Simd>(self, simd: S, g: [S::Vector; 3]) -> [S::Vector; 6] {
-        let scaled = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
         let zero = simd.splat(0.0);
-        let outer = scaled(-1.0 / 6.0, simd.add(g[0], g[2]), zero);
-        let far = scaled(1.0 / 24.0, g[0], scaled(1.0 / 6.0, g[2], zero));
+        let outer = scaled(simd, -1.0 / 6.0, simd.add(g[0], g[2]), zero);
+        let far = scaled(simd, 1.0 / 24.0, g[0], scaled(simd, 1.0 / 6.0, g[2], zero));
         [
-            scaled(0.25, g[0], zero),
-            scaled(-1.0 / 6.0, g[1], outer),
-            scaled(1.0 / 6.0, g[1], outer),
-            scaled(1.0 / 12.0, g[1], far),
-            scaled(-1.0 / 12.0, g[1], far),
+            scaled(simd, 0.25, g[0], zero),
+            scaled(simd, -1.0 / 6.0, g[1], outer),
+            scaled(simd, 1.0 / 6.0, g[1], outer),
+            scaled(simd, 1.0 / 12.0, g[1], far),
+            scaled(simd, -1.0 / 12.0, g[1], far),
             g[2],
         ]
     }
@@ -80,14 +78,13 @@ impl Map<3, 6> for Weights {
 impl Map<6, 4> for Output {
     #[inline(always)]
     fn map<S: Simd>(self, simd: S, m: [S::Vector; 6]) -> [S::Vector; 4] {
-        let scaled = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
         let (near, near_odd) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
         let (far, far_odd) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
         [
             simd.add(simd.add(m[0], near), far),
-            scaled(2.0, far_odd, near_odd),
-            scaled(4.0, far, near),
-            scaled(8.0, far_odd, simd.add(near_odd, m[5])),
+            scaled(simd, 2.0, far_odd, near_odd),
+            scaled(simd, 4.0, far, near),
+            scaled(simd, 8.0, far_odd, simd.add(near_odd, m[5])),
         ]
     }
 }
@@ -95,15 +92,14 @@ impl Map<6, 4> for Output {
 impl Map<4, 6> for OutputGradient {
     #[inline(always)]
     fn map<S: Simd>(self, simd: S, y: [S::Vector; 4]) -> [S::Vector; 6] {
-        let scaled = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
         let (even, odd) = (simd.add(y[0], y[2]), simd.add(y[1], y[3]));
-        let (far_even, far_odd) = (scaled(4.0, y[2], y[0]), scaled(4.0, y[3], y[1]));
+        let (far_even, far_odd) = (scaled(simd, 4.0, y[2], y[0]), scaled(simd, 4.0, y[3], y[1]));
         [
             y[0],
             simd.add(even, odd),
             simd.sub(even, odd),
-            scaled(2.0, far_odd, far_even),
-            scaled(-2.0, far_odd, far_even),
+            scaled(simd, 2.0, far_odd, far_even),
+            scaled(simd, -2.0, far_odd, far_even),
             y[3],
         ]
     }
@@ -112,131 +108,79 @@ impl Map<4, 6> for OutputGradient {
 impl Map<6, 3> for WeightGradient {
     #[inline(always)]
     fn map<S: Simd>(self, simd: S, u: [S::Vector; 6]) -> [S::Vector; 3] {
-        let scaled = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
         let zero = simd.splat(0.0);
-        let near = scaled(-1.0 / 6.0, simd.add(u[1], u[2]), zero);
+        let near = scaled(simd, -1.0 / 6.0, simd.add(u[1], u[2]), zero);
         let near_odd = simd.sub(u[2], u[1]);
         let (far, far_odd) = (simd.add(u[3], u[4]), simd.sub(u[3], u[4]));
         [
-            scaled(0.25, u[0], scaled(1.0 / 24.0, far, near)),
-            scaled(1.0 / 6.0, near_odd, scaled(1.0 / 12.0, far_odd, zero)),
-            simd.add(scaled(1.0 / 6.0, far, near), u[5]),
+            scaled(simd, 0.25, u[0], scaled(simd, 1.0 / 24.0, far, near)),
+            scaled(simd, 1.0 / 6.0, near_odd, scaled(simd, 1.0 / 12.0, far_odd, zero)),
+            simd.add(scaled(simd, 1.0 / 6.0, far, near), u[5]),
         ]
     }
 }
 
-/// Applies a map to the columns of a tile and then to its rows.
-#[inline(always)]
-fn apply<S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    map: impl Map<N, M>,
-    tile: &[[S::Vector; N]; N],
-) -> [[S::Vector; M]; M] {
-    let zero = simd.splat(0.0);
-    let mut halfway = [[zero; N]; M];
-    for column in 0..N {
-        let mut line = [zero; N];
-        for row in 0..N {
-            line[row] = tile[row][column];
-        }
-        let line = map.map(simd, line);
-        for row in 0..M {
-            halfway[row][column] = line[row];
-        }
-    }
-    let mut mapped = [[zero; M]; M];
-    for row in 0..M {
-        mapped[row] = map.map(simd, halfway[row]);
-    }
-    mapped
+/// Where the vectors of a tile are read.
+///
+/// A trait and no closure, because only a method can be told to be inlined: called, it would not be
+/// compiled for the instruction set.
+pub(super) trait Tile {
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector;
 }
 
-/// Transforms one tile of pixels into one row of each of the [`POINTS`] planes.
-pub(super) struct Spread<'a, F, O, const N: usize> {
-    pub(super) map: F,
-    /// The channels of each pixel of the tile, zeros for those outside the image.
-    pub(super) pixels: [[&'a [f32]; N]; N],
-    pub(super) planes: &'a mut [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
-    /// Where in a plane a channel lies.
-    pub(super) offset: O,
-}
-
-impl<F: Map<N, 6>, O: Fn(usize) -> usize, const N: usize> Task for Spread<'_, F, O, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for channel in (0..self.pixels[0][0].len()).step_by(S::LANES) {
-            let mut tile = [[simd.splat(0.0); N]; N];
-            for (row, pixels) in tile.iter_mut().zip(&self.pixels) {
-                for (vector, pixel) in row.iter_mut().zip(pixels) {
-                    *vector = simd.read(&pixel[channel..]);
-                }
-            }
-            let offset = (self.offset)(channel);
-            let mapped = apply(simd, self.map, &tile);
-            for (point, vector) in mapped.as_flattened().iter().enumerate() {
-                simd.write(&mut self.planes[point * self.plane + offset..], *vector);
-            }
-        }
-    }
-}
-
-/// Transforms one row of each of the [`POINTS`] planes into a tile of 4 x 4 outputs, cut off at the
-/// edge of the image.
-pub(super) struct Collect<'a> {
+/// One vector of each plane of a `side` x `side` transform.
+pub(super) struct Planes<'a> {
     pub(super) planes: &'a [f32],
     /// Distance of two planes.
     pub(super) plane: usize,
-    /// Where the row lies in a plane.
     pub(super) offset: usize,
-    /// Channels in the row.
-    pub(super) width: usize,
-    pub(super) y: &'a mut [f32],
-    /// Where the first pixel lies in `y`, and the distance of rows and of pixels.
-    pub(super) first: usize,
-    pub(super) row: usize,
-    pub(super) pixel: usize,
-    /// Rows and columns inside the image.
-    pub(super) inside: [usize; 2],
-    pub(super) accumulate: bool,
-    /// Sum and sum of squares of each channel of the row, to be added to.
-    pub(super) sums: Option<[&'a mut [f64]; 2]>,
+    pub(super) side: usize,
 }
 
-impl Task for Collect<'_> {
-    type Output = ();
-
+impl Tile for Planes<'_> {
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        for channel in (0..self.width).step_by(S::LANES) {
-            let products = read_tile(simd, self.planes, self.plane, self.offset + channel);
-            let mapped = apply(simd, Output, &products);
-            let (mut sum, mut squares) = (simd.splat(0.0), simd.splat(0.0));
-            for (row, vectors) in mapped.iter().enumerate() {
-                for (column, &vector) in vectors.iter().enumerate() {
-                    if row < self.inside[0] && column < self.inside[1] {
-                        let y = &mut self.y[self.first + row * self.row + column * self.pixel + channel..];
-                        let vector = if self.accumulate { simd.add(simd.read(y), vector) } else { vector };
-                        simd.write(y, vector);
-                        sum = simd.add(sum, vector);
-                        squares = simd.mul_add(vector, vector, squares);
-                    }
-                }
-            }
-            if let Some(totals) = &mut self.sums {
-                for (totals, vector) in totals.iter_mut().zip([sum, squares]) {
-                    let mut lanes = [0.0; 16];
-                    simd.write(&mut lanes, vector);
-                    for (total, &lane) in totals[channel..][..S::LANES].iter_mut().zip(&lanes) {
-                        *total += f64::from(lane);
-                    }
-                }
-            }
-        }
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        simd.read(&self.planes[(row * self.side + column) * self.plane + self.offset..])
     }
+}
+
+/// Applies a map to the columns of a tile. The caller keeps `columns`, lest they be cleared and
+/// copied for every vector.
+#[inline(always)]
+pub(super) fn map_columns<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    tile: &impl Tile,
+    columns: &mut [[S::Vector; M]; N],
+) {
+    for (column, mapped) in columns.iter_mut().enumerate() {
+        let mut line = [simd.splat(0.0); N];
+        for (row, vector) in line.iter_mut().enumerate() {
+            *vector = tile.read(simd, row, column);
+        }
+        *mapped = map.map(simd, line);
+    }
+}
+
+/// Applies a map to a row of mapped columns.
+#[inline(always)]
+pub(super) fn map_row<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    columns: &[[S::Vector; M]; N],
+    row: usize,
+) -> [S::Vector; M] {
+    let mut line = [simd.splat(0.0); N];
+    for (vector, column) in line.iter_mut().zip(columns) {
+        *vector = column[row];
+    }
+    map.map(simd, line)
+}
+
+/// `factor * a + b`
+#[inline(always)]
+fn scaled<S: Simd>(simd: S, factor: f32, a: S::Vector, b: S::Vector) -> S::Vector {
+    simd.mul_add(simd.splat(factor), a, b)
 }
 
 /// Transforms weights into rows of the [`POINTS`] planes of one panel.
@@ -260,22 +204,23 @@ impl Task for SpreadWeights<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let plane = self.panel.len() / POINTS;
+        let mut columns = [[simd.splat(0.0); 6]; 3];
         for row in 0..plane / self.width {
             for first in (0..self.width).step_by(S::LANES) {
-                let mut taps = [[0.0; 16]; 9];
+                let mut taps = [[0.0; MAX_LANES]; 9];
                 for lane in 0..S::LANES {
                     let w = &self.w[(first + lane) * self.column + row * self.depth..][..9];
                     for (tap, lanes) in taps.iter_mut().enumerate() {
                         lanes[lane] = w[if self.flipped { 8 - tap } else { tap }];
                     }
                 }
-                let mut tile = [[simd.splat(0.0); 3]; 3];
-                for (vector, lanes) in tile.as_flattened_mut().iter_mut().zip(&taps) {
-                    *vector = simd.read(lanes);
-                }
-                let mapped = apply(simd, Weights, &tile);
-                for (point, vector) in mapped.as_flattened().iter().enumerate() {
-                    simd.write(&mut self.panel[point * plane + row * self.width + first..], *vector);
+                let taps = Planes { planes: taps.as_flattened(), plane: MAX_LANES, offset: 0, side: 3 };
+                map_columns(simd, Weights, &taps, &mut columns);
+                for y in 0..6 {
+                    for (x, vector) in map_row(simd, Weights, &columns, y).into_iter().enumerate() {
+                        let offset = (6 * y + x) * plane + row * self.width + first;
+                        simd.write(&mut self.panel[offset..], vector);
+                    }
                 }
             }
         }
@@ -300,24 +245,19 @@ impl Task for CollectWeights<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let mut columns = [[simd.splat(0.0); 3]; 6];
         for offset in (0..self.rows * self.width).step_by(S::LANES) {
-            let tile = read_tile(simd, self.planes, self.rows * self.width, offset);
-            let mapped = apply(simd, WeightGradient, &tile);
-            for (tap, &vector) in mapped.as_flattened().iter().enumerate() {
-                let d_weights = &mut self.d_weights[tap * self.tap + offset..];
-                let vector = if self.accumulate { simd.add(simd.read(d_weights), vector) } else { vector };
-                simd.write(d_weights, vector);
+            let plane = self.rows * self.width;
+            let tile = Planes { planes: self.planes, plane, offset, side: 6 };
+            map_columns(simd, WeightGradient, &tile, &mut columns);
+            for y in 0..3 {
+                for (x, vector) in map_row(simd, WeightGradient, &columns, y).into_iter().enumerate() {
+                    let d_weights = &mut self.d_weights[(3 * y + x) * self.tap + offset..];
+                    let vector =
+                        if self.accumulate { simd.add(simd.read(d_weights), vector) } else { vector };
+                    simd.write(d_weights, vector);
+                }
             }
         }
     }
-}
-
-/// One vector of each plane.
-#[inline(always)]
-fn read_tile<S: Simd>(simd: S, planes: &[f32], plane: usize, offset: usize) -> [[S::Vector; 6]; 6] {
-    let mut tile = [[simd.splat(0.0); 6]; 6];
-    for (point, vector) in tile.as_flattened_mut().iter_mut().enumerate() {
-        *vector = simd.read(&planes[point * plane + offset..]);
-    }
-    tile
 }
