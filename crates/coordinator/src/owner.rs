@@ -24,6 +24,7 @@ use crate::event_log::EventLog;
 use crate::run_dir::{self, RunDir};
 use crate::state::{
     Command, Entry, HEARTBEAT, IdempotencyKey, Input, LEASE, News, Operation, Refused, RunRecord, State,
+    Summary,
 };
 use crate::store::{Recovered, Store};
 
@@ -226,8 +227,8 @@ impl Desk {
     }
 
     /// Takes up the runs of the coordinator before this one.
-    fn recover(&mut self, recovered: Recovered) -> Result<(), Error> {
-        for record in &recovered.runs {
+    fn recover(&mut self, mut recovered: Recovered) -> Result<(), Error> {
+        for record in &mut recovered.runs {
             let path = Path::new(&record.run_dir);
             // A directory that is gone or damaged does not keep the coordinator from starting.
             let past = run_dir::past(path).unwrap_or_default();
@@ -238,6 +239,8 @@ impl Desk {
                 }
                 log.close();
             } else {
+                let total_steps = record.summary.total_steps;
+                record.summary = Summary { total_steps, ..run_dir::summary(path, u64::MAX) };
                 match RunDir::resume(path, &record.run_id, &record.config_toml, Some(u64::MAX)) {
                     Ok(dir) => self.open_files(&record.run_id, dir),
                     Err(error) => {
@@ -334,7 +337,9 @@ impl Desk {
             Command::StartWorkers(agent_id, start) => {
                 self.tell_agent(&agent_id, agent_down::Message::Start(start))
             }
-            Command::StopWorkers(agent_id, stop) => self.tell_agent(&agent_id, agent_down::Message::Stop(stop)),
+            Command::StopWorkers(agent_id, stop) => {
+                self.tell_agent(&agent_id, agent_down::Message::Stop(stop))
+            }
             Command::DropAgent { agent_id, session } => {
                 if self.agents.get(&agent_id).is_some_and(|(open, _)| *open == session) {
                     self.agents.remove(&agent_id);

@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use crate::state::state_name;
+use crate::state::{Summary, state_name};
 
 /// Why a run's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +170,26 @@ pub(crate) fn past(path: &Path) -> Result<Past, Error> {
         past.ended = (text(&object, "kind") == "ended").then(|| ended_event(&object));
     }
     if past.run_id.is_empty() { Err(Error::NoRun(path.to_owned())) } else { Ok(past) }
+}
+
+/// The last numbers in `metrics.jsonl` up to update `step`.
+pub(crate) fn summary(path: &Path, step: u64) -> Summary {
+    let mut summary = Summary::default();
+    // A run that logged nothing yet has no such file.
+    let text = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
+    for row in text.lines().filter_map(|line| serde_json::from_str::<Map<String, Value>>(line).ok()) {
+        let Some(row_step) = row.get("step").and_then(Value::as_u64).filter(|row_step| *row_step <= step)
+        else {
+            continue;
+        };
+        summary.step = row_step;
+        for (column, value) in &row {
+            if let Some(number) = value.as_f64() {
+                summary.set(column, number);
+            }
+        }
+    }
+    summary
 }
 
 /// Logs of a run: `(rank, generation, path)`, in order of generation and rank.

@@ -32,7 +32,7 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// Batches that are prepared ahead, at least 1. Each takes the memory of a rank's views.
     pub prefetch: usize,
-    /// The run fails when more than this share of the images turns out corrupt.
+    /// The run fails when a rank meets more corrupt images than this share of the data set.
     pub max_corrupt_share: f64,
 }
 

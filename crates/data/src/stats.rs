@@ -82,10 +82,9 @@ fn add_up(dataset: &Dataset, next: &AtomicUsize) -> Result<Sums, Error> {
         };
         let mut part = Sums { pixels: (image.width * image.height) as u64, ..Sums::default() };
         for pixel in image.rgb.chunks_exact(3) {
-            for channel in 0..3 {
-                let value = u64::from(pixel[channel]);
-                part.values[channel] += value;
-                part.squares[channel] += value * value;
+            for (channel, &value) in pixel.iter().enumerate() {
+                part.values[channel] += u64::from(value);
+                part.squares[channel] += u64::from(value) * u64::from(value);
             }
         }
         part.sizes = Some([[image.width; 2], [image.height; 2]]);

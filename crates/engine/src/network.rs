@@ -320,7 +320,8 @@ fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: us
 }
 
 fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d<T> {
-    Conv2d::new(graph.conv_shape(node, options.max_rows), options.kernel_path, options.convolution, threads)
+    let shape = graph.conv_shape(node, options.max_rows);
+    Conv2d::new(shape, options.kernel_path, options.convolution, threads)
 }
 
 fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {

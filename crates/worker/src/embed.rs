@@ -178,3 +178,136 @@ fn form(out: &Path) -> Result<Form, Error> {
 fn lines(items: impl Iterator<Item = String>) -> String {
     items.map(|item| item + "\n").collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use data::Scratch;
+    use std::fs;
+
+    const CLASSES: [(&str, [u8; 3]); 2] = [("left", [150, 20, 20]), ("right", [20, 150, 90])];
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        checkpoint: PathBuf,
+        data: String,
+        network: Network<f32>,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("images");
+        fixtures::images(&images, &CLASSES, 3);
+        let pool = Arc::new(Pool::new(1, &[]));
+        let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+        let buffers = &mut network.parameters_mut().buffer_values;
+        buffers.iter_mut().enumerate().for_each(|(i, x)| *x += (i % 5) as f32 * 0.1);
+        let checkpoint = fixtures::checkpoint(&dir.path().join("run"), 4, &fixtures::config(), &network);
+        Fixture { checkpoint, data: images.to_str().unwrap().to_owned(), network, dir }
+    }
+
+    /// The features of every image, one at a time.
+    fn expected(fixture: &mut Fixture) -> Vec<f32> {
+        let dataset = Dataset::open(&fixture.data).unwrap();
+        let preprocess = model::preprocess(&fixtures::config());
+        let mut pixels = vec![0.0; fixtures::SIZE * fixtures::SIZE * 3];
+        let mut features = Vec::new();
+        for i in 0..dataset.len() {
+            preprocess.apply(&dataset.load(i).unwrap(), &mut Scratch::default(), &mut pixels);
+            features.extend_from_slice(fixture.network.forward_eval(&pixels, 1).features);
+        }
+        features
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-4 * expected.abs().max(0.1), "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn features_stand_in_the_order_of_the_images_with_paths_and_labels_beside() {
+        let mut fixture = fixture();
+        let out = fixture.dir.path().join("f.safetensors");
+        // The run's directory stands for its newest good checkpoint.
+        let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
+        assert_eq!((embedded.n, embedded.width, &embedded.checkpoint), (6, 64, &fixture.checkpoint));
+        assert_eq!(embedded.files[0], out);
+        let state =
+            checkpoint::State::new(checkpoint::decode_shard(&fs::read(&out).unwrap()).unwrap()).unwrap();
+        let mut features = vec![0.0; 6 * 64];
+        state.get("features").unwrap().copy_to_f32(&[6, 64], &mut features).unwrap();
+        assert_close(&features, &expected(&mut fixture));
+        assert_eq!(state.get("labels").unwrap(), &Tensor::from_i64s("labels", &[6], &[0, 0, 0, 1, 1, 1]));
+
+        let read = |name: &str| fs::read_to_string(fixture.dir.path().join(name)).unwrap();
+        let paths = "left/000.png\nleft/001.png\nleft/002.png\nright/000.png\nright/001.png\nright/002.png\n";
+        assert_eq!(read("f.paths.txt"), paths);
+        assert_eq!(read("f.labels.txt"), "0\n0\n0\n1\n1\n1\n");
+        assert_eq!(read("f.classes.txt"), "left\nright\n");
+    }
+
+    #[test]
+    fn a_corrupt_image_has_no_row() {
+        let mut fixture = fixture();
+        fs::write(Path::new(&fixture.data).join("left/001.png"), b"no image").unwrap();
+        let out = fixture.dir.path().join("f.npy");
+        let embedded = embed(&fixture.checkpoint, &fixture.data, &out).unwrap();
+        assert_eq!((embedded.n, embedded.corrupt[0].0.as_str()), (5, "left/001.png"));
+        let text = fs::read_to_string(fixture.dir.path().join("f.paths.txt")).unwrap();
+        assert!(text.starts_with("left/000.png\nleft/002.png\n"), "{text}");
+        fs::remove_file(Path::new(&fixture.data).join("left/001.png")).unwrap();
+        let file = fs::read(&out).unwrap();
+        let features: Vec<f32> =
+            file[128..].as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        assert_close(&features, &expected(&mut fixture));
+    }
+
+    #[test]
+    fn knn_on_its_own_finds_what_training_finds() {
+        let mut fixture = fixture();
+        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None).unwrap();
+        assert_eq!((report.step, report.evaluated.n_queries), (4, 6));
+        let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
+        let preprocess = model::preprocess(&fixtures::config());
+        let evaluation = Evaluation::new(dataset, None, preprocess).unwrap().unwrap();
+        let (mut alone, pool) = (Communicator::alone(), Pool::new(1, &[]));
+        let mut encoder = Encoder { network: &mut fixture.network, communicator: &mut alone, pool: &pool };
+        let expected = evaluation.knn(&mut encoder).unwrap();
+        assert_eq!(report.evaluated.top1, expected.top1);
+        assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);
+
+        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data)).unwrap();
+        assert_eq!(tested.evaluated.top1, 1.0, "every image is its own nearest neighbour");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_with_its_exit_code() {
+        let fixture = fixture();
+        let out = fixture.dir.path().join("f.npy");
+        let refuse = |checkpoint: &Path, data: &str, out: &Path| embed(checkpoint, data, out).unwrap_err();
+        let error = refuse(&fixture.checkpoint, &fixture.data, &out.with_extension("txt"));
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("ends in .npy or .safetensors"), "{error}");
+        assert_eq!(refuse(&fixture.checkpoint, "/nowhere", &out).exit_code(), 2);
+        assert_eq!(refuse(Path::new("/nowhere"), &fixture.data, &out).exit_code(), 2);
+        let flat = format!("{}/left", fixture.data);
+        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None).unwrap_err().exit_code(), 2);
+
+        let shard = fixture.checkpoint.join(checkpoint::shard_file(0, 2));
+        let mut bytes = fs::read(&shard).unwrap();
+        bytes[1000] ^= 1;
+        fs::write(&shard, bytes).unwrap();
+        let error = refuse(&fixture.checkpoint, &fixture.data, &out);
+        assert_eq!(error.exit_code(), 3);
+        assert!(!out.exists());
+        // Where an older one is intact it is used.
+        let older =
+            fixtures::checkpoint(&fixture.dir.path().join("run"), 2, &fixtures::config(), &fixture.network);
+        let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
+        assert_eq!(embedded.checkpoint, older);
+    }
+}

@@ -210,6 +210,178 @@ fn gather<T: collective::Element + Default>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
+
+    const CLASSES: [(&str, [u8; 3]); 3] = [("a", [150, 20, 20]), ("b", [20, 150, 20]), ("c", [90, 90, 20])];
+
+    fn dataset(root: &std::path::Path) -> Arc<Dataset> {
+        Arc::new(Dataset::open(root.to_str().unwrap()).unwrap())
+    }
+
+    /// Runs `evaluate` on every rank and returns what each found.
+    fn over_ranks<T: Send>(world_size: usize, evaluate: impl Fn(&mut Encoder<'_>) -> T + Sync) -> Vec<T> {
+        let evaluate = &evaluate;
+        std::thread::scope(|scope| {
+            let ranks = collective::loopback(world_size, 1).unwrap().into_iter().map(|mut group| {
+                scope.spawn(move || {
+                    let pool = Arc::new(Pool::new(1, &[]));
+                    let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+                    let communicator = &mut group[0];
+                    evaluate(&mut Encoder { network: &mut network, communicator, pool: &pool })
+                })
+            });
+            ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn evaluation(bank: &Arc<Dataset>, test: Option<&Arc<Dataset>>) -> Evaluation {
+        let preprocess = crate::model::preprocess(&fixtures::config());
+        Evaluation::new(Arc::clone(bank), test.cloned(), preprocess).unwrap().unwrap()
+    }
+
+    #[test]
+    fn any_number_of_ranks_finds_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(&dir.path().join("bank"), &CLASSES, 7);
+        fixtures::images(&dir.path().join("test"), &CLASSES[1..], 5);
+        let bank = dataset(&dir.path().join("bank"));
+        let test = dataset(&dir.path().join("test"));
+        // Class 0 of the test images is class 1 of the bank: its name decides.
+        for (test, n_queries) in [(None, 21), (Some(&test), 10)] {
+            let evaluation = evaluation(&bank, test);
+            let alone = over_ranks(1, |encoder| evaluation.knn_calibrated(encoder).unwrap());
+            assert_eq!((alone[0].n_queries, alone[0].n_bank), (n_queries, 21));
+            assert!(alone[0].top1 > 0.9, "solid colours are told apart: {:?}", alone[0]);
+            assert!(alone[0].feature_std > 0.0 && alone[0].effective_rank > 1.0, "{:?}", alone[0]);
+            for world_size in [2, 3] {
+                for rank in over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap()) {
+                    let alone = over_ranks(1, |encoder| evaluation.knn(encoder).unwrap()).remove(0);
+                    assert_eq!((rank.top1, rank.n_queries), (alone.top1, n_queries));
+                    assert!((rank.feature_std - alone.feature_std).abs() < 1e-6, "{rank:?} {alone:?}");
+                    assert!((rank.effective_rank - alone.effective_rank).abs() < 1e-3, "{rank:?} {alone:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_image_votes_for_itself_on_any_rank() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 1);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        for world_size in [1, 2, 3] {
+            // Alone in its class an image is right only by its own vote.
+            let ranks = over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap().top1);
+            assert_eq!(ranks, vec![0.0; world_size]);
+        }
+    }
+
+    #[test]
+    fn calibration_leaves_no_trace_but_its_result() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 7);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        over_ranks(2, |encoder| {
+            let before = (encoder.network.buffers_snapshot(), encoder.network.parameters().values.clone());
+            let raw = evaluation.knn(encoder).unwrap();
+            let calibrated = evaluation.knn_calibrated(encoder).unwrap();
+            assert!((raw.feature_std - calibrated.feature_std).abs() > 1e-4, "{raw:?} {calibrated:?}");
+            assert!(
+                before == (encoder.network.buffers_snapshot(), encoder.network.parameters().values.clone())
+            );
+            assert_eq!(evaluation.knn(encoder).unwrap(), raw);
+        });
+    }
+
+    #[test]
+    fn calibration_gives_the_mean_of_the_batches_statistics() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 7);
+        let bank = dataset(dir.path());
+        let evaluation = evaluation(&bank, None);
+        over_ranks(1, |encoder| {
+            evaluation.calibrate(encoder).unwrap();
+            let parameters = encoder.network.parameters();
+            // 21 images make two passes of 8; the last five are dropped.
+            assert_eq!(parameters.num_batches_tracked, 2);
+            let calibrated = parameters.buffer_values.clone();
+
+            let mut images = Images::new(encoder.pool, &bank, &evaluation.preprocess, 8);
+            let mut sum = vec![0f64; calibrated.len()];
+            for first in [0, 8] {
+                images.fill(first..first + 8, &mut Features::default()).unwrap();
+                encoder.network.forward_train(images.rows(8), 8, encoder.communicator).unwrap();
+                encoder.network.commit_buffers(BufferUpdate::Momentum(1.0));
+                let batch = &encoder.network.parameters().buffer_values;
+                sum.iter_mut().zip(batch).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
+            for (calibrated, sum) in calibrated.iter().zip(&sum) {
+                let mean = sum / 2.0;
+                assert!(
+                    (f64::from(*calibrated) - mean).abs() <= 1e-5 * mean.abs().max(1.0),
+                    "{calibrated} {mean}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn corrupt_images_are_left_out_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 6);
+        std::fs::write(dir.path().join("b/003.png"), b"\x89PNG, cut off").unwrap();
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        let ranks = over_ranks(2, |encoder| evaluation.knn_calibrated(encoder).unwrap());
+        assert_eq!((ranks[0].n_queries, ranks[0].n_bank, ranks[0].top1), (17, 17, ranks[1].top1));
+        // 18 images: the tenth is the second rank's.
+        assert_eq!(ranks[0].corrupt, []);
+        assert_eq!(ranks[1].corrupt.len(), 1);
+        assert_eq!(ranks[1].corrupt[0].0, "b/003.png");
+    }
+
+    #[test]
+    fn images_without_usable_labels_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(&dir.path().join("bank"), &CLASSES[..2], 1);
+        fixtures::images(&dir.path().join("test"), &CLASSES, 1);
+        let preprocess = crate::model::preprocess(&fixtures::config());
+        let (bank, test) = (dataset(&dir.path().join("bank")), dataset(&dir.path().join("test")));
+        let error = Evaluation::new(Arc::clone(&bank), Some(test), preprocess.clone()).err().unwrap();
+        assert!(
+            error.to_string().contains("class `c`, which the training images lack (they have a, b)"),
+            "{error}"
+        );
+
+        let flat = dataset(&dir.path().join("bank/a"));
+        let error = Evaluation::new(bank, Some(Arc::clone(&flat)), preprocess.clone()).err().unwrap();
+        assert!(matches!(error, Error::NoTestLabels), "{error}");
+        assert!(Evaluation::new(flat, None, preprocess).unwrap().is_none());
+    }
+
+    #[test]
+    fn ranks_with_statistics_of_their_own_evaluate_rank_0s() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 4);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        let mut config = fixtures::config();
+        config.model.batch_norm = config::BatchNorm::Local;
+        let found = over_ranks(2, |encoder| {
+            let pool = Arc::new(Pool::new(1, &[]));
+            let mut network = fixtures::network(&config, 8, &pool);
+            let rank = encoder.communicator.rank() as f32;
+            network.parameters_mut().buffer_values.iter_mut().for_each(|x| *x += 3.0 * rank);
+            let mut encoder =
+                Encoder { network: &mut network, communicator: encoder.communicator, pool: &pool };
+            let together = evaluation.knn(&mut encoder).unwrap();
+            (together, network.parameters().buffer_values.clone())
+        });
+        assert_eq!(found[0].0, found[1].0);
+        assert_eq!(found[0].1, found[1].1);
+        assert_eq!(
+            found[0].0.feature_std,
+            over_ranks(2, |encoder| evaluation.knn(encoder).unwrap())[0].feature_std
+        );
+    }
 
     #[test]
     fn shares_are_contiguous_and_differ_by_at_most_one() {

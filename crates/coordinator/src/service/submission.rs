@@ -73,7 +73,7 @@ fn resumed(request: SubmitRunRequest, key: Option<IdempotencyKey>) -> Result<Sub
                 checkpoint::Manifest::read(&checkpoint).map_err(crate::checkpoints::Error::from)?;
             record.checkpoint_step = Some(manifest.step);
             record.last_checkpoint = checkpoint.to_string_lossy().into_owned();
-            record.summary.step = manifest.step;
+            record.summary = run_dir::summary(&run_dir, manifest.step);
             let threads = manifest.metadata.get("threads").and_then(serde_json::Value::as_u64);
             record.threads = threads.and_then(|threads| u32::try_from(threads).ok());
             if let Some(last) = warnings.last_mut() {

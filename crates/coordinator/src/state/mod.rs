@@ -359,6 +359,7 @@ impl Run {
         match &self.phase {
             Phase::Queued | Phase::Ended => {}
             Phase::Starting | Phase::Forming | Phase::Running { .. } => {
+                self.clear_suspicions();
                 if let Some(verdict) = self.cause(now) {
                     self.begin_end(verdict, incarnation, now, out);
                 }
@@ -388,7 +389,7 @@ impl Run {
         if verdict.stage == Stage::Failed {
             let kind = StateChanged { state: RunState::Stopping.into(), reason: verdict.reason.clone() };
             out.push(self.note(Severity::Error, &verdict.reason, Some(event::Kind::State(kind))));
-            for rank in (0..self.members.len()).filter(|&rank| self.members[rank].exit.is_none()) {
+            for rank in (0..self.members.len()).filter(|&rank| self.members[rank].may_listen()) {
                 out.push(self.abort(rank, incarnation, &verdict.reason));
             }
             self.stop_workers(incarnation, TERM_GRACE, &verdict.reason, out);

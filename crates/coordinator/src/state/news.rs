@@ -112,6 +112,7 @@ impl Run {
     fn run_when_ready(&mut self, incarnation: u64, now: Duration, out: &mut Vec<Command>) {
         if self.phase == Phase::Forming && self.members.iter().all(|member| member.ready) {
             self.phase = Phase::Running { paused: false, stopping: false };
+            out.push(Command::Persist(self.record.clone()));
             out.push(self.state_note());
             self.give_pending(incarnation, now, out);
         }

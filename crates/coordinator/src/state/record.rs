@@ -93,17 +93,23 @@ impl Summary {
     pub fn absorb(&mut self, row: &MetricRow) {
         self.step = self.step.max(row.step);
         for metric in &row.values {
-            let Some(Value::Number(number)) = metric.value else { continue };
-            match metric.name.as_str() {
-                "epoch" => self.epoch = number,
-                "loss" => self.loss = number,
-                "chance_loss" => self.chance_loss = number,
-                "knn_top1" => self.knn_top1 = Some(number),
-                "images_per_s" => self.images_per_s = number,
-                "views_per_s" => self.views_per_s = number,
-                "step_ms" => self.step_ms = number,
-                _ => {}
+            if let Some(Value::Number(number)) = metric.value {
+                self.set(&metric.name, number);
             }
+        }
+    }
+
+    /// Takes up one column of a row; columns that no status shows change nothing.
+    pub fn set(&mut self, column: &str, number: f64) {
+        match column {
+            "epoch" => self.epoch = number,
+            "loss" => self.loss = number,
+            "chance_loss" => self.chance_loss = number,
+            "knn_top1" => self.knn_top1 = Some(number),
+            "images_per_s" => self.images_per_s = number,
+            "views_per_s" => self.views_per_s = number,
+            "step_ms" => self.step_ms = number,
+            _ => {}
         }
     }
 

@@ -91,6 +91,11 @@ impl Member {
             stderr_tail: Vec::new(),
         }
     }
+
+    /// Even a worker that is counted as lost may still run, cut off from its agent only.
+    pub fn may_listen(&self) -> bool {
+        self.connected || self.exit.is_none()
+    }
 }
 
 impl Run {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::State;
 use super::agents::Agent;
 use super::input::Command;
-use super::record::{Stage, Summary};
+use super::record::Stage;
 use super::run::{Member, Phase};
 
 /// A slot of an agent: `agents[agent]`, slot `slot`.
@@ -52,11 +52,7 @@ impl State {
         let run = &mut self.runs[index];
         run.record.generation += 1;
         run.record.stage = Stage::Active;
-        run.record.summary = Summary {
-            step: run.record.checkpoint_step.unwrap_or(0),
-            total_steps: run.record.summary.total_steps,
-            ..Summary::default()
-        };
+        run.record.summary.step = run.record.checkpoint_step.unwrap_or(0);
         let fence = run.fence(incarnation);
         run.phase = Phase::Starting;
         run.members.clear();

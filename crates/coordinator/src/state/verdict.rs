@@ -17,6 +17,18 @@ pub const GRACE: Duration = Duration::from_secs(3);
 const TRY_AGAIN: i32 = 75;
 
 impl Run {
+    /// Forgets what has cleared up, so that the next sign of trouble gets all of [`GRACE`].
+    pub(super) fn clear_suspicions(&mut self) {
+        if self.members.iter().all(is_complete) {
+            return;
+        }
+        let members = &self.members;
+        self.suspects.retain(|&rank| is_suspicious(&members[rank as usize]));
+        if self.suspects.is_empty() {
+            self.troubled = None;
+        }
+    }
+
     /// What to blame, once that can be told; nothing while all is well or a better report may come.
     pub(super) fn cause(&self, now: Duration) -> Option<Verdict> {
         let patience_is_over = now.saturating_sub(self.troubled?) >= GRACE;
@@ -36,16 +48,14 @@ impl Run {
         if all_gone && self.members.iter().all(|member| member.exit == Some(Exit::Code(0))) {
             return Some(failed("all workers ended before the run did".to_owned()));
         }
-        // A worker that closed its session and exited with 0 did its part; others may still finish theirs.
-        let (rank, _) = ranks().find(|(_, member)| member.exit != Some(Exit::Code(0)))?;
+        let (rank, _) = ranks().find(|(_, member)| is_suspicious(member))?;
         (patience_is_over || all_gone).then(|| self.hearsay(rank))
     }
 
     fn own_failure(&self, rank: usize) -> Verdict {
         let member = &self.members[rank];
         let failure = member.failure.as_ref().expect("the caller found a failure");
-        // The contract's codes pass; any other would mean something else to a script.
-        let exit_code = if [2, 3, TRY_AGAIN].contains(&failure.exit_code) { failure.exit_code } else { 1 };
+        let exit_code = contract_code(failure.exit_code);
         Verdict {
             exit_code,
             hint: failure.hint.clone(),
@@ -67,7 +77,9 @@ impl Run {
             Some(Exit::Code(code)) => (format!("exited with code {code}"), "see the last lines of its log"),
             Some(Exit::AgentLost) | None => unreachable!("the caller found a bad end"),
         };
+        let exit_code = if let Some(Exit::Code(code)) = member.exit { contract_code(code) } else { 1 };
         Verdict {
+            exit_code,
             hint: hint.to_owned(),
             log_tail: member.stderr_tail.clone(),
             ..failed(format!("{} {how}", self.name_of(rank)))
@@ -111,6 +123,18 @@ fn ended_badly(member: &Member) -> bool {
         Some(Exit::Code(code)) => code != 0 && code != TRY_AGAIN && !saw_a_peer_fail,
         Some(Exit::AgentLost) | None => false,
     }
+}
+
+/// Still looks wrong. A worker that closed its session and exited with 0 did its part, while others may
+/// have to finish theirs; one that lost its session may have opened another.
+fn is_suspicious(member: &Member) -> bool {
+    member.failure.is_some()
+        || if let Some(exit) = member.exit { exit != Exit::Code(0) } else { !member.connected }
+}
+
+/// The contract's codes pass; any other would mean something else to a script.
+fn contract_code(code: i32) -> i32 {
+    if [2, 3, TRY_AGAIN].contains(&code) { code } else { 1 }
 }
 
 /// Nothing more will be heard of it.

@@ -172,7 +172,7 @@ impl Augmentation {
     /// If no preset has this name.
     pub fn preset(name: &str, size: usize) -> Result<Augmentation, Error> {
         // Wider kernels for larger images: 23 pixels at 224.
-        let kernel = size / 10 | 1;
+        let kernel = (size / 10) | 1;
         let gray = Op::Grayscale { p: 0.2 };
         let blur = |p| Op::Blur { p, kernel };
         let [first, second] = match name {

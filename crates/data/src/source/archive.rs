@@ -79,7 +79,9 @@ pub fn index(path: &Path) -> Result<Index, Error> {
 fn locate(file: &File, file_len: u64) -> std::io::Result<(Vec<(PathBuf, Span)>, usize)> {
     // Without this, a tar that was cut in the padding after a file would pass for a shorter one.
     if !file_len.is_multiple_of(512) {
-        return Err(std::io::Error::other(format!("{file_len} bytes are no number of blocks of 512: it is cut")));
+        return Err(std::io::Error::other(format!(
+            "{file_len} bytes are no number of blocks of 512: it is cut"
+        )));
     }
     let (mut items, mut skipped) = (Vec::new(), 0);
     for entry in tar::Archive::new(BufReader::new(file)).entries_with_seek()? {

@@ -36,7 +36,7 @@ pub fn walk(root: &Path) -> Result<(Vec<(PathBuf, ())>, usize), Error> {
             let relative = folder.join(entry.file_name());
             if listing::is_hidden(Path::new(&entry.file_name())) {
                 skipped += 1;
-            } else if fs::metadata(entry.path()).map_err(failed(&entry.path()))?.is_dir() {
+            } else if is_folder(&entry).map_err(failed(&entry.path()))? {
                 folders.push(relative);
             } else if listing::is_image(&relative) {
                 found.push((relative, ()));
@@ -46,4 +46,10 @@ pub fn walk(root: &Path) -> Result<(Vec<(PathBuf, ())>, usize), Error> {
         }
     }
     Ok((found, skipped))
+}
+
+/// Asks for the kind of a file only where the listing does not tell it: a set may have a million files.
+fn is_folder(entry: &fs::DirEntry) -> std::io::Result<bool> {
+    let kind = entry.file_type()?;
+    if kind.is_symlink() { Ok(fs::metadata(entry.path())?.is_dir()) } else { Ok(kind.is_dir()) }
 }

@@ -58,11 +58,9 @@ pub fn arrange<T>(
                 (level.folders.contains(OsStr::new("train")), level.has_files, other)
             {
                 base.push("train");
+                let origin = origin.display();
                 note = Some(format!(
-                    "{0} holds {1:?} and {2:?}: taking {1:?}; {0}#{2} is the other",
-                    origin.display(),
-                    "train",
-                    other
+                    "{origin} holds train and {other}: taking train; {origin}#{other} is the other"
                 ));
             }
         }

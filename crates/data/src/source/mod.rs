@@ -1,14 +1,6 @@
-//! Data sets: what lies behind the text in `data.source`.
+//! Data sets: what lies behind the text in `data.source`, whose grammar [`Dataset`] gives.
 //!
-//! | text | what it opens |
-//! | --- | --- |
-//! | `builtin` | the built-in set ([`builtin`]), training images; `builtin#test` for the others |
-//! | a folder | JPEG, PNG and WebP files in it, or IDX or CIFAR files |
-//! | a tar, plain or compressed by gzip or zstd | such files in it |
-//! | an IDX or CIFAR file | its images |
-//! | any of these`#split` | the images of that subfolder, or the `train` or `test` half of IDX and CIFAR files |
-//!
-//! What a file is, is read from its content where its first bytes tell it.
+//! One file per format finds images and their classes; `listing.rs` is what folders and archives share.
 
 mod archive;
 mod builtin;
@@ -31,6 +23,18 @@ use listing::Arranged;
 use pixels::Pixels;
 
 /// Labelled or unlabelled images in a fixed order.
+///
+/// | text | what it opens |
+/// | --- | --- |
+/// | `builtin` | the built-in set, training images; `builtin#test` for the others |
+/// | a folder | JPEG, PNG and WebP files in it, or IDX or CIFAR files |
+/// | a tar, plain or compressed by gzip or zstd | such files in it |
+/// | an IDX or CIFAR file | its images |
+/// | any of these`#split` | the images of that subfolder, or the `train` or `test` half of IDX and CIFAR files |
+///
+/// Where a folder or tar holds a `train` and a `test` (or `val`) folder and nothing says which, `train` is taken and
+/// [`Dataset::note`] says so. Classes are the folders that the images lie in; a folder that only wraps others is
+/// passed through.
 ///
 /// The order is that of the files' relative paths, bytewise, or the order in the file that holds them all.
 pub struct Dataset {

@@ -61,7 +61,7 @@ fn a_folder_is_read_in_the_order_of_its_paths() {
     check_example(&open(root.path(), "#train"), &open(root.path(), "#test"));
     let unsaid = open(root.path(), "");
     check_example(&unsaid, &open(root.path(), "#test"));
-    assert!(unsaid.note().unwrap().contains("taking \"train\""), "{:?}", unsaid.note());
+    assert!(unsaid.note().unwrap().contains("holds train and test: taking train"), "{:?}", unsaid.note());
     assert_eq!(open(root.path(), "#train").note(), None);
     assert_eq!(paths(&open(&root.path().join("train"), ""))[0], "a-b/1.png");
 }

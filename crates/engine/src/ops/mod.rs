@@ -8,6 +8,9 @@ mod passes;
 pub(crate) mod pool;
 mod statistics;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use batch_norm::BatchNorm;
 pub(crate) use pool::MaxPool;
 pub(crate) use statistics::channel_sums;
