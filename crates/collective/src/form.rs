@@ -212,7 +212,8 @@ impl<'a> Forming<'a> {
                         self.strangers.pop_front();
                     }
                     if stream.set_nonblocking(true).is_ok() {
-                        self.strangers.push_back(Stranger { stream, hello: [0; HELLO_BYTES], received: 0 });
+                        // A peer has usually spoken by now, and then never stands in the queue of strangers.
+                        self.hear(Stranger { stream, hello: [0; HELLO_BYTES], received: 0 });
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),

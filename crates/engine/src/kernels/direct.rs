@@ -25,6 +25,10 @@ use super::window::{Frame, Output, Taps, Window};
 /// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
 const BLOCK_BYTES: usize = 256 << 10;
 
+/// Output pixels in a block of the weight gradient, at least: the gradient is read and written once
+/// per block.
+const GRADIENT_PIXELS: usize = 256;
+
 /// The three passes of one shape, with their packed weights and each thread's scratch.
 pub(super) struct DirectConv {
     isa: InstructionSet,
@@ -59,10 +63,12 @@ struct Plan {
     outputs: Panels,
     /// Panels over the input channels.
     inputs: Panels,
-    /// Images in a block of the forward pass and of the weight gradient.
+    /// Images in a block of the forward pass.
     block: usize,
     /// Images in a block of the data gradient.
     backward_block: usize,
+    /// Images in a block of the weight gradient.
+    gradient_block: usize,
 }
 
 impl Plan {
@@ -71,17 +77,20 @@ impl Plan {
         let (d_output, backward) = Window::backward(&shape);
         let most = shape.n.div_ceil(threads).max(1);
         let block = |len: usize| (BLOCK_BYTES / size_of::<f32>() / len).clamp(1, most);
+        let pixels = shape.out_h() * shape.out_w();
+        let gradient_block = block(input.len()).max(GRADIENT_PIXELS.div_ceil(pixels).min(most));
         Self {
             shape,
             forward: Window::forward(&shape),
             input,
             backward,
             d_output,
-            taps: Taps::new(&shape, block(input.len())),
+            taps: Taps::new(&shape, gradient_block),
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             block: block(input.len()),
             backward_block: block(d_output.len()),
+            gradient_block,
         }
     }
 
@@ -91,14 +100,14 @@ impl Plan {
     }
 
     fn framed_len(&self) -> usize {
-        (self.block * self.input.len()).max(self.backward_block * self.d_output.len())
+        (self.gradient_block * self.input.len()).max(self.backward_block * self.d_output.len())
     }
 
     fn dy_len(&self) -> usize {
         if self.outputs.is_one_full_panel() {
             return 0;
         }
-        self.block * self.shape.out_h() * self.shape.out_w() * self.outputs.stored()
+        self.gradient_block * self.shape.out_h() * self.shape.out_w() * self.outputs.stored()
     }
 
     fn d_weights_len(&self) -> usize {
@@ -209,7 +218,7 @@ impl DirectConv {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
-            for (index, block) in blocks(images, plan.block).enumerate() {
+            for (index, block) in blocks(images, plan.gradient_block).enumerate() {
                 let framed =
                     plan.input.place(&x[block.start * input_len..block.end * input_len], &mut worker.framed);
                 let dy = &dy[block.start * output_len..block.end * output_len];

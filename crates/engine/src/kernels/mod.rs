@@ -24,6 +24,7 @@ pub mod real;
 pub mod reference;
 mod simd;
 mod strip;
+mod tiles;
 mod transforms;
 mod vectorized;
 mod window;

@@ -107,12 +107,13 @@ fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(
     let offsets: [usize; ROWS] =
         std::array::from_fn(|row| rows.a_offsets[if row < rows.count { row } else { 0 }]);
     let first = offsets[0];
-    let adjacent = (0..ROWS).all(|row| offsets[row] == first + row);
     let mut tile = [[simd.splat(0.0); VECTORS]; ROWS];
-    match (terms.step, adjacent) {
-        (1, _) => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
-        (step, true) => sum(simd, terms, step, &|row| first + row, &mut tile),
-        (step, false) => sum(simd, terms, step, &|row| offsets[row], &mut tile),
+    match terms.step {
+        1 => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
+        step if (0..ROWS).all(|row| offsets[row] == first + row) => {
+            sum(simd, terms, step, &|row| first + row, &mut tile);
+        }
+        step => sum(simd, terms, step, &|row| offsets[row], &mut tile),
     }
     if target.columns == VECTORS * S::LANES {
         write(simd, &tile, rows, target);
