@@ -67,10 +67,10 @@ async fn serve(
             inbox.message().await?.ok_or_else(|| Status::cancelled("the session ended before it began"))?;
         let fence = first.fence.clone().ok_or(MissingField("fence"))?;
         let worker = first.worker.clone().ok_or(MissingField("worker"))?;
-        owner.open_worker(fence.clone(), worker.clone(), outbox.clone()).await?;
-        Ok::<_, Status>((first, fence, worker))
+        let session = owner.open_worker(fence.clone(), worker.clone(), outbox.clone()).await?;
+        Ok::<_, Status>((first, fence, worker, session))
     };
-    let (first, fence, worker) = match opened.await {
+    let (first, fence, worker, session) = match opened.await {
         Ok(opened) => opened,
         Err(status) => {
             // A worker that has gone away needs no answer.
@@ -78,7 +78,7 @@ async fn serve(
             return;
         }
     };
-    // Only the owner keeps the stream open: it ends when the run does.
+    // Only the owner keeps the stream open: it ends when the run does, or when this side is closed.
     let weak = outbox.downgrade();
     drop(outbox);
     // A worker that closed its side waits for ours to close: then it knows that all it said was read.
@@ -89,8 +89,7 @@ async fn serve(
     if let Some(outbox) = weak.upgrade() {
         outbox.send(Err(farewell)).await.ok();
     }
-    let input = Input::Worker { fence, worker, news: News::Disconnected };
-    if let Err(error) = owner.tell(input).await {
+    if let Err(error) = owner.close_worker(fence, worker, session).await {
         tracing::debug!(%error, "the end of a worker's session was not taken up");
     }
 }
