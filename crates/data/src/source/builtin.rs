@@ -1,10 +1,10 @@
 //! The built-in set: ten patterns, drawn rather than downloaded.
 //!
-//! The class of an image is the pattern that fills its main figure: stripes, a spiral, bricks. Everything
-//! else is a nuisance that says nothing about the class: the tints of the pattern and which of them is the brighter, its scale, rotation and phase, the figure's place and outline, the background, clutter drawn
-//! across it, the light and the sensor's noise. Pixels of two images of one class therefore agree no more
-//! than those of two classes, while any two crops of one image show the same pattern, which is what a
-//! contrastive method needs.
+//! The class of an image is the pattern that fills its main figure: stripes, a spiral, bricks. Everything else
+//! is a nuisance that says nothing about the class: the tints of the pattern and which of them is the brighter,
+//! its scale, rotation and phase, the figure's place and outline, the background, clutter drawn across it, the
+//! light and the sensor's noise. Pixels of two images of one class therefore agree little more than those of two
+//! classes, while any two crops of one image show the same pattern, which is what a contrastive method needs.
 //!
 //! An image is a function of the split and its index, so nothing is stored and nothing has an order.
 
