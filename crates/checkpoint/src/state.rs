@@ -45,6 +45,14 @@ impl Tensor {
         Tensor::from_values(name.into(), Dtype::I64, &[], &[value])
     }
 
+    /// Copies `i64` values.
+    ///
+    /// # Panics
+    /// If the shape does not hold as many values.
+    pub fn from_i64s(name: impl Into<String>, shape: &[usize], values: &[i64]) -> Tensor {
+        Tensor::from_values(name.into(), Dtype::I64, shape, values)
+    }
+
     fn from_values<T: bytemuck::Pod>(name: String, dtype: Dtype, shape: &[usize], values: &[T]) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?} of `{name}`");
         Tensor { name, dtype, shape: shape.to_vec(), data: bytemuck::cast_slice(values).to_vec() }

@@ -129,6 +129,14 @@ choices! {
         SimclrCifar = "simclr-cifar",
         /// SimCLR's for ImageNet: crop, flip, jitter of strength 1, gray, blur.
         SimclrImagenet = "simclr-imagenet",
+        /// MoCo's of version 1.
+        MocoV1 = "moco-v1",
+        /// MoCo's of version 2: with blur.
+        MocoV2 = "moco-v2",
+        /// MoCo's of version 3: the views differ in blur and solarisation.
+        MocoV3 = "moco-v3",
+        /// Non-parametric instance discrimination's.
+        Npid = "npid",
     }
 }
 

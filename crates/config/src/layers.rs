@@ -199,7 +199,7 @@ mod tests {
         );
         check(
             "data.augment=simclr-cifra",
-            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet",
+            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid",
         );
         check(
             "data.std=[1,1,0]",

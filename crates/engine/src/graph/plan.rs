@@ -40,8 +40,7 @@ impl Plan {
             let free = |slot: &usize| {
                 tenants[*slot].iter().all(|&tenant| !lifetimes[tenant].overlaps(&lifetimes[buffer]))
             };
-            let tightest =
-                (0..tenants.len()).filter(free).min_by_key(|&slot| plan.slot_row_len[slot]);
+            let tightest = (0..tenants.len()).filter(free).min_by_key(|&slot| plan.slot_row_len[slot]);
             let slot = tightest.unwrap_or_else(|| {
                 plan.slot_row_len.push(lifetimes[buffer].row_len);
                 tenants.push(vec![]);

@@ -1,9 +1,12 @@
 //! Two-dimensional convolution and its two gradients, NHWC.
 
+use super::direct::DirectConv;
 use super::path::KernelPath;
 use super::pool::Pool;
 use super::real::Real;
 use super::reference::{self, ReferenceConv};
+use super::simd::InstructionSet;
+use super::winograd::WinogradConv;
 
 /// The shape of a convolution with a square kernel and no bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,17 @@ impl ConvShape {
     }
 }
 
+/// Which algorithms a fast path may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Convolution {
+    /// Fewer multiplications where that is faster, by Winograd's algorithm, at a rounding error
+    /// some ten times that of direct convolution.
+    #[default]
+    Auto,
+    /// Direct convolution for every shape.
+    Direct,
+}
+
 /// A convolution planned for one shape: it owns its packed weights and the scratch of each thread.
 ///
 /// Images and activations are NHWC, weights `[c_out, c_in, kh, kw]` as in PyTorch. Every call may
@@ -75,7 +89,15 @@ impl ConvShape {
 pub struct Conv2d<T: Real> {
     shape: ConvShape,
     threads: usize,
-    reference: ReferenceConv<T>,
+    method: Method<T>,
+}
+
+enum Method<T> {
+    Reference(ReferenceConv<T>),
+    /// In `f32` only.
+    Direct(Box<DirectConv>),
+    /// In `f32` only.
+    Winograd(Box<WinogradConv>),
 }
 
 impl<T: Real> Conv2d<T> {
@@ -83,10 +105,19 @@ impl<T: Real> Conv2d<T> {
     ///
     /// # Panics
     /// If the shape has no output or the machine lacks the instructions of `path`.
-    pub fn new(shape: ConvShape, path: KernelPath, threads: usize) -> Self {
+    pub fn new(shape: ConvShape, path: KernelPath, convolution: Convolution, threads: usize) -> Self {
         shape.check();
         assert!(path.is_available(), "this machine cannot run the {path} path");
-        Self { shape, threads, reference: ReferenceConv::new(shape) }
+        Self::planned(shape, Choice::new::<T>(&shape, path, convolution), threads)
+    }
+
+    fn planned(shape: ConvShape, choice: Choice, threads: usize) -> Self {
+        let method = match choice {
+            Choice::Reference => Method::Reference(ReferenceConv::new(shape)),
+            Choice::Direct(isa) => Method::Direct(Box::new(DirectConv::new(shape, isa, threads))),
+            Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
+        };
+        Self { shape, threads, method }
     }
 
     /// The shape that was planned.
@@ -95,9 +126,17 @@ impl<T: Real> Conv2d<T> {
     }
 
     /// Bytes of buffers that [`Conv2d::new`] allocates.
-    pub fn predicted_bytes(shape: &ConvShape, path: KernelPath, threads: usize) -> usize {
-        let _ = (path, threads);
-        ReferenceConv::<T>::predicted_bytes(shape)
+    pub fn predicted_bytes(
+        shape: &ConvShape,
+        path: KernelPath,
+        convolution: Convolution,
+        threads: usize,
+    ) -> usize {
+        match Choice::new::<T>(shape, path, convolution) {
+            Choice::Reference => ReferenceConv::<T>::predicted_bytes(shape),
+            Choice::Direct(isa) => DirectConv::predicted_bytes(shape, isa, threads),
+            Choice::Winograd(isa) => WinogradConv::predicted_bytes(shape, isa, threads),
+        }
     }
 
     /// Computes `y = conv(x, w)` for the first `n` images.
@@ -117,10 +156,17 @@ impl<T: Real> Conv2d<T> {
         sums: Option<&mut [f64]>,
     ) {
         self.check(pool, n, x, w, y);
-        self.reference.forward(pool, n, x, w, y);
-        if let Some(sums) = sums {
-            assert_eq!(sums.len(), 2 * self.shape.c_out, "sums of {:?}", self.shape);
-            reference::channel_sums(pool, &y[..n * self.shape.output_len()], sums);
+        let len = 2 * self.shape.c_out;
+        assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
+        match &mut self.method {
+            Method::Direct(direct) => direct.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
+            Method::Winograd(winograd) => winograd.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
+            Method::Reference(reference) => {
+                reference.forward(pool, n, x, w, y);
+                if let Some(sums) = sums {
+                    reference::channel_sums(pool, &y[..n * self.shape.output_len()], sums);
+                }
+            }
         }
     }
 
@@ -140,7 +186,15 @@ impl<T: Real> Conv2d<T> {
         accumulate: bool,
     ) {
         self.check(pool, n, dx, w, dy);
-        self.reference.backward_data(pool, n, dy, w, dx, accumulate);
+        match &mut self.method {
+            Method::Direct(direct) => {
+                direct.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
+            }
+            Method::Winograd(winograd) => {
+                winograd.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
+            }
+            Method::Reference(reference) => reference.backward_data(pool, n, dy, w, dx, accumulate),
+        }
     }
 
     /// Computes the gradient with respect to the weights, overwriting `dw`.
@@ -151,7 +205,13 @@ impl<T: Real> Conv2d<T> {
     /// If the weights are not exactly and the images not at least that long, or `n` or the pool is larger than planned.
     pub fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[T], dy: &[T], dw: &mut [T]) {
         self.check(pool, n, x, dw, dy);
-        self.reference.backward_weights(pool, n, x, dy, dw);
+        match &mut self.method {
+            Method::Direct(direct) => direct.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw)),
+            Method::Winograd(winograd) => {
+                winograd.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw));
+            }
+            Method::Reference(reference) => reference.backward_weights(pool, n, x, dy, dw),
+        }
     }
 
     #[track_caller]
@@ -166,5 +226,259 @@ impl<T: Real> Conv2d<T> {
             x.len(),
             y.len()
         );
+    }
+}
+
+/// The algorithm for a shape.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Reference,
+    Direct(InstructionSet),
+    Winograd(InstructionSet),
+}
+
+impl Choice {
+    fn new<T: Real>(shape: &ConvShape, path: KernelPath, convolution: Convolution) -> Self {
+        if path == KernelPath::Reference || T::as_f32(&[]).is_none() {
+            return Self::Reference;
+        }
+        let isa = InstructionSet::new(path);
+        match convolution {
+            Convolution::Auto if WinogradConv::applies(shape, isa) => Self::Winograd(isa),
+            Convolution::Auto | Convolution::Direct => Self::Direct(isa),
+        }
+    }
+}
+
+fn f32s<T: Real>(numbers: &[T]) -> &[f32] {
+    T::as_f32(numbers).expect("the fast methods are planned for f32 only")
+}
+
+fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
+    T::as_f32_mut(numbers).expect("the fast methods are planned for f32 only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
+    use crate::kernels::{KernelPath, Pool};
+
+    /// Numbers in [-1, 1) that look random and are always the same.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn next(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 40) as f64 / f64::from(1 << 23) - 1.0
+        }
+
+        fn pick<const N: usize>(&mut self, choices: [usize; N]) -> usize {
+            choices[((self.next() + 1.0) / 2.0 * N as f64) as usize]
+        }
+
+        fn vec(&mut self, len: usize) -> Vec<f32> {
+            (0..len).map(|_| self.next() as f32).collect()
+        }
+    }
+
+    /// A shape with something odd about it.
+    fn random_shape(numbers: &mut Numbers) -> ConvShape {
+        loop {
+            let shape = ConvShape {
+                n: numbers.pick([1, 2, 3, 5]),
+                h: numbers.pick([1, 2, 3, 4, 5, 7, 8, 9, 12, 15]),
+                w: numbers.pick([1, 2, 3, 4, 5, 7, 8, 9, 12, 15]),
+                c_in: numbers.pick([1, 3, 5, 16, 17, 33, 64]),
+                c_out: numbers.pick([1, 3, 5, 16, 17, 33, 64]),
+                kernel: numbers.pick([1, 3, 5, 7]),
+                stride: numbers.pick([1, 2, 3]),
+                pad: numbers.pick([0, 1, 2, 3]),
+            };
+            if shape.h.min(shape.w) + 2 * shape.pad >= shape.kernel {
+                return shape;
+            }
+        }
+    }
+
+    /// The three passes and the sums of one shape, on `n` images.
+    #[derive(PartialEq)]
+    struct Passes<T> {
+        y: Vec<T>,
+        sums: Vec<f64>,
+        dx: Vec<T>,
+        dw: Vec<T>,
+    }
+
+    macro_rules! passes {
+        ($type:ty, $choice:expr, $pool:expr, $shape:expr, $n:expr, $data:expr) => {{
+            let (shape, n): (ConvShape, usize) = ($shape, $n);
+            let widen = |numbers: &[f32]| numbers.iter().map(|&x| <$type>::from(x)).collect::<Vec<$type>>();
+            let [x, w, dy, dx] = &$data;
+            let (x, w, dy, dx) = (widen(x), widen(w), widen(dy), widen(dx));
+            let mut conv = Conv2d::<$type>::planned(shape, $choice, $pool.threads());
+            // Garbage, to see that everything is written.
+            let mut y = vec![7.0; n * shape.output_len()];
+            let mut sums = vec![7.0; 2 * shape.c_out];
+            let mut dw = vec![7.0; shape.weight_len()];
+            conv.forward($pool, n, &x, &w, &mut y, Some(&mut sums));
+            let mut accumulated = dx;
+            conv.backward_data($pool, n, &dy, &w, &mut accumulated, true);
+            let mut dx = vec![7.0; n * shape.input_len()];
+            conv.backward_data($pool, n, &dy, &w, &mut dx, false);
+            dx.extend(accumulated);
+            conv.backward_weights($pool, n, &x, &dy, &mut dw);
+            Passes { y, sums, dx, dw }
+        }};
+    }
+
+    fn data(numbers: &mut Numbers, shape: &ConvShape, n: usize) -> [Vec<f32>; 4] {
+        [
+            numbers.vec(n * shape.input_len()),
+            numbers.vec(shape.weight_len()),
+            numbers.vec(n * shape.output_len()),
+            numbers.vec(n * shape.input_len()),
+        ]
+    }
+
+    #[track_caller]
+    fn assert_close(what: &str, fast: impl IntoIterator<Item = f64>, exact: &[f64]) {
+        let fast: Vec<f64> = fast.into_iter().collect();
+        assert_eq!(fast.len(), exact.len(), "{what}");
+        let distance: f64 = fast.iter().zip(exact).map(|(a, b)| (a - b).powi(2)).sum();
+        let norm: f64 = exact.iter().map(|b| b * b).sum();
+        assert!(distance.sqrt() <= 1e-5 * norm.sqrt(), "{what}: {} of {}", distance.sqrt(), norm.sqrt());
+    }
+
+    #[track_caller]
+    fn check(pool: &Pool, shape: ConvShape, n: usize, data: &[Vec<f32>; 4]) {
+        let exact = passes!(f64, Choice::Reference, pool, shape, n, data);
+        for choice in choices(&shape) {
+            let fast = passes!(f32, choice, pool, shape, n, data);
+            let what = format!("{choice:?}, {} threads, {n} images of {shape:?}", pool.threads());
+            assert_agree(&what, &shape, fast, &exact);
+        }
+    }
+
+    #[track_caller]
+    fn assert_agree(what: &str, shape: &ConvShape, fast: Passes<f32>, exact: &Passes<f64>) {
+        let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from);
+        let what = |pass| format!("{pass}, {what}");
+        assert_close(&what("forward"), wide(fast.y), &exact.y);
+        // Sums may cancel, so that they are held against their size before that.
+        let (sums, squares) = exact.sums.split_at(shape.c_out);
+        let pixels = (exact.y.len() / shape.c_out) as f64;
+        for ((a, b), square) in fast.sums.iter().zip(sums).zip(squares) {
+            assert!((a - b).abs() <= 1e-5 * (square * pixels).sqrt() + 1e-12, "{}: {a} {b}", what("sums"));
+        }
+        assert_close(&what("squares"), fast.sums[shape.c_out..].iter().copied(), squares);
+        assert_close(&what("data gradient"), wide(fast.dx), &exact.dx);
+        assert_close(&what("weight gradient"), wide(fast.dw), &exact.dw);
+    }
+
+    /// Every algorithm that can do the shape, on every path of this machine.
+    fn choices(shape: &ConvShape) -> Vec<Choice> {
+        let fast = [KernelPath::Portable, KernelPath::Avx2, KernelPath::Avx512];
+        let isas = fast.into_iter().filter(|path| path.is_available()).map(InstructionSet::new);
+        let choices = isas.flat_map(|isa| {
+            let winograd = WinogradConv::applies(shape, isa).then_some(Choice::Winograd(isa));
+            [Some(Choice::Direct(isa)), winograd].into_iter().flatten()
+        });
+        std::iter::once(Choice::Reference).chain(choices).collect()
+    }
+
+    #[test]
+    fn every_algorithm_agrees_with_the_reference_in_f64() {
+        let mut numbers = Numbers(1);
+        let pools = [1, 2, 3].map(|threads| Pool::new(threads, &[]));
+        for case in 0..120 {
+            let shape = random_shape(&mut numbers);
+            let n = 1 + (case % shape.n);
+            let data = data(&mut numbers, &shape, n);
+            check(&pools[case % 3], shape, n, &data);
+        }
+    }
+
+    #[test]
+    fn tiles_agree_with_the_reference_on_every_side() {
+        let mut numbers = Numbers(5);
+        let pools = [1, 2, 3].map(|threads| Pool::new(threads, &[]));
+        for case in 0..40 {
+            let shape = ConvShape {
+                c_in: numbers.pick([4, 8, 16, 32, 48, 80]),
+                c_out: numbers.pick([4, 8, 16, 32, 48, 80]),
+                kernel: 3,
+                stride: 1,
+                pad: 1,
+                ..random_shape(&mut numbers)
+            };
+            let n = 1 + (case % shape.n);
+            let data = data(&mut numbers, &shape, n);
+            check(&pools[case % 3], shape, n, &data);
+        }
+    }
+
+    #[test]
+    fn the_layers_of_a_residual_network_agree_with_the_reference() {
+        let mut numbers = Numbers(2);
+        let pool = Pool::new(2, &[]);
+        for (side, c_in, c_out, kernel, stride, pad) in [
+            (32, 3, 64, 7, 2, 3),
+            (32, 3, 16, 3, 1, 1),
+            (14, 64, 64, 3, 1, 1),
+            (14, 64, 128, 3, 2, 1),
+            (14, 64, 128, 1, 2, 0),
+            (7, 128, 128, 3, 1, 1),
+            (4, 512, 64, 3, 1, 1),
+        ] {
+            let shape = ConvShape { n: 6, h: side, w: side, c_in, c_out, kernel, stride, pad };
+            let data = data(&mut numbers, &shape, 6);
+            check(&pool, shape, 6, &data);
+        }
+    }
+
+    #[test]
+    fn the_same_threads_give_the_same_bits_and_a_pixel_does_not_depend_on_them() {
+        let mut numbers = Numbers(3);
+        let pools = [1, 3].map(|threads| Pool::new(threads, &[]));
+        for channels in [17, 32] {
+            let shape =
+                ConvShape { n: 7, h: 9, w: 8, c_in: channels, c_out: channels, kernel: 3, stride: 1, pad: 1 };
+            let data = data(&mut numbers, &shape, 7);
+            for choice in choices(&shape) {
+                let first = passes!(f32, choice, &pools[1], shape, 7, data);
+                for _ in 0..5 {
+                    assert!(passes!(f32, choice, &pools[1], shape, 7, data) == first, "{choice:?}");
+                }
+                let alone = passes!(f32, choice, &pools[0], shape, 7, data);
+                assert!(alone.y == first.y && alone.dx == first.dx, "{choice:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_images_have_no_gradient() {
+        let pool = Pool::new(2, &[]);
+        let shape = ConvShape { n: 2, h: 4, w: 4, c_in: 16, c_out: 32, kernel: 3, stride: 1, pad: 1 };
+        for choice in choices(&shape) {
+            let passes = passes!(f32, choice, &pool, shape, 0, data(&mut Numbers(4), &shape, 0));
+            assert!(
+                passes.dw.iter().all(|&dw| dw == 0.0) && passes.sums.iter().all(|&sum| sum == 0.0),
+                "{choice:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn winograd_is_chosen_only_when_asked_for() {
+        let shape = ConvShape { n: 2, h: 8, w: 8, c_in: 64, c_out: 64, kernel: 3, stride: 1, pad: 1 };
+        let choose = Choice::new::<f32>;
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Direct), Choice::Direct(_)));
+        assert!(matches!(choose(&shape, KernelPath::Reference, Convolution::Auto), Choice::Reference));
+        let choose = Choice::new::<f64>;
+        assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Reference));
+        let strided = ConvShape { stride: 2, ..shape };
+        let choose = Choice::new::<f32>;
+        assert!(matches!(choose(&strided, KernelPath::Portable, Convolution::Auto), Choice::Direct(_)));
     }
 }

@@ -4,23 +4,37 @@
 //! [`KernelPath::Reference`], plain loops answer ([`reference`]); in `f32` one register-blocked
 //! micro-kernel does all the work, compiled once per instruction set and chosen at run time.
 //!
-//! Start reading at [`conv`] for what is computed and at `strip` for how it is made fast. The only
-//! `unsafe` code of the crate lives here, in `pool`, `simd` and `strip`.
+//! Start reading at [`conv`] for what is computed, at `direct` for how it is divided, and at `strip`
+//! for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
+//! `simd`, `strip` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
 
 mod aligned;
 pub mod conv;
+mod direct;
+mod division;
 mod matmul;
+mod panels;
 mod path;
+mod peak;
 pub mod pool;
 pub mod real;
 pub mod reference;
+mod simd;
+mod strip;
+mod tiles;
+mod transforms;
+mod vectorized;
+mod window;
+mod winograd;
 
 pub use aligned::AlignedVec;
-pub use conv::{Conv2d, ConvShape};
+pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
 pub use path::{KernelPath, UnknownPath};
+pub use peak::peak_flops;
 pub use pool::{Pool, split};
 pub use real::Real;
+pub use vectorized::{ChannelPass, LANES, vectorized};

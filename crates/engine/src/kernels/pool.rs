@@ -243,8 +243,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(target_os = "linux")]
 fn pin(core: usize) -> bool {
     let mut cores = nix::sched::CpuSet::new();
-    cores.set(core).is_ok()
-        && nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores).is_ok()
+    cores.set(core).is_ok() && nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores).is_ok()
 }
 
 #[cfg(not(target_os = "linux"))]

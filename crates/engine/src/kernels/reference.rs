@@ -34,14 +34,18 @@ impl<T: Real> ReferenceConv<T> {
         let weights = &self.weights[..];
         pool.for_each_rows(&mut y[..n * shape.output_len()], shape.output_len(), |first, images| {
             images.fill(T::ZERO);
-            for_each_tap(&shape, first..first + images.len() / shape.output_len(), |image, pixel, tap, source| {
-                let start = (image - first) * shape.output_len() + pixel * c_out;
-                let y = &mut images[start..start + c_out];
-                let x = &x[image * shape.input_len() + source * c_in..][..c_in];
-                for (ic, &x) in x.iter().enumerate() {
-                    add_scaled(y, x, &weights[(tap * c_in + ic) * c_out..][..c_out]);
-                }
-            });
+            for_each_tap(
+                &shape,
+                first..first + images.len() / shape.output_len(),
+                |image, pixel, tap, source| {
+                    let start = (image - first) * shape.output_len() + pixel * c_out;
+                    let y = &mut images[start..start + c_out];
+                    let x = &x[image * shape.input_len() + source * c_in..][..c_in];
+                    for (ic, &x) in x.iter().enumerate() {
+                        add_scaled(y, x, &weights[(tap * c_in + ic) * c_out..][..c_out]);
+                    }
+                },
+            );
         });
     }
 
@@ -62,14 +66,18 @@ impl<T: Real> ReferenceConv<T> {
             if !accumulate {
                 images.fill(T::ZERO);
             }
-            for_each_tap(&shape, first..first + images.len() / shape.input_len(), |image, pixel, tap, source| {
-                let start = (image - first) * shape.input_len() + source * c_in;
-                let dx = &mut images[start..start + c_in];
-                let dy = &dy[image * shape.output_len() + pixel * c_out..][..c_out];
-                for (oc, &dy) in dy.iter().enumerate() {
-                    add_scaled(dx, dy, &weights[(tap * c_out + oc) * c_in..][..c_in]);
-                }
-            });
+            for_each_tap(
+                &shape,
+                first..first + images.len() / shape.input_len(),
+                |image, pixel, tap, source| {
+                    let start = (image - first) * shape.input_len() + source * c_in;
+                    let dx = &mut images[start..start + c_in];
+                    let dy = &dy[image * shape.output_len() + pixel * c_out..][..c_out];
+                    for (oc, &dy) in dy.iter().enumerate() {
+                        add_scaled(dx, dy, &weights[(tap * c_out + oc) * c_in..][..c_in]);
+                    }
+                },
+            );
         });
     }
 

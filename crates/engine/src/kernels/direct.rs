@@ -1,0 +1,296 @@
+//! Direct convolution in `f32`, any kernel, stride, padding and number of channels.
+//!
+//! Work is divided by images: thread `t` of `T` takes images `n t / T .. n (t + 1) / T` in blocks
+//! that stay in its cache. A block is copied into a frame of zeros, and every pass is a sum of
+//! strips over it:
+//!
+//! | pass | rows of a strip | columns | terms |
+//! | --- | --- | --- | --- |
+//! | forward | output pixels | output channels | kernel taps × input channels |
+//! | data gradient | input pixels of one remainder | input channels | the taps they meet × output channels |
+//! | weight gradient | kernel taps × input channels | output channels | output pixels |
+//!
+//! A pixel never depends on the division. Each thread keeps its own weight gradient and channel
+//! sums, which are added in thread order at the end. Weights are packed into panels once per call,
+//! the panels divided over the threads.
+
+use super::aligned::AlignedVec;
+use super::conv::ConvShape;
+use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
+use super::panels::Panels;
+use super::pool::Pool;
+use super::simd::InstructionSet;
+use super::window::{Frame, Output, Taps, Window};
+
+/// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Output pixels in a block of the weight gradient, at least: the gradient is read and written once
+/// per block.
+const GRADIENT_PIXELS: usize = 256;
+
+/// The three passes of one shape, with their packed weights and each thread's scratch.
+pub(super) struct DirectConv {
+    isa: InstructionSet,
+    plan: Plan,
+    /// Of the pass under way: packed for [`Window::forward`] or one after the other for the windows
+    /// of [`Window::backward`].
+    weights: AlignedVec<f32>,
+    workers: Vec<Worker>,
+}
+
+/// What one thread writes while it works.
+struct Worker {
+    /// A block of framed images.
+    framed: AlignedVec<f32>,
+    /// The block's output gradient in panels.
+    dy: AlignedVec<f32>,
+    /// Its share of the weight gradient, panels of `[kh, kw, c_in]` rows.
+    d_weights: AlignedVec<f32>,
+    /// Its share of the channel sums, `[2, c_out]`.
+    sums: AlignedVec<f64>,
+}
+
+/// Geometry, and how long every buffer is.
+struct Plan {
+    shape: ConvShape,
+    forward: Window,
+    input: Frame,
+    backward: Vec<Window>,
+    d_output: Frame,
+    taps: Taps,
+    /// Panels over the output channels.
+    outputs: Panels,
+    /// Panels over the input channels.
+    inputs: Panels,
+    /// Images in a block of the forward pass.
+    block: usize,
+    /// Images in a block of the data gradient.
+    backward_block: usize,
+    /// Images in a block of the weight gradient.
+    gradient_block: usize,
+}
+
+impl Plan {
+    fn new(shape: ConvShape, lanes: usize, threads: usize) -> Self {
+        let input = Frame::input(&shape);
+        let (d_output, backward) = Window::backward(&shape);
+        let most = shape.n.div_ceil(threads).max(1);
+        let block = |len: usize| (BLOCK_BYTES / size_of::<f32>() / len).clamp(1, most);
+        let pixels = shape.out_h() * shape.out_w();
+        let gradient_block = block(input.len()).max(GRADIENT_PIXELS.div_ceil(pixels).min(most));
+        Self {
+            shape,
+            forward: Window::forward(&shape),
+            input,
+            backward,
+            d_output,
+            taps: Taps::new(&shape, gradient_block),
+            outputs: Panels { columns: shape.c_out, lanes },
+            inputs: Panels { columns: shape.c_in, lanes },
+            block: block(input.len()),
+            backward_block: block(d_output.len()),
+            gradient_block,
+        }
+    }
+
+    fn weights_len(&self) -> usize {
+        let ConvShape { kernel, c_in, c_out, .. } = self.shape;
+        kernel * kernel * (c_in * self.outputs.stored()).max(c_out * self.inputs.stored())
+    }
+
+    fn framed_len(&self) -> usize {
+        (self.gradient_block * self.input.len()).max(self.backward_block * self.d_output.len())
+    }
+
+    fn dy_len(&self) -> usize {
+        if self.outputs.is_one_full_panel() {
+            return 0;
+        }
+        self.gradient_block * self.shape.out_h() * self.shape.out_w() * self.outputs.stored()
+    }
+
+    fn d_weights_len(&self) -> usize {
+        self.taps.depth() * self.outputs.stored()
+    }
+
+    fn bytes(&self, threads: usize) -> usize {
+        AlignedVec::<f32>::bytes(self.weights_len())
+            + threads
+                * (AlignedVec::<f32>::bytes(self.framed_len())
+                    + AlignedVec::<f32>::bytes(self.dy_len())
+                    + AlignedVec::<f32>::bytes(self.d_weights_len())
+                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
+    }
+}
+
+impl DirectConv {
+    pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
+        let plan = Plan::new(shape, isa.lanes(), threads);
+        let worker = || Worker {
+            framed: AlignedVec::zeroed(plan.framed_len()),
+            dy: AlignedVec::zeroed(plan.dy_len()),
+            d_weights: AlignedVec::zeroed(plan.d_weights_len()),
+            sums: AlignedVec::zeroed(2 * shape.c_out),
+        };
+        let workers = (0..threads).map(|_| worker()).collect();
+        Self { isa, weights: AlignedVec::zeroed(plan.weights_len()), workers, plan }
+    }
+
+    pub(super) fn predicted_bytes(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
+        Plan::new(*shape, isa.lanes(), threads).bytes(threads)
+    }
+
+    pub(super) fn forward(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        x: &[f32],
+        w: &[f32],
+        y: &mut [f32],
+        sums: Option<&mut [f64]>,
+    ) {
+        let Self { isa, plan, weights, workers } = self;
+        let (isa, c_out, input_len, output_len) =
+            (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
+        let strides = Strides::forward(&plan.shape);
+        pack_weights(pool, w, strides, &plan.forward.taps, plan.outputs, weights);
+        let weights = &weights[..];
+        let with_sums = sums.is_some();
+        pool.for_each_part(divide(pool, workers, n, y, output_len), |_, (images, y, worker)| {
+            let (sum, squares) = worker.sums.split_at_mut(c_out);
+            sum.fill(0.0);
+            squares.fill(0.0);
+            for (block, y) in blocks(images, plan.block).zip(y.chunks_mut(plan.block * output_len)) {
+                let x = &x[block.start * input_len..block.end * input_len];
+                let framed = plan.input.place(x, &mut worker.framed);
+                let mut output =
+                    Output { c: y, accumulate: false, sums: with_sums.then_some([&mut *sum, &mut *squares]) };
+                plan.forward.sum(isa, block.len(), framed, weights, plan.outputs, &mut output);
+            }
+        });
+        if let Some(sums) = sums {
+            add_sums(workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
+        }
+    }
+
+    pub(super) fn backward_data(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        dy: &[f32],
+        w: &[f32],
+        dx: &mut [f32],
+        accumulate: bool,
+    ) {
+        let Self { isa, plan, weights, workers } = self;
+        let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
+        let strides = Strides::backward(&plan.shape);
+        let packed_len = |window: &Window| window.depth() * plan.inputs.stored();
+        let mut rest = &mut weights[..];
+        for window in &plan.backward {
+            let part = rest.split_off_mut(..packed_len(window)).expect("the windows share the taps");
+            pack_weights(pool, w, strides, &window.taps, plan.inputs, part);
+        }
+        let weights = &weights[..];
+        pool.for_each_part(divide(pool, workers, n, dx, input_len), |_, (images, dx, worker)| {
+            let block = plan.backward_block;
+            for (block, dx) in blocks(images, block).zip(dx.chunks_mut(block * input_len)) {
+                let dy = &dy[block.start * output_len..block.end * output_len];
+                let framed = plan.d_output.place(dy, &mut worker.framed);
+                let mut weights = weights;
+                for window in &plan.backward {
+                    let (packed, rest) = weights.split_at(packed_len(window));
+                    let mut output = Output { c: &mut *dx, accumulate, sums: None };
+                    window.sum(isa, block.len(), framed, packed, plan.inputs, &mut output);
+                    weights = rest;
+                }
+            }
+        });
+    }
+
+    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+        let Self { isa, plan, workers, .. } = self;
+        let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
+        let (lines, pixels) = (plan.shape.out_h(), plan.shape.out_h() * plan.shape.out_w());
+        let (depth, c_out) = (plan.taps.depth(), plan.shape.c_out);
+        pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
+            if images.is_empty() {
+                worker.d_weights.fill(0.0);
+            }
+            for (index, block) in blocks(images, plan.gradient_block).enumerate() {
+                let framed =
+                    plan.input.place(&x[block.start * input_len..block.end * input_len], &mut worker.framed);
+                let dy = &dy[block.start * output_len..block.end * output_len];
+                for panel in plan.outputs.iter() {
+                    let dy = if plan.outputs.is_one_full_panel() {
+                        dy
+                    } else {
+                        let packed = &mut worker.dy[panel.range(block.len() * pixels)];
+                        panel.pack_rows(dy, c_out, packed);
+                        packed
+                    };
+                    let c = &mut worker.d_weights[panel.range(depth)];
+                    let output = Output { c, accumulate: index > 0, sums: None };
+                    plan.taps.sum(isa, block.len() * lines, framed, dy, panel, output);
+                }
+            }
+        });
+        let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
+        add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), dw);
+    }
+}
+
+/// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
+fn pack_weights(
+    pool: &Pool,
+    w: &[f32],
+    strides: Strides,
+    taps: &[usize],
+    panels: Panels,
+    packed: &mut [f32],
+) {
+    // As many rows of depth as the longer stride fits into the weights.
+    let depth = w.len() / (panels.columns * strides.column.min(strides.depth));
+    let mut rest = packed;
+    let parts = panels.iter().map(|panel| {
+        let part =
+            rest.split_off_mut(..taps.len() * depth * panel.width).expect("the panels fit their buffer");
+        (panel, part)
+    });
+    pool.for_each_part(parts.collect(), |_, (panel, packed)| {
+        if panel.columns < panel.width {
+            packed.fill(0.0);
+        }
+        for channel in 0..depth {
+            for column in 0..panel.columns {
+                let w = &w[(panel.first + column) * strides.column + channel * strides.depth..];
+                for (index, &tap) in taps.iter().enumerate() {
+                    packed[(index * depth + channel) * panel.width + column] = w[tap];
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AlignedVec, ConvShape, DirectConv, InstructionSet};
+    use crate::kernels::KernelPath;
+
+    #[test]
+    fn buffers_are_as_large_as_predicted() {
+        let shape = ConvShape { n: 5, h: 9, w: 9, c_in: 3, c_out: 33, kernel: 3, stride: 2, pad: 1 };
+        for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+            let isa = InstructionSet::new(path);
+            let conv = DirectConv::new(shape, isa, 3);
+            let floats =
+                conv.workers.iter().flat_map(|worker| [&worker.framed, &worker.dy, &worker.d_weights]);
+            let floats: usize =
+                floats.chain([&conv.weights]).map(|buffer| AlignedVec::<f32>::bytes(buffer.len())).sum();
+            let sums: usize =
+                conv.workers.iter().map(|worker| AlignedVec::<f64>::bytes(worker.sums.len())).sum();
+            assert_eq!(DirectConv::predicted_bytes(&shape, isa, 3), floats + sums, "{path}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! How a convolution's work is divided over the threads and their shares are joined.
+
+use std::ops::Range;
+
+use super::conv::ConvShape;
+use super::panels::Panels;
+use super::pool::{Pool, split};
+
+/// Hands each thread its images, their part of `data` (rows of `width`) and its scratch.
+pub(super) fn divide<'a, 'b, W>(
+    pool: &Pool,
+    workers: &'a mut [W],
+    n: usize,
+    data: &'b mut [f32],
+    width: usize,
+) -> Vec<(Range<usize>, &'b mut [f32], &'a mut W)> {
+    let threads = pool.threads();
+    let mut rest = data;
+    let parts = workers.iter_mut().take(threads).enumerate().map(|(thread, worker)| {
+        let images = split(n, threads, thread);
+        let part = rest.split_off_mut(..images.len() * width).expect("the images fit their buffer");
+        (images, part, worker)
+    });
+    parts.collect()
+}
+
+/// Cuts a range into blocks.
+pub(super) fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(block).map(move |start| start..(start + block).min(end))
+}
+
+/// Where a weight lies in `[c_out, c_in, kh, kw]`, as the rows and columns of a product see it:
+/// `column * i + depth * j + tap`.
+#[derive(Clone, Copy)]
+pub(super) struct Strides {
+    pub(super) column: usize,
+    pub(super) depth: usize,
+}
+
+impl Strides {
+    /// Columns are output channels, depth is input channels.
+    pub(super) fn forward(shape: &ConvShape) -> Self {
+        let taps = shape.kernel * shape.kernel;
+        Self { column: shape.c_in * taps, depth: taps }
+    }
+
+    /// Columns are input channels, depth is output channels.
+    pub(super) fn backward(shape: &ConvShape) -> Self {
+        let taps = shape.kernel * shape.kernel;
+        Self { column: taps, depth: shape.c_in * taps }
+    }
+}
+
+/// Adds the threads' channel sums, in their order.
+pub(super) fn add_sums<'a>(parts: impl Iterator<Item = &'a [f64]>, sums: &mut [f64]) {
+    sums.fill(0.0);
+    for part in parts {
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum += part;
+        }
+    }
+}
+
+/// Adds the threads' weight gradients, in their order; the panels are divided over the threads.
+///
+/// - `parts`: of each thread, panels of `[kh, kw, c_in]` rows; `dw`: `[c_out, c_in, kh, kw]`
+pub(super) fn add_weight_gradients(
+    pool: &Pool,
+    shape: &ConvShape,
+    outputs: Panels,
+    parts: &[&[f32]],
+    dw: &mut [f32],
+) {
+    let taps = shape.kernel * shape.kernel;
+    let depth = shape.c_in * taps;
+    let panels: Vec<_> = outputs.iter().zip(dw.chunks_mut(2 * outputs.lanes * depth)).collect();
+    pool.for_each_part(panels, |_, (panel, dw)| {
+        dw.fill(0.0);
+        for part in parts {
+            let part = &part[panel.range(depth)];
+            for (column, dw) in dw.chunks_exact_mut(depth).enumerate() {
+                for (channel, dw) in dw.chunks_exact_mut(taps).enumerate() {
+                    for (tap, dw) in dw.iter_mut().enumerate() {
+                        *dw += part[(tap * shape.c_in + channel) * panel.width + column];
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,263 @@
+//! The linear maps of Winograd's convolution F(4x4, 3x3), Lavin and Gray 2015 (arXiv:1509.09308).
+//!
+//! With the points 0, 1, -1, 2, -2 and infinity, a tile `y` of 4 x 4 outputs is
+//!
+//! ```text
+//! y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A        d: 6 x 6 inputs, g: 3 x 3 weights
+//!
+//!      |4  0 -5  0 1 0|       |  1/4     0     0|
+//!      |0 -4 -4  1 1 0|       | -1/6  -1/6  -1/6|       |1 1  1 1  1 0|
+//! Bᵀ = |0  4 -4 -1 1 0|   G = | -1/6   1/6  -1/6|  Aᵀ = |0 1 -1 2 -2 0|
+//!      |0 -2 -1  2 1 0|       | 1/24  1/12   1/6|       |0 1  1 4  4 0|
+//!      |0  2 -1 -2 1 0|       | 1/24 -1/12   1/6|       |0 1 -1 8 -8 1|
+//!      |0  4  0 -5 0 1|       |    0     0     1|
+//! ```
+//!
+//! and the gradient of the weights, being linear in the product, is `Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
+//! Each map works on the lines of a tile of vectors, a vector holding one number of many channels.
+
+use super::simd::{MAX_LANES, Simd, Task};
+
+/// Numbers in a transformed tile.
+pub(super) const POINTS: usize = 36;
+
+/// A matrix with `M` rows and `N` columns, applied to a line.
+pub(super) trait Map<const N: usize, const M: usize>: Copy {
+    fn map<S: Simd>(self, simd: S, line: [S::Vector; N]) -> [S::Vector; M];
+}
+
+/// `Bᵀ`
+#[derive(Clone, Copy)]
+pub(super) struct Input;
+/// `G`
+#[derive(Clone, Copy)]
+struct Weights;
+/// `Aᵀ`
+#[derive(Clone, Copy)]
+pub(super) struct Output;
+/// `A`
+#[derive(Clone, Copy)]
+pub(super) struct OutputGradient;
+/// `Gᵀ`
+#[derive(Clone, Copy)]
+struct WeightGradient;
+
+impl Map<6, 6> for Input {
+    #[inline(always)]
+    fn map<S: Simd>(self, simd: S, d: [S::Vector; 6]) -> [S::Vector; 6] {
+        let (even, odd) = (scaled(simd, -4.0, d[2], d[4]), scaled(simd, -4.0, d[1], d[3]));
+        let (outer, inner) = (simd.sub(d[4], d[2]), simd.sub(d[3], d[1]));
+        [
+            scaled(simd, 4.0, d[0], scaled(simd, -5.0, d[2], d[4])),
+            simd.add(even, odd),
+            simd.sub(even, odd),
+            scaled(simd, 2.0, inner, outer),
+            scaled(simd, -2.0, inner, outer),
+            scaled(simd, 4.0, d[1], scaled(simd, -5.0, d[3], d[5])),
+        ]
+    }
+}
+
+impl Map<3, 6> for Weights {
+    #[inline(always)]
+    fn map<S: Simd>(self, simd: S, g: [S::Vector; 3]) -> [S::Vector; 6] {
+        let zero = simd.splat(0.0);
+        let outer = scaled(simd, -1.0 / 6.0, simd.add(g[0], g[2]), zero);
+        let far = scaled(simd, 1.0 / 24.0, g[0], scaled(simd, 1.0 / 6.0, g[2], zero));
+        [
+            scaled(simd, 0.25, g[0], zero),
+            scaled(simd, -1.0 / 6.0, g[1], outer),
+            scaled(simd, 1.0 / 6.0, g[1], outer),
+            scaled(simd, 1.0 / 12.0, g[1], far),
+            scaled(simd, -1.0 / 12.0, g[1], far),
+            g[2],
+        ]
+    }
+}
+
+impl Map<6, 4> for Output {
+    #[inline(always)]
+    fn map<S: Simd>(self, simd: S, m: [S::Vector; 6]) -> [S::Vector; 4] {
+        let (near, near_odd) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
+        let (far, far_odd) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
+        [
+            simd.add(simd.add(m[0], near), far),
+            scaled(simd, 2.0, far_odd, near_odd),
+            scaled(simd, 4.0, far, near),
+            scaled(simd, 8.0, far_odd, simd.add(near_odd, m[5])),
+        ]
+    }
+}
+
+impl Map<4, 6> for OutputGradient {
+    #[inline(always)]
+    fn map<S: Simd>(self, simd: S, y: [S::Vector; 4]) -> [S::Vector; 6] {
+        let (even, odd) = (simd.add(y[0], y[2]), simd.add(y[1], y[3]));
+        let (far_even, far_odd) = (scaled(simd, 4.0, y[2], y[0]), scaled(simd, 4.0, y[3], y[1]));
+        [
+            y[0],
+            simd.add(even, odd),
+            simd.sub(even, odd),
+            scaled(simd, 2.0, far_odd, far_even),
+            scaled(simd, -2.0, far_odd, far_even),
+            y[3],
+        ]
+    }
+}
+
+impl Map<6, 3> for WeightGradient {
+    #[inline(always)]
+    fn map<S: Simd>(self, simd: S, u: [S::Vector; 6]) -> [S::Vector; 3] {
+        let zero = simd.splat(0.0);
+        let near = scaled(simd, -1.0 / 6.0, simd.add(u[1], u[2]), zero);
+        let near_odd = simd.sub(u[2], u[1]);
+        let (far, far_odd) = (simd.add(u[3], u[4]), simd.sub(u[3], u[4]));
+        [
+            scaled(simd, 0.25, u[0], scaled(simd, 1.0 / 24.0, far, near)),
+            scaled(simd, 1.0 / 6.0, near_odd, scaled(simd, 1.0 / 12.0, far_odd, zero)),
+            simd.add(scaled(simd, 1.0 / 6.0, far, near), u[5]),
+        ]
+    }
+}
+
+/// Where the vectors of a tile are read.
+///
+/// A trait and no closure, because only a method can be told to be inlined: called, it would not be
+/// compiled for the instruction set.
+pub(super) trait Tile {
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector;
+}
+
+/// One vector of each plane of a `side` x `side` transform.
+pub(super) struct Planes<'a> {
+    pub(super) planes: &'a [f32],
+    /// Distance of two planes.
+    pub(super) plane: usize,
+    pub(super) offset: usize,
+    pub(super) side: usize,
+}
+
+impl Tile for Planes<'_> {
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        simd.read(&self.planes[(row * self.side + column) * self.plane + self.offset..])
+    }
+}
+
+/// Applies a map to the columns of a tile. The caller keeps `columns`, lest they be cleared and
+/// copied for every vector.
+#[inline(always)]
+pub(super) fn map_columns<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    tile: &impl Tile,
+    columns: &mut [[S::Vector; M]; N],
+) {
+    for (column, mapped) in columns.iter_mut().enumerate() {
+        let mut line = [simd.splat(0.0); N];
+        for (row, vector) in line.iter_mut().enumerate() {
+            *vector = tile.read(simd, row, column);
+        }
+        *mapped = map.map(simd, line);
+    }
+}
+
+/// Applies a map to a row of mapped columns.
+#[inline(always)]
+pub(super) fn map_row<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    columns: &[[S::Vector; M]; N],
+    row: usize,
+) -> [S::Vector; M] {
+    let mut line = [simd.splat(0.0); N];
+    for (vector, column) in line.iter_mut().zip(columns) {
+        *vector = column[row];
+    }
+    map.map(simd, line)
+}
+
+/// `factor * a + b`
+#[inline(always)]
+fn scaled<S: Simd>(simd: S, factor: f32, a: S::Vector, b: S::Vector) -> S::Vector {
+    simd.mul_add(simd.splat(factor), a, b)
+}
+
+/// Transforms weights into rows of the [`POINTS`] planes of one panel.
+pub(super) struct SpreadWeights<'a> {
+    pub(super) w: &'a [f32],
+    /// Distance of two columns of the panel in `w`.
+    pub(super) column: usize,
+    /// Distance of two rows of the panel in `w`.
+    pub(super) depth: usize,
+    /// The taps are read backwards.
+    pub(super) flipped: bool,
+    /// Numbers in a row of the panel.
+    pub(super) width: usize,
+    /// `[POINTS, rows, width]`
+    pub(super) panel: &'a mut [f32],
+}
+
+impl Task for SpreadWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let plane = self.panel.len() / POINTS;
+        let mut columns = [[simd.splat(0.0); 6]; 3];
+        for row in 0..plane / self.width {
+            for first in (0..self.width).step_by(S::LANES) {
+                let mut taps = [[0.0; MAX_LANES]; 9];
+                for lane in 0..S::LANES {
+                    let w = &self.w[(first + lane) * self.column + row * self.depth..][..9];
+                    for (tap, lanes) in taps.iter_mut().enumerate() {
+                        lanes[lane] = w[if self.flipped { 8 - tap } else { tap }];
+                    }
+                }
+                let taps = Planes { planes: taps.as_flattened(), plane: MAX_LANES, offset: 0, side: 3 };
+                map_columns(simd, Weights, &taps, &mut columns);
+                for y in 0..6 {
+                    for (x, vector) in map_row(simd, Weights, &columns, y).into_iter().enumerate() {
+                        let offset = (6 * y + x) * plane + row * self.width + first;
+                        simd.write(&mut self.panel[offset..], vector);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Transforms the gradients of some rows of a transformed panel into those of their nine taps.
+pub(super) struct CollectWeights<'a> {
+    /// `[POINTS, rows, width]`
+    pub(super) planes: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    /// The panel's gradient, `[9, channels, width]`, from the first of these rows on.
+    pub(super) d_weights: &'a mut [f32],
+    /// Distance of two taps in `d_weights`.
+    pub(super) tap: usize,
+    pub(super) accumulate: bool,
+}
+
+impl Task for CollectWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut columns = [[simd.splat(0.0); 3]; 6];
+        for offset in (0..self.rows * self.width).step_by(S::LANES) {
+            let plane = self.rows * self.width;
+            let tile = Planes { planes: self.planes, plane, offset, side: 6 };
+            map_columns(simd, WeightGradient, &tile, &mut columns);
+            for y in 0..3 {
+                for (x, vector) in map_row(simd, WeightGradient, &columns, y).into_iter().enumerate() {
+                    let d_weights = &mut self.d_weights[(3 * y + x) * self.tap + offset..];
+                    let vector =
+                        if self.accumulate { simd.add(simd.read(d_weights), vector) } else { vector };
+                    simd.write(d_weights, vector);
+                }
+            }
+        }
+    }
+}
