@@ -81,14 +81,12 @@ async fn serve(
     // Only the owner keeps the stream open: it ends when the run does, or when this side is closed.
     let weak = outbox.downgrade();
     drop(outbox);
-    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
-    let farewell = match follow(owner, &mut inbox, first, &fence, &worker).await {
-        Ok(()) => Status::ok("the worker has left"),
-        Err(status) => status,
-    };
-    if let Some(outbox) = weak.upgrade() {
-        outbox.send(Err(farewell)).await.ok();
+    if let Err(status) = follow(owner, &mut inbox, first, &fence, &worker).await
+        && let Some(outbox) = weak.upgrade()
+    {
+        outbox.send(Err(status)).await.ok();
     }
+    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
     if let Err(error) = owner.close_worker(fence, worker, session).await {
         tracing::debug!(%error, "the end of a worker's session was not taken up");
     }
