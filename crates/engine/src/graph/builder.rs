@@ -82,11 +82,8 @@ impl GraphBuilder {
             ParameterKind::Weight,
             Initial::HeNormal { fan_out: c_out * window.kernel * window.kernel },
         );
-        let y = self.tensor(TensorShape {
-            h: window.positions(shape.h),
-            w: window.positions(shape.w),
-            c: c_out,
-        });
+        let y =
+            self.tensor(TensorShape { h: window.positions(shape.h), w: window.positions(shape.w), c: c_out });
         let Window { kernel, stride, pad } = window;
         self.graph.nodes.push(Node::Conv(ConvNode { x, y, weight, c_out, kernel, stride, pad }));
         y

@@ -57,7 +57,8 @@ impl Program {
 
         for (node_idx, node) in graph.nodes.iter().enumerate().rev() {
             for tensor in node.backward_reads() {
-                if let Some(maker) = replay_of(graph, tensor).filter(|_| program.replayed[tensor.0].is_none()) {
+                if let Some(maker) = replay_of(graph, tensor).filter(|_| program.replayed[tensor.0].is_none())
+                {
                     time += 1;
                     program.backward.push(BackwardStep::Replay { node: maker });
                     program.replayed[tensor.0] = Some(program.buffer(graph.shape(tensor).len()));
@@ -116,7 +117,10 @@ impl Program {
                 let x = node.inputs()[0];
                 if x != graph.images {
                     let accumulate = self.gradients[x.0].is_some();
-                    assert!(!accumulate || matches!(node, Node::Conv(_)), "only convolutions add to a gradient");
+                    assert!(
+                        !accumulate || matches!(node, Node::Conv(_)),
+                        "only convolutions add to a gradient"
+                    );
                     self.gradient(graph, x);
                     return accumulate;
                 }

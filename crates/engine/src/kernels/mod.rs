@@ -6,8 +6,8 @@
 //! run time.
 //!
 //! Start reading at [`conv`] for what is computed, at `direct` and `winograd` for how it is divided,
-//! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
-//! `simd` and `strip`.
+//! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in
+//! `aligned`, `pool`, `simd`, `strip` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
@@ -29,6 +29,7 @@ mod strip;
 mod taps;
 mod tiles;
 mod transforms;
+mod vectorized;
 mod window;
 mod winograd;
 
@@ -39,3 +40,4 @@ pub use path::{KernelPath, UnknownPath};
 pub use peak::peak_flops;
 pub use pool::{Pool, split};
 pub use real::Real;
+pub use vectorized::{ChannelPass, LANES, vectorized};

@@ -1,0 +1,358 @@
+//! A network that trains: its graph executed over planned memory.
+//!
+//! [`Network::forward_train`] and [`Network::backward`] run the ops in the order that [`crate::graph::program`]
+//! worked out; every buffer they touch was allocated by [`Network::new`]. A step is complete only when the
+//! caller says so: gradients wait in [`Parameters`] for the optimizer and running statistics are staged until
+//! [`Network::commit_buffers`], so a step that loses a peer half-way has changed nothing.
+
+mod execution;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::arena::Arena;
+use crate::graph::program::{BackwardStep, Program};
+use crate::graph::{ConvNode, Graph, Node, TensorId};
+use crate::kernels::{Conv2d, Convolution, KernelPath, Pool, Real};
+use crate::models::{self, BatchNormScope, ModelSpec};
+use crate::ops::{BatchNorm, MaxPool, Op, Team};
+use crate::parameters::Parameters;
+use crate::peers::{Alone, PeerError, Peers};
+use execution::gradient_of;
+
+/// What a network needs to know besides its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkOptions {
+    /// Images, at most, in one call.
+    pub max_rows: usize,
+    /// Seed of the first values of the parameters.
+    pub seed: u64,
+    /// Instructions of the kernels.
+    pub kernel_path: KernelPath,
+    /// Algorithm of the convolutions.
+    pub convolution: Convolution,
+}
+
+/// What a network makes of images in evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluated<'a, T> {
+    /// `[n, f]`, the backbone's output, before the head.
+    pub features: &'a [T],
+    /// `[n, d]`, the head's output.
+    pub embeddings: &'a [T],
+}
+
+/// How a batch's statistics enter the running ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BufferUpdate {
+    /// `running = (1 - momentum) * running + momentum * batch`; PyTorch's default is 0.1.
+    Momentum(f64),
+    /// The mean of all batches so far, `count` of them with this one: to calibrate a network.
+    Cumulative {
+        /// Batches so far, this one included.
+        count: u64,
+    },
+}
+
+/// A copy of the running statistics, to go back to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BufferSnapshot<T> {
+    values: Vec<T>,
+    num_batches_tracked: u64,
+}
+
+/// A residual network with its projection head, its parameters and all memory of a step.
+pub struct Network<T: Real> {
+    spec: ModelSpec,
+    options: NetworkOptions,
+    team: Team,
+    graph: Graph,
+    program: Program,
+    arena: Arena<T>,
+    ops: Vec<Op<T>>,
+    parameters: Parameters<T>,
+    /// Per tensor that a batch norm reads: sum and sum of squares of each channel, `[2, channels]`.
+    channel_sums: Vec<Vec<f64>>,
+    /// Mean and unbiased variance of the last training batch, in the places of the running statistics.
+    staged: Vec<f64>,
+    is_staged: bool,
+    /// Rows of the training pass whose activations the arena holds.
+    trained_rows: Option<usize>,
+}
+
+/// Whether a forward pass takes the batch's statistics, and so needs channel sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Train,
+    Evaluate,
+}
+
+impl<T: Real> Network<T> {
+    /// Builds the network, draws its parameters and allocates everything that a step needs.
+    ///
+    /// # Panics
+    /// If the images are too small for the model, or the machine lacks the instructions asked for.
+    pub fn new(spec: &ModelSpec, options: NetworkOptions, pool: Arc<Pool>) -> Self {
+        let graph = models::build(spec);
+        let program = Program::new(&graph);
+        let parameters = Parameters::draw(&graph.parameters, &graph.buffers, options.seed);
+        let team = Team { pool, path: options.kernel_path };
+        let ops = graph.nodes.iter().map(|node| op(&graph, node, &options, team.threads())).collect();
+        Self {
+            arena: Arena::new(&program, options.max_rows),
+            channel_sums: norm_input_widths(&graph).map(|channels| vec![0.0; 2 * channels]).collect(),
+            staged: vec![0.0; parameters.buffer_values.len()],
+            spec: spec.clone(),
+            is_staged: false,
+            trained_rows: None,
+            options,
+            team,
+            graph,
+            program,
+            ops,
+            parameters,
+        }
+    }
+
+    /// Bytes of numbers that [`Network::new`] allocates with a pool of `threads`.
+    pub fn predicted_bytes(spec: &ModelSpec, options: &NetworkOptions, threads: usize) -> usize {
+        let graph = models::build(spec);
+        let program = Program::new(&graph);
+        let ops = graph.nodes.iter().map(|node| op_bytes::<T>(&graph, node, options, threads));
+        let values: usize = graph.parameters.iter().map(|spec| spec.entry.len).sum();
+        let buffers: usize = graph.buffers.iter().map(|spec| spec.entry.len).sum();
+        let sums: usize = norm_input_widths(&graph).map(|channels| 2 * channels).sum();
+        Arena::<T>::predicted_bytes(&program, options.max_rows)
+            + ops.sum::<usize>()
+            + (2 * values + buffers) * size_of::<T>()
+            + (buffers + sums) * size_of::<f64>()
+    }
+
+    /// Runs the forward pass of training: batch norm normalises by the statistics of the batch.
+    ///
+    /// - `images`: `[n, h, w, 3]` of this rank; the statistics are those of all ranks if the model says so
+    ///
+    /// Returns the embeddings `[n, d]`.
+    ///
+    /// # Errors
+    /// If a peer is lost; nothing was applied.
+    ///
+    /// # Panics
+    /// If `images` has not that length, or `n` is 0 or more than planned.
+    pub fn forward_train(
+        &mut self,
+        images: &[T],
+        n: usize,
+        peers: &mut dyn Peers,
+    ) -> Result<&[T], PeerError> {
+        self.take_images(images, n);
+        self.is_staged = false;
+        let mut alone = Alone;
+        let peers = in_scope(self.spec.batch_norm, peers, &mut alone);
+        for node_idx in 0..self.graph.nodes.len() {
+            if let (Node::BatchNorm(node), Op::BatchNorm(op)) =
+                (&self.graph.nodes[node_idx], &mut self.ops[node_idx])
+            {
+                let shape = self.graph.shape(node.y);
+                let sums: Vec<&[f64]> = node.norms().map(|norm| &self.channel_sums[norm.x.0][..]).collect();
+                let statistics = (n * shape.h * shape.w, &sums[..]);
+                op.use_batch_statistics(statistics, &self.parameters, &mut self.staged, peers)?;
+            }
+            self.forward_node(node_idx, n, Pass::Train);
+        }
+        self.is_staged = true;
+        self.trained_rows = Some(n);
+        Ok(self.value(self.graph.embeddings, n))
+    }
+
+    /// The features `[n, f]` of the last training pass, until its backward pass.
+    ///
+    /// # Panics
+    /// If there is no such pass.
+    pub fn features(&self) -> &[T] {
+        let n = self.trained_rows.expect("features follow a training pass");
+        self.value(self.graph.features, n)
+    }
+
+    /// Runs the network with its running statistics; a training pass under way is lost.
+    ///
+    /// - `images`: `[n, h, w, 3]`
+    ///
+    /// # Panics
+    /// If `images` has not that length, or `n` is 0 or more than planned.
+    pub fn forward_eval(&mut self, images: &[T], n: usize) -> Evaluated<'_, T> {
+        self.take_images(images, n);
+        for node_idx in 0..self.graph.nodes.len() {
+            if let Op::BatchNorm(op) = &mut self.ops[node_idx] {
+                op.use_running_statistics(&self.parameters);
+            }
+            self.forward_node(node_idx, n, Pass::Evaluate);
+        }
+        Evaluated {
+            features: self.value(self.graph.features, n),
+            embeddings: self.value(self.graph.embeddings, n),
+        }
+    }
+
+    /// Computes the gradients of all parameters, of this rank's rows alone.
+    ///
+    /// - `d_embeddings`: `[n, d]`, for the rows of the last training pass
+    /// - `on_gradient`: called with a place in `parameters().gradients` and what stands there, the moment that
+    ///   is final; in the same order on every rank
+    ///
+    /// # Errors
+    /// If a peer is lost; gradients are then incomplete.
+    ///
+    /// # Panics
+    /// Without a training pass since the last backward or evaluation, or if the length is wrong.
+    pub fn backward(
+        &mut self,
+        d_embeddings: &[T],
+        peers: &mut dyn Peers,
+        on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
+    ) -> Result<(), PeerError> {
+        let n = self.trained_rows.take().expect("a backward pass follows a training pass");
+        let [d_y] = self.arena.get_mut([gradient_of(&self.program, self.graph.embeddings)], n);
+        assert_eq!(d_embeddings.len(), d_y.len(), "d_embeddings of {n} rows");
+        d_y.copy_from_slice(d_embeddings);
+        let mut alone = Alone;
+        let peers = in_scope(self.spec.batch_norm, peers, &mut alone);
+        for step_idx in 0..self.program.backward.len() {
+            match self.program.backward[step_idx] {
+                BackwardStep::Replay { node } => self.replay(node, n),
+                BackwardStep::Backward { node, accumulate } => match &self.graph.nodes[node] {
+                    Node::Conv(_) => self.conv_backward(node, n, accumulate, on_gradient),
+                    Node::BatchNorm(_) => self.batch_norm_backward(node, n, peers, on_gradient)?,
+                    Node::Linear(_) => self.linear_backward(node, n, on_gradient),
+                    Node::MaxPool(_) | Node::AveragePool(_) => self.pool_backward(node, n),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the statistics of the last training pass enter the running ones, once.
+    ///
+    /// # Panics
+    /// If that was done already, or there was no training pass.
+    pub fn commit_buffers(&mut self, update: BufferUpdate) {
+        assert!(self.is_staged, "statistics of a batch are committed once");
+        self.is_staged = false;
+        let share = match update {
+            BufferUpdate::Momentum(momentum) => momentum,
+            BufferUpdate::Cumulative { count } => 1.0 / count as f64,
+        };
+        for (running, staged) in self.parameters.buffer_values.iter_mut().zip(&self.staged) {
+            *running = T::from_f64((1.0 - share) * running.to_f64() + share * staged);
+        }
+        self.parameters.num_batches_tracked += 1;
+    }
+
+    /// Copies the running statistics.
+    pub fn buffers_snapshot(&self) -> BufferSnapshot<T> {
+        let Parameters { buffer_values, num_batches_tracked, .. } = &self.parameters;
+        BufferSnapshot { values: buffer_values.clone(), num_batches_tracked: *num_batches_tracked }
+    }
+
+    /// Goes back to an earlier copy of the running statistics; staged ones are dropped.
+    ///
+    /// # Panics
+    /// If the copy is of another network.
+    pub fn restore_buffers(&mut self, snapshot: &BufferSnapshot<T>) {
+        self.parameters.buffer_values.copy_from_slice(&snapshot.values);
+        self.parameters.num_batches_tracked = snapshot.num_batches_tracked;
+        self.is_staged = false;
+    }
+
+    /// Parameters, gradients and running statistics.
+    pub fn parameters(&self) -> &Parameters<T> {
+        &self.parameters
+    }
+
+    /// Parameters, gradients and running statistics, for the optimizer and for loading.
+    pub fn parameters_mut(&mut self) -> &mut Parameters<T> {
+        &mut self.parameters
+    }
+
+    /// The model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Images, at most, in one call.
+    pub fn max_rows(&self) -> usize {
+        self.options.max_rows
+    }
+
+    /// Instructions of the kernels.
+    pub fn kernel_path(&self) -> KernelPath {
+        self.options.kernel_path
+    }
+
+    /// Floating-point operations of one training step per image, counted as direct convolutions.
+    pub fn flops_per_row(&self) -> f64 {
+        self.graph.flops_per_row()
+    }
+
+    fn value(&self, tensor: TensorId, n: usize) -> &[T] {
+        self.arena.get(self.program.value(tensor), n)
+    }
+
+    fn take_images(&mut self, images: &[T], n: usize) {
+        assert!((1..=self.options.max_rows).contains(&n), "{n} rows, planned {}", self.options.max_rows);
+        self.trained_rows = None;
+        let [target] = self.arena.get_mut([self.program.value(self.graph.images)], n);
+        assert_eq!(images.len(), target.len(), "{n} images of {} pixels", self.spec.image_size);
+        target.copy_from_slice(images);
+    }
+}
+
+fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> Op<T> {
+    match node {
+        Node::Conv(node) => Op::Conv(conv(graph, node, options, threads)),
+        Node::BatchNorm(node) => Op::BatchNorm(BatchNorm::new(graph, node, threads)),
+        Node::MaxPool(node) => {
+            Op::MaxPool(MaxPool::new(graph.shape(node.x), graph.shape(node.y), options.max_rows))
+        }
+        Node::AveragePool(_) => Op::AveragePool,
+        Node::Linear(_) => Op::Linear,
+    }
+}
+
+fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d<T> {
+    let shape = graph.conv_shape(node, options.max_rows);
+    Conv2d::new(shape, options.kernel_path, options.convolution, threads)
+}
+
+fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
+    match node {
+        Node::Conv(node) => {
+            let shape = graph.conv_shape(node, options.max_rows);
+            Conv2d::<T>::predicted_bytes(&shape, options.kernel_path, options.convolution, threads)
+        }
+        Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, threads),
+        Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
+        Node::AveragePool(_) | Node::Linear(_) => 0,
+    }
+}
+
+/// For each tensor its channels if a batch norm reads it, 0 otherwise.
+fn norm_input_widths(graph: &Graph) -> impl Iterator<Item = usize> {
+    let mut widths = vec![0; graph.tensors.len()];
+    for node in &graph.nodes {
+        if let Node::BatchNorm(node) = node {
+            for norm in node.norms() {
+                widths[norm.x.0] = graph.shape(norm.x).c;
+            }
+        }
+    }
+    widths.into_iter()
+}
+
+/// The group over which statistics are taken.
+fn in_scope<'a>(scope: BatchNormScope, peers: &'a mut dyn Peers, alone: &'a mut Alone) -> &'a mut dyn Peers {
+    match scope {
+        BatchNormScope::Global => peers,
+        BatchNormScope::Local => alone,
+    }
+}

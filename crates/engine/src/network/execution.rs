@@ -1,0 +1,191 @@
+//! How each kind of node runs: which buffers it gets, and where its gradients go.
+
+use std::ops::Range;
+
+use super::{Network, Pass};
+use crate::arena::Arena;
+use crate::graph::program::{BufferId, Program};
+use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
+use crate::kernels::Real;
+use crate::ops::batch_norm::{BackwardViews, ForwardViews};
+use crate::ops::linear::{self, LinearShape};
+use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
+use crate::parameters::Parameters;
+use crate::peers::{PeerError, Peers};
+
+impl<T: Real> Network<T> {
+    pub(super) fn forward_node(&mut self, node_idx: usize, n: usize, pass: Pass) {
+        let Self { graph, program, arena, ops, parameters, team, channel_sums: all_sums, .. } = self;
+        let value = |tensor| program.value(tensor);
+        match (&graph.nodes[node_idx], &mut ops[node_idx]) {
+            (Node::Conv(node), Op::Conv(conv)) => {
+                let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
+                let sums = (pass == Pass::Train).then(|| &mut all_sums[node.y.0][..]);
+                conv.forward(&team.pool, n, x, weight(graph, parameters, node.weight), y, sums);
+            }
+            (Node::BatchNorm(node), Op::BatchNorm(op)) => {
+                batch_norm_forward(team, op, node, arena, (&value, n))
+            }
+            (Node::MaxPool(node), Op::MaxPool(op)) => {
+                let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
+                op.forward(team, x, y);
+            }
+            (Node::AveragePool(node), Op::AveragePool) => {
+                let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
+                pool::average(team, graph.shape(node.x), x, y);
+            }
+            (Node::Linear(node), Op::Linear) => {
+                let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
+                let bias = node.bias.map(|bias| weight(graph, parameters, bias));
+                let layer = (weight(graph, parameters, node.weight), bias, node.relu);
+                linear::forward(team, linear_shape(graph, node, n), x, layer, y);
+                let sums = &mut all_sums[node.y.0];
+                if pass == Pass::Train && !sums.is_empty() {
+                    channel_sums(team, y, sums);
+                }
+            }
+            _ => unreachable!("ops are made from the nodes"),
+        }
+    }
+
+    pub(super) fn replay(&mut self, node_idx: usize, n: usize) {
+        let Self { graph, program, arena, ops, team, .. } = self;
+        let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &ops[node_idx]) else {
+            unreachable!("only batch norms are replayed")
+        };
+        batch_norm_forward(team, op, node, arena, (&|tensor| program.kept(tensor), n));
+    }
+
+    pub(super) fn conv_backward(
+        &mut self,
+        node_idx: usize,
+        n: usize,
+        accumulate: bool,
+        on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
+    ) {
+        let Self { graph, program, arena, ops, parameters, team, .. } = self;
+        let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], &mut ops[node_idx]) else {
+            unreachable!("ops are made from the nodes")
+        };
+        let range = graph.parameters[node.weight.0].entry.range();
+        let [x, d_y] = arena.get_mut([program.kept(node.x), gradient_of(program, node.y)], n);
+        let d_w = &mut parameters.gradients[range.clone()];
+        conv.backward_weights(&team.pool, n, x, d_y, d_w);
+        on_gradient(range, d_w);
+        if let Some(d_x) = program.d_value(node.x) {
+            let [d_y, d_x] = arena.get_mut([gradient_of(program, node.y), d_x], n);
+            let w = weight(graph, parameters, node.weight);
+            conv.backward_data(&team.pool, n, d_y, w, d_x, accumulate);
+        }
+    }
+
+    pub(super) fn batch_norm_backward(
+        &mut self,
+        node_idx: usize,
+        n: usize,
+        peers: &mut dyn Peers,
+        on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
+    ) -> Result<(), PeerError> {
+        let Self { graph, program, arena, ops, parameters, team, .. } = self;
+        let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &mut ops[node_idx]) else {
+            unreachable!("ops are made from the nodes")
+        };
+        let (x, y) = (program.kept(node.main.x), program.kept(node.y));
+        let (d_y, d_x) = (gradient_of(program, node.y), gradient_of(program, node.main.x));
+        match &node.shortcut {
+            Shortcut::None => {
+                assert_eq!(d_x, d_y, "a single norm's gradient is computed in place");
+                let [x, d] = arena.get_mut([x, d_y], n);
+                op.backward(team, BackwardViews::Single { x, d }, parameters, peers)?;
+            }
+            Shortcut::Identity(_) => {
+                let [x, y, d, d_x] = arena.get_mut([x, y, d_y, d_x], n);
+                let views = BackwardViews::Residual { x, projected: None, y, d, d_x };
+                op.backward(team, views, parameters, peers)?;
+            }
+            Shortcut::Projected(norm) => {
+                let [x, p, y, d, d_x] = arena.get_mut([x, program.kept(norm.x), y, d_y, d_x], n);
+                let views = BackwardViews::Residual { x, projected: Some(p), y, d, d_x };
+                op.backward(team, views, parameters, peers)?;
+            }
+        }
+        for range in op.parameter_ranges() {
+            on_gradient(range.clone(), &parameters.gradients[range]);
+        }
+        Ok(())
+    }
+
+    pub(super) fn linear_backward(
+        &mut self,
+        node_idx: usize,
+        n: usize,
+        on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
+    ) {
+        let Self { graph, program, arena, parameters, team, .. } = self;
+        let Node::Linear(node) = &graph.nodes[node_idx] else { unreachable!("called for linear layers") };
+        let shape = linear_shape(graph, node, n);
+        let d_y = gradient_of(program, node.y);
+        if node.relu {
+            let [y, d_y] = arena.get_mut([program.kept(node.y), d_y], n);
+            linear::mask(y, d_y);
+        }
+        let [x, d_y, d_x] = arena.get_mut([program.kept(node.x), d_y, gradient_of(program, node.x)], n);
+        if let Some(bias) = node.bias {
+            let range = graph.parameters[bias.0].entry.range();
+            let d_bias = &mut parameters.gradients[range.clone()];
+            linear::backward_bias(d_y, d_bias);
+            on_gradient(range, d_bias);
+        }
+        let range = graph.parameters[node.weight.0].entry.range();
+        let d_w = &mut parameters.gradients[range.clone()];
+        linear::backward_weights(team, shape, x, d_y, d_w);
+        on_gradient(range, d_w);
+        linear::backward_data(team, shape, d_y, weight(graph, parameters, node.weight), d_x);
+    }
+
+    pub(super) fn pool_backward(&mut self, node_idx: usize, n: usize) {
+        let Self { graph, program, arena, ops, team, .. } = self;
+        let (x, y) = (graph.nodes[node_idx].inputs()[0], graph.nodes[node_idx].output());
+        let [d_y, d_x] = arena.get_mut([gradient_of(program, y), gradient_of(program, x)], n);
+        match &ops[node_idx] {
+            Op::MaxPool(op) => op.backward(team, d_y, d_x),
+            _ => pool::average_backward(team, graph.shape(x), d_y, d_x),
+        }
+    }
+}
+
+fn batch_norm_forward<T: Real>(
+    team: &Team,
+    op: &BatchNorm<T>,
+    node: &BatchNormNode,
+    arena: &mut Arena<T>,
+    (place, n): (&dyn Fn(TensorId) -> BufferId, usize),
+) {
+    let (x, y) = (place(node.main.x), place(node.y));
+    match &node.shortcut {
+        Shortcut::None => {
+            let [x, y] = arena.get_mut([x, y], n);
+            op.forward(team, ForwardViews { x, shortcut: None, y });
+        }
+        Shortcut::Identity(shortcut) => {
+            let [x, shortcut, y] = arena.get_mut([x, place(*shortcut), y], n);
+            op.forward(team, ForwardViews { x, shortcut: Some(shortcut), y });
+        }
+        Shortcut::Projected(norm) => {
+            let [x, shortcut, y] = arena.get_mut([x, place(norm.x), y], n);
+            op.forward(team, ForwardViews { x, shortcut: Some(shortcut), y });
+        }
+    }
+}
+
+pub(super) fn gradient_of(program: &Program, tensor: TensorId) -> BufferId {
+    program.d_value(tensor).expect("everything but the images has a gradient")
+}
+
+fn weight<'a, T>(graph: &Graph, parameters: &'a Parameters<T>, id: ParameterId) -> &'a [T] {
+    &parameters.values[graph.parameters[id.0].entry.range()]
+}
+
+fn linear_shape(graph: &Graph, node: &LinearNode, rows: usize) -> LinearShape {
+    LinearShape { rows, inputs: graph.shape(node.x).len(), outputs: graph.shape(node.y).len() }
+}

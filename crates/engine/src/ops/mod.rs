@@ -1,0 +1,75 @@
+//! The fused ops other than convolution: what each computes forward and backward.
+//!
+//! An op gets slices and a [`Team`]; where its data lives is the network's business.
+
+pub(crate) mod batch_norm;
+pub(crate) mod linear;
+mod passes;
+pub(crate) mod pool;
+mod statistics;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use batch_norm::BatchNorm;
+pub(crate) use pool::MaxPool;
+pub(crate) use statistics::channel_sums;
+
+use std::sync::Arc;
+
+use crate::kernels::{ChannelPass, Conv2d, KernelPath, Pool, Real, split, vectorized};
+
+/// The threads of a network and the instructions they use.
+pub(crate) struct Team {
+    pub pool: Arc<Pool>,
+    pub path: KernelPath,
+}
+
+impl Team {
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs one pass per thread.
+    fn run<P: ChannelPass + Send>(&self, channels: usize, passes: Vec<P>) {
+        self.pool.for_each_part(passes, |_, pass| vectorized(self.path, channels, pass));
+    }
+}
+
+/// What a node of the graph keeps between calls.
+pub(crate) enum Op<T: Real> {
+    Conv(Conv2d<T>),
+    BatchNorm(BatchNorm<T>),
+    MaxPool(MaxPool),
+    AveragePool,
+    Linear,
+}
+
+/// Cuts rows of `width` elements into one piece per thread; the same cut for any data of as many rows.
+fn pieces<T>(values: &[T], width: usize, threads: usize) -> impl Iterator<Item = &[T]> {
+    let rows = values.len() / width;
+    (0..threads).map(move |thread| {
+        let range = split(rows, threads, thread);
+        &values[range.start * width..range.end * width]
+    })
+}
+
+/// As [`pieces`], to be written.
+fn pieces_mut<T>(values: &mut [T], width: usize, threads: usize) -> impl Iterator<Item = &mut [T]> {
+    let rows = values.len() / width;
+    let mut rest = values;
+    (0..threads).map(move |thread| {
+        let len = split(rows, threads, thread).len() * width;
+        rest.split_off_mut(..len).expect("the ranges tile the rows")
+    })
+}
+
+/// Adds the `threads` partial sums `[threads, sums.len()]` in thread order.
+fn add_partials(partials: &[f64], sums: &mut [f64]) {
+    sums.fill(0.0);
+    for partial in partials.chunks_exact(sums.len()) {
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum += partial;
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Whole networks against central differences, in f64.
+
+mod support;
+
+use engine::models::{Arch, Head, ModelSpec, Stem};
+use engine::network::Network;
+use engine::peers::Alone;
+use support::{dot, network, noise, spec};
+
+/// `sum(embeddings * d_embeddings)`, whose gradients `backward` computes.
+fn loss(network: &mut Network<f64>, images: &[f64], d_embeddings: &[f64], n: usize) -> f64 {
+    dot(network.forward_train(images, n, &mut Alone).unwrap(), d_embeddings)
+}
+
+/// Compares the derivative along a random direction, in all parameters and in some kinds of them, with the slope of
+/// the loss.
+#[track_caller]
+fn check(spec: &ModelSpec, (n, threads): (usize, usize), suffixes: &[&str]) {
+    let mut network = network::<f64>(spec, n + 1, threads);
+    let images = noise("images", n * spec.image_size.pow(2) * 3);
+    let d_embeddings = noise("d_embeddings", n * spec.embedding_width());
+    loss(&mut network, &images, &d_embeddings, n);
+    let mut announced = vec![];
+    network
+        .backward(&d_embeddings, &mut Alone, &mut |range, values| {
+            assert_eq!(range.len(), values.len());
+            announced.extend(range);
+        })
+        .unwrap();
+    announced.sort_unstable();
+    let parameters = network.parameters().clone();
+    assert_eq!(announced, (0..parameters.values.len()).collect::<Vec<_>>(), "every gradient once");
+
+    // Relative to the size of the weights, so that no layer moves much more than another.
+    let mut direction = noise("direction", parameters.values.len());
+    direction.iter_mut().zip(&parameters.values).for_each(|(direction, value)| *direction *= value);
+    for suffix in suffixes {
+        let mut direction = direction.clone();
+        for entry in parameters.entries.iter().filter(|entry| !entry.name.ends_with(suffix)) {
+            direction[entry.range()].fill(0.0);
+        }
+        let slope = dot(&parameters.gradients, &direction);
+        let mut at = |t: f64| {
+            let moved = network.parameters_mut().values.iter_mut().zip(&parameters.values).zip(&direction);
+            moved.for_each(|((value, first), direction)| *value = first + t * direction);
+            loss(&mut network, &images, &d_embeddings, n)
+        };
+        // A long step may meet the kink of a ReLU and a short one drown in rounding: one of them must agree.
+        let mut measured = vec![];
+        let bound = 3e-6 * slope.abs().max(1e-2 * support::norm(&parameters.gradients));
+        let agrees = [1e-7, 1e-8, 1e-9].iter().any(|step| {
+            measured.push((at(*step) - at(-step)) / (2.0 * step));
+            (measured[measured.len() - 1] - slope).abs() < bound
+        });
+        assert!(agrees, "{spec:?} {suffix}: {measured:?} measured, {slope} computed");
+    }
+}
+
+/// Everything, and one kind of parameter at a time.
+const KINDS: [&str; 7] = [
+    "",
+    "conv1.weight",
+    "bn1.weight",
+    "bn2.bias",
+    "downsample.0.weight",
+    "downsample.1.weight",
+    "head.0.weight",
+];
+
+#[test]
+fn resnet20_with_every_head() {
+    for head in [Head::SimclrV1, Head::SimclrV2, Head::Mlp { hidden: 7, out: 5 }, Head::Linear { out: 3 }] {
+        check(&spec(Arch::ResNet20, Stem::Cifar, head, 8), (3, 2), &KINDS);
+    }
+}
+
+#[test]
+fn deeper_nets_with_both_stems() {
+    let head = Head::Linear { out: 5 };
+    check(&spec(Arch::ResNet18, Stem::Cifar, head, 9), (2, 1), &[""]);
+    check(&spec(Arch::ResNet18, Stem::Imagenet, head, 35), (2, 1), &["", "conv1.weight"]);
+    check(&spec(Arch::ResNet34, Stem::Cifar, head, 7), (3, 2), &[""]);
+    check(&spec(Arch::ResNet50, Stem::Imagenet, head, 33), (2, 2), &[""]);
+}
