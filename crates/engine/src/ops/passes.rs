@@ -191,7 +191,7 @@ impl<T: Real, const N: usize> ChannelPass for ResidualSums<'_, T, N> {
         let y = groups::<L, T>(self.y).chunks(BLOCK * width);
         let d = groups_mut::<L, T>(self.d).chunks_mut(BLOCK * width);
         for (block, (y, d)) in y.zip(d).enumerate() {
-            for group in 0..width {
+            for (group, plain) in plain.iter_mut().enumerate() {
                 let mut sum = [T::ZERO; L];
                 for at in (group..y.len()).step_by(width) {
                     let (y, d_y) = (y[at], d[at]);
@@ -199,7 +199,7 @@ impl<T: Real, const N: usize> ChannelPass for ResidualSums<'_, T, N> {
                     d[at] = g;
                     sum = lanes(|l| sum[l] + g[l]);
                 }
-                flush(sum, &mut plain[group]);
+                flush(sum, plain);
             }
             // The block is still in the nearest cache.
             for n in 0..N {
