@@ -244,7 +244,9 @@ impl Choice {
         }
         let isa = InstructionSet::new(path);
         match convolution {
-            Convolution::Auto if WinogradConv::applies(shape, isa) => Self::Winograd(isa),
+            Convolution::Auto if WinogradConv::applies(shape, isa) && WinogradConv::pays(shape) => {
+                Self::Winograd(isa)
+            }
             Convolution::Auto | Convolution::Direct => Self::Direct(isa),
         }
     }
@@ -420,7 +422,8 @@ mod tests {
     #[test]
     fn the_layers_of_a_residual_network_agree_with_the_reference() {
         let mut numbers = Numbers(2);
-        let pool = Pool::new(2, &[]);
+        // Alone, so that the images fill several blocks.
+        let pool = Pool::new(1, &[]);
         for (side, c_in, c_out, kernel, stride, pad) in [
             (32, 3, 64, 7, 2, 3),
             (32, 3, 16, 3, 1, 1),
@@ -469,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn winograd_is_chosen_only_when_asked_for() {
+    fn winograd_is_chosen_where_it_applies_and_pays() {
         let shape = ConvShape { n: 2, h: 8, w: 8, c_in: 64, c_out: 64, kernel: 3, stride: 1, pad: 1 };
         let choose = Choice::new::<f32>;
         assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
@@ -477,8 +480,15 @@ mod tests {
         assert!(matches!(choose(&shape, KernelPath::Reference, Convolution::Auto), Choice::Reference));
         let choose = Choice::new::<f64>;
         assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Reference));
-        let strided = ConvShape { stride: 2, ..shape };
         let choose = Choice::new::<f32>;
-        assert!(matches!(choose(&strided, KernelPath::Portable, Convolution::Auto), Choice::Direct(_)));
+        for unfit in [
+            ConvShape { stride: 2, ..shape },
+            ConvShape { c_in: 3, ..shape },
+            ConvShape { h: 2, w: 2, ..shape },
+            ConvShape { c_in: 8, c_out: 8, ..shape },
+        ] {
+            let choice = choose(&unfit, KernelPath::Portable, Convolution::Auto);
+            assert!(matches!(choice, Choice::Direct(_)), "{unfit:?}: {choice:?}");
+        }
     }
 }

@@ -17,13 +17,19 @@
 use super::aligned::AlignedVec;
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
+use super::frame::Frame;
 use super::panels::Panels;
 use super::pool::Pool;
 use super::simd::InstructionSet;
-use super::window::{Frame, Output, Taps, Window};
+use super::taps::Taps;
+use super::window::{Output, Weights, Window};
 
 /// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
 const BLOCK_BYTES: usize = 256 << 10;
+
+/// Output pixels in a block of the weight gradient, at least: the gradient is read and written once
+/// per block.
+const GRADIENT_PIXELS: usize = 256;
 
 /// The three passes of one shape, with their packed weights and each thread's scratch.
 pub(super) struct DirectConv {
@@ -59,10 +65,12 @@ struct Plan {
     outputs: Panels,
     /// Panels over the input channels.
     inputs: Panels,
-    /// Images in a block of the forward pass and of the weight gradient.
+    /// Images in a block of the forward pass.
     block: usize,
     /// Images in a block of the data gradient.
     backward_block: usize,
+    /// Images in a block of the weight gradient.
+    gradient_block: usize,
 }
 
 impl Plan {
@@ -71,17 +79,20 @@ impl Plan {
         let (d_output, backward) = Window::backward(&shape);
         let most = shape.n.div_ceil(threads).max(1);
         let block = |len: usize| (BLOCK_BYTES / size_of::<f32>() / len).clamp(1, most);
+        let pixels = shape.out_h() * shape.out_w();
+        let gradient_block = block(input.len()).max(GRADIENT_PIXELS.div_ceil(pixels).min(most));
         Self {
             shape,
             forward: Window::forward(&shape),
             input,
             backward,
             d_output,
-            taps: Taps::new(&shape, block(input.len())),
+            taps: Taps::new(&shape, gradient_block),
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             block: block(input.len()),
             backward_block: block(d_output.len()),
+            gradient_block,
         }
     }
 
@@ -91,14 +102,14 @@ impl Plan {
     }
 
     fn framed_len(&self) -> usize {
-        (self.block * self.input.len()).max(self.backward_block * self.d_output.len())
+        (self.gradient_block * self.input.len()).max(self.backward_block * self.d_output.len())
     }
 
     fn dy_len(&self) -> usize {
         if self.outputs.is_one_full_panel() {
             return 0;
         }
-        self.block * self.shape.out_h() * self.shape.out_w() * self.outputs.stored()
+        self.gradient_block * self.shape.out_h() * self.shape.out_w() * self.outputs.stored()
     }
 
     fn d_weights_len(&self) -> usize {
@@ -145,8 +156,9 @@ impl DirectConv {
         let (isa, c_out, input_len, output_len) =
             (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
         let strides = Strides::forward(&plan.shape);
-        pack_weights(pool, w, strides, &plan.forward.taps, plan.outputs, weights);
-        let weights = &weights[..];
+        let layout = Layout { strides, taps: &plan.forward.taps, panels: plan.outputs };
+        pack_weights(pool, w, layout, weights);
+        let weights = Weights { panels: plan.outputs, packed: weights };
         let with_sums = sums.is_some();
         pool.for_each_part(divide(pool, workers, n, y, output_len), |_, (images, y, worker)| {
             let (sum, squares) = worker.sums.split_at_mut(c_out);
@@ -157,7 +169,7 @@ impl DirectConv {
                 let framed = plan.input.place(x, &mut worker.framed);
                 let mut output =
                     Output { c: y, accumulate: false, sums: with_sums.then_some([&mut *sum, &mut *squares]) };
-                plan.forward.sum(isa, block.len(), framed, weights, plan.outputs, &mut output);
+                plan.forward.sum(isa, framed, weights, &mut output);
             }
         });
         if let Some(sums) = sums {
@@ -181,7 +193,7 @@ impl DirectConv {
         let mut rest = &mut weights[..];
         for window in &plan.backward {
             let part = rest.split_off_mut(..packed_len(window)).expect("the windows share the taps");
-            pack_weights(pool, w, strides, &window.taps, plan.inputs, part);
+            pack_weights(pool, w, Layout { strides, taps: &window.taps, panels: plan.inputs }, part);
         }
         let weights = &weights[..];
         pool.for_each_part(divide(pool, workers, n, dx, input_len), |_, (images, dx, worker)| {
@@ -193,7 +205,7 @@ impl DirectConv {
                 for window in &plan.backward {
                     let (packed, rest) = weights.split_at(packed_len(window));
                     let mut output = Output { c: &mut *dx, accumulate, sums: None };
-                    window.sum(isa, block.len(), framed, packed, plan.inputs, &mut output);
+                    window.sum(isa, framed, Weights { panels: plan.inputs, packed }, &mut output);
                     weights = rest;
                 }
             }
@@ -203,13 +215,13 @@ impl DirectConv {
     pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         let Self { isa, plan, workers, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let (lines, pixels) = (plan.shape.out_h(), plan.shape.out_h() * plan.shape.out_w());
+        let pixels = plan.shape.out_h() * plan.shape.out_w();
         let (depth, c_out) = (plan.taps.depth(), plan.shape.c_out);
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
-            for (index, block) in blocks(images, plan.block).enumerate() {
+            for (index, block) in blocks(images, plan.gradient_block).enumerate() {
                 let framed =
                     plan.input.place(&x[block.start * input_len..block.end * input_len], &mut worker.framed);
                 let dy = &dy[block.start * output_len..block.end * output_len];
@@ -223,7 +235,7 @@ impl DirectConv {
                     };
                     let c = &mut worker.d_weights[panel.range(depth)];
                     let output = Output { c, accumulate: index > 0, sums: None };
-                    plan.taps.sum(isa, block.len() * lines, framed, dy, panel, output);
+                    plan.taps.sum(isa, framed, dy, panel, output);
                 }
             }
         });
@@ -232,15 +244,17 @@ impl DirectConv {
     }
 }
 
-/// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
-fn pack_weights(
-    pool: &Pool,
-    w: &[f32],
+/// How weights are packed.
+#[derive(Clone, Copy)]
+struct Layout<'a> {
     strides: Strides,
-    taps: &[usize],
+    taps: &'a [usize],
     panels: Panels,
-    packed: &mut [f32],
-) {
+}
+
+/// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
+fn pack_weights(pool: &Pool, w: &[f32], layout: Layout<'_>, packed: &mut [f32]) {
+    let Layout { strides, taps, panels } = layout;
     // As many rows of depth as the longer stride fits into the weights.
     let depth = w.len() / (panels.columns * strides.column.min(strides.depth));
     let mut rest = packed;

@@ -107,12 +107,13 @@ fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(
     let offsets: [usize; ROWS] =
         std::array::from_fn(|row| rows.a_offsets[if row < rows.count { row } else { 0 }]);
     let first = offsets[0];
-    let adjacent = (0..ROWS).all(|row| offsets[row] == first + row);
     let mut tile = [[simd.splat(0.0); VECTORS]; ROWS];
-    match (terms.step, adjacent) {
-        (1, _) => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
-        (step, true) => sum(simd, terms, step, &|row| first + row, &mut tile),
-        (step, false) => sum(simd, terms, step, &|row| offsets[row], &mut tile),
+    match terms.step {
+        1 => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
+        step if (0..ROWS).all(|row| offsets[row] == first + row) => {
+            sum(simd, terms, step, &|row| first + row, &mut tile);
+        }
+        step => sum(simd, terms, step, &|row| offsets[row], &mut tile),
     }
     if target.columns == VECTORS * S::LANES {
         write(simd, &tile, rows, target);
@@ -139,30 +140,23 @@ fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
         assert!(terms.len == 0 || last + run + reach < terms.a.len(), "a run leaves its matrix");
         let (b, rest) = panel.split_at(terms.len * width);
         panel = rest;
-        let a = terms.a.as_ptr().wrapping_add(run);
-        let b = b.as_ptr();
+        let a = |l: usize| terms.a.as_ptr().wrapping_add(run + l * step);
+        let b = |l: usize| b.as_ptr().wrapping_add(l * width);
         let mut l = 0;
         while l + 4 <= terms.len {
-            for u in 0..4 {
-                // SAFETY: term l + u < len; the run's ends in `a` and in `b` are asserted above.
-                unsafe {
-                    add_term(
-                        simd,
-                        a.wrapping_add((l + u) * step),
-                        offset,
-                        b.wrapping_add((l + u) * width),
-                        &mut sums,
-                    )
-                };
+            for l in l..l + 4 {
+                // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
+                unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
             }
             l += 4;
         }
         while l < terms.len {
-            // SAFETY: term l < len; the run's ends in `a` and in `b` are asserted above.
-            unsafe { add_term(simd, a.wrapping_add(l * step), offset, b.wrapping_add(l * width), &mut sums) };
+            // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
+            unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
             l += 1;
         }
     }
+    // Written row by row from a copy, because what is indexed at run time cannot live in registers.
     *tile = sums;
 }
 

@@ -16,7 +16,7 @@
 //! and the gradient of the weights, being linear in the product, is `Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
 //! Each map works on the lines of a tile of vectors, a vector holding one number of many channels.
 
-use super::simd::{MAX_LANES, Simd, Task, add_lanes};
+use super::simd::{MAX_LANES, Simd, Task};
 
 /// Numbers in a transformed tile.
 pub(super) const POINTS: usize = 36;
@@ -34,7 +34,7 @@ pub(super) struct Input;
 struct Weights;
 /// `Aᵀ`
 #[derive(Clone, Copy)]
-struct Output;
+pub(super) struct Output;
 /// `A`
 #[derive(Clone, Copy)]
 pub(super) struct OutputGradient;
@@ -124,29 +124,17 @@ impl Map<6, 3> for WeightGradient {
 ///
 /// A trait and no closure, because only a method can be told to be inlined: called, it would not be
 /// compiled for the instruction set.
-trait Tile {
+pub(super) trait Tile {
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector;
 }
 
-/// One vector of channels of each pixel.
-struct Pixels<'a, const N: usize> {
-    pixels: &'a [[&'a [f32]; N]; N],
-    channel: usize,
-}
-
-impl<const N: usize> Tile for Pixels<'_, N> {
-    #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        simd.read(&self.pixels[row][column][self.channel..])
-    }
-}
-
 /// One vector of each plane of a `side` x `side` transform.
-struct Planes<'a> {
-    planes: &'a [f32],
-    plane: usize,
-    offset: usize,
-    side: usize,
+pub(super) struct Planes<'a> {
+    pub(super) planes: &'a [f32],
+    /// Distance of two planes.
+    pub(super) plane: usize,
+    pub(super) offset: usize,
+    pub(super) side: usize,
 }
 
 impl Tile for Planes<'_> {
@@ -159,7 +147,7 @@ impl Tile for Planes<'_> {
 /// Applies a map to the columns of a tile. The caller keeps `columns`, lest they be cleared and
 /// copied for every vector.
 #[inline(always)]
-fn map_columns<S: Simd, const N: usize, const M: usize>(
+pub(super) fn map_columns<S: Simd, const N: usize, const M: usize>(
     simd: S,
     map: impl Map<N, M>,
     tile: &impl Tile,
@@ -176,7 +164,7 @@ fn map_columns<S: Simd, const N: usize, const M: usize>(
 
 /// Applies a map to a row of mapped columns.
 #[inline(always)]
-fn map_row<S: Simd, const N: usize, const M: usize>(
+pub(super) fn map_row<S: Simd, const N: usize, const M: usize>(
     simd: S,
     map: impl Map<N, M>,
     columns: &[[S::Vector; M]; N],
@@ -193,89 +181,6 @@ fn map_row<S: Simd, const N: usize, const M: usize>(
 #[inline(always)]
 fn scaled<S: Simd>(simd: S, factor: f32, a: S::Vector, b: S::Vector) -> S::Vector {
     simd.mul_add(simd.splat(factor), a, b)
-}
-
-/// Transforms one tile of pixels into one row of each of the [`POINTS`] planes.
-pub(super) struct Spread<'a, F, O, const N: usize> {
-    pub(super) map: F,
-    /// The channels of each pixel of the tile, zeros for those outside the image.
-    pub(super) pixels: [[&'a [f32]; N]; N],
-    pub(super) planes: &'a mut [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
-    /// Where in a plane a channel lies.
-    pub(super) offset: O,
-}
-
-impl<F: Map<N, 6>, O: Fn(usize) -> usize, const N: usize> Task for Spread<'_, F, O, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let mut columns = [[simd.splat(0.0); 6]; N];
-        for channel in (0..self.pixels[0][0].len()).step_by(S::LANES) {
-            let offset = (self.offset)(channel);
-            map_columns(simd, self.map, &Pixels { pixels: &self.pixels, channel }, &mut columns);
-            for row in 0..6 {
-                let line = map_row(simd, self.map, &columns, row);
-                for (column, vector) in line.into_iter().enumerate() {
-                    simd.write(&mut self.planes[(6 * row + column) * self.plane + offset..], vector);
-                }
-            }
-        }
-    }
-}
-
-/// Transforms one row of each of the [`POINTS`] planes into a tile of 4 x 4 outputs, cut off at the
-/// edge of the image.
-pub(super) struct Collect<'a> {
-    pub(super) planes: &'a [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
-    /// Where the row lies in a plane.
-    pub(super) offset: usize,
-    /// Channels in the row.
-    pub(super) width: usize,
-    pub(super) y: &'a mut [f32],
-    /// Where the first pixel lies in `y`, and the distance of rows and of pixels.
-    pub(super) first: usize,
-    pub(super) row: usize,
-    pub(super) pixel: usize,
-    /// Rows and columns inside the image.
-    pub(super) inside: [usize; 2],
-    pub(super) accumulate: bool,
-    /// Sum and sum of squares of each channel of the row, to be added to.
-    pub(super) sums: Option<[&'a mut [f64]; 2]>,
-}
-
-impl Task for Collect<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let mut columns = [[simd.splat(0.0); 4]; 6];
-        for channel in (0..self.width).step_by(S::LANES) {
-            let offset = self.offset + channel;
-            let products = Planes { planes: self.planes, plane: self.plane, offset, side: 6 };
-            map_columns(simd, Output, &products, &mut columns);
-            let (mut sum, mut squares) = (simd.splat(0.0), simd.splat(0.0));
-            for row in 0..self.inside[0] {
-                for (column, vector) in map_row(simd, Output, &columns, row).into_iter().enumerate() {
-                    if column < self.inside[1] {
-                        let y = &mut self.y[self.first + row * self.row + column * self.pixel + channel..];
-                        let vector = if self.accumulate { simd.add(simd.read(y), vector) } else { vector };
-                        simd.write(y, vector);
-                        sum = simd.add(sum, vector);
-                        squares = simd.mul_add(vector, vector, squares);
-                    }
-                }
-            }
-            if let Some([sums, all_squares]) = &mut self.sums {
-                add_lanes(simd, sum, &mut sums[channel..]);
-                add_lanes(simd, squares, &mut all_squares[channel..]);
-            }
-        }
-    }
 }
 
 /// Transforms weights into rows of the [`POINTS`] planes of one panel.

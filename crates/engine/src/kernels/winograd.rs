@@ -22,14 +22,21 @@ use super::panels::{Panel, Panels};
 use super::pool::Pool;
 use super::simd::{InstructionSet, MAX_ROWS};
 use super::strip::{MAX_WIDTH, Rows, Target, Terms, strip};
-use super::transforms::{Collect, CollectWeights, Input, OutputGradient, POINTS, Spread, SpreadWeights};
+use super::tiles::{Collect, Source, Spread, Tiles};
+use super::transforms::{CollectWeights, Input, OutputGradient, POINTS, SpreadWeights};
 
-/// Bytes of a block's transformed input.
-const BLOCK_BYTES: usize = 512 << 10;
+/// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
+/// the second-level cache, for many channels enough to be worth reading the transformed weights.
+const BLOCK_TILES: [usize; 2] = [32, 64];
 
-/// Fewest and most tiles in a block: the transformed weights are read once per block, and more tiles
-/// than the most gain nothing.
-const BLOCK_TILES: [usize; 2] = [64, 64];
+/// Bytes of a block's transformed input, between those bounds.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
+const GRADIENT_TILES: usize = 64;
+
+/// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
+const TRANSFORM_CHANNELS: f64 = 5.3;
 
 /// Numbers between the planes of a transform, lest all 36 fall into one set of the cache.
 const GAP: usize = 16;
@@ -65,8 +72,10 @@ struct Plan {
     outputs: Panels,
     /// Panels over the input channels.
     inputs: Panels,
-    /// Tiles in a block.
+    /// Tiles in a block of the forward pass or the data gradient.
     block: usize,
+    /// Tiles in a block of the weight gradient.
+    gradient_block: usize,
 }
 
 impl Plan {
@@ -74,12 +83,13 @@ impl Plan {
         let channels = shape.c_in.max(shape.c_out);
         let [fewest, most] = BLOCK_TILES;
         let fitting = BLOCK_BYTES / size_of::<f32>() / (POINTS * channels);
-        let all = shape.n.div_ceil(threads).max(1) * tiles_per_image(&shape);
+        let all = shape.n.div_ceil(threads).max(1) * Tiles::new(&shape, shape.c_in).per_image();
         Self {
             shape,
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             block: fitting.clamp(fewest, most).min(all),
+            gradient_block: GRADIENT_TILES.min(all),
         }
     }
 
@@ -92,12 +102,13 @@ impl Plan {
     }
 
     fn images_len(&self) -> usize {
-        POINTS * (self.block * self.channels() + GAP)
+        POINTS * (self.block.max(self.gradient_block) * self.channels() + GAP)
     }
 
     fn outputs_len(&self) -> usize {
         let panels = self.shape.c_out.div_ceil(2 * self.outputs.lanes);
-        POINTS * (self.block * self.channels().max(2 * self.outputs.lanes) + panels * GAP)
+        let products = POINTS * (self.block * 2 * self.outputs.lanes + GAP);
+        products.max(POINTS * (self.gradient_block * self.shape.c_out + panels * GAP))
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -113,7 +124,7 @@ impl Plan {
     /// Where the transformed output gradient of one panel lies, and the distance of its planes.
     fn d_output_panel(&self, panel: Panel) -> (usize, usize) {
         let index = panel.first / (2 * self.outputs.lanes);
-        (POINTS * (self.block * panel.first + index * GAP), self.block * panel.width + GAP)
+        (POINTS * (self.gradient_block * panel.first + index * GAP), self.gradient_block * panel.width + GAP)
     }
 }
 
@@ -124,6 +135,18 @@ impl WinogradConv {
         (kernel, stride, pad) == (3, 1, 1)
             && c_in.is_multiple_of(isa.lanes())
             && c_out.is_multiple_of(isa.lanes())
+    }
+
+    /// Whether the method is faster than direct convolution where it applies.
+    ///
+    /// Of the direct method's multiplications a quarter remain, and the transforms cost as much as
+    /// some [`TRANSFORM_CHANNELS`] channels of them; both are also spent on pixels of tiles that are
+    /// cut off.
+    pub(super) fn pays(shape: &ConvShape) -> bool {
+        let inverse = |channels: usize| TRANSFORM_CHANNELS / channels as f64;
+        let cost_per_pixel = 0.25 + inverse(shape.c_in) + inverse(shape.c_out);
+        let pixels = 16 * Tiles::new(shape, shape.c_in).per_image();
+        cost_per_pixel * pixels as f64 <= (shape.h * shape.w) as f64
     }
 
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
@@ -160,16 +183,16 @@ impl WinogradConv {
             target: Tiles::new(&shape, shape.c_out),
             panels: self.plan.outputs,
             accumulate: false,
+            with_sums: sums.is_some(),
         };
         pass.transform_weights(pool, w, Strides::forward(&shape), false, &mut self.weights);
         let weights = &self.weights[..];
-        let with_sums = sums.is_some();
         pool.for_each_part(
             divide(pool, &mut self.workers, n, y, shape.output_len()),
             |_, (images, y, worker)| {
                 worker.sums.fill(0.0);
                 let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
-                pass.run(images.len(), x, weights, y, worker, with_sums);
+                pass.run(x, weights, y, worker);
             },
         );
         if let Some(sums) = sums {
@@ -195,6 +218,7 @@ impl WinogradConv {
             target: Tiles::new(&shape, shape.c_in),
             panels: self.plan.inputs,
             accumulate,
+            with_sums: false,
         };
         pass.transform_weights(pool, w, Strides::backward(&shape), true, &mut self.weights);
         let weights = &self.weights[..];
@@ -202,7 +226,7 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, dx, shape.input_len()),
             |_, (images, dx, worker)| {
                 let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(images.len(), dy, weights, dx, worker, false);
+                pass.run(dy, weights, dx, worker);
             },
         );
     }
@@ -214,7 +238,7 @@ impl WinogradConv {
             let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..images.len() * tiles_per_image(&shape), plan.block) {
+            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(x), plan.gradient_block) {
                 add_block_gradient(*isa, plan, tiles, [x, dy], worker);
             }
         });
@@ -232,15 +256,23 @@ fn add_block_gradient(
     worker: &mut Worker,
 ) {
     let Worker { images, outputs, d_weights, zeros, .. } = worker;
-    let (c_in, c_out) = (plan.shape.c_in, plan.shape.c_out);
-    let plane = plan.block * c_in + GAP;
-    Tiles::new(&plan.shape, c_in).transform_input(isa, tiles.clone(), x, zeros, images, plane);
-    let d_output = Tiles::new(&plan.shape, c_out);
+    let c_in = plan.shape.c_in;
+    let plane = plan.gradient_block * c_in + GAP;
+    let (input, d_output) = (Tiles::new(&plan.shape, c_in), Tiles::new(&plan.shape, plan.shape.c_out));
+    let source = Source::input(input, x, zeros);
+    isa.run(Spread::<_, 6> { map: Input, source, block: tiles.clone(), planes: images, plane });
     let mut sums = Sums([0.0; POINTS * MAX_ROWS * MAX_WIDTH]);
     for panel in plan.outputs.iter() {
         let (start, d_plane) = plan.d_output_panel(panel);
         let transformed = &mut outputs[start..][..POINTS * d_plane];
-        d_output.transform_gradient(isa, tiles.clone(), dy, zeros, panel, transformed);
+        let channels = panel.first..panel.first + panel.width;
+        isa.run(Spread::<_, 4> {
+            map: OutputGradient,
+            source: Source { tiles: d_output, before: 0, channels, images: dy, zeros },
+            block: tiles.clone(),
+            planes: transformed,
+            plane: d_plane,
+        });
         let d_weights = &mut d_weights[panel.range(9 * c_in)];
         for first in (0..c_in).step_by(isa.rows()) {
             let count = isa.rows().min(c_in - first);
@@ -277,10 +309,6 @@ fn add_block_gradient(
 #[repr(align(64))]
 struct Sums([f32; POINTS * MAX_ROWS * MAX_WIDTH]);
 
-fn tiles_per_image(shape: &ConvShape) -> usize {
-    shape.h.div_ceil(4) * shape.w.div_ceil(4)
-}
-
 /// The forward pass or the data gradient: one convolution, of the one or the other images.
 struct Pass {
     isa: InstructionSet,
@@ -290,6 +318,7 @@ struct Pass {
     /// Panels over the channels of the target.
     panels: Panels,
     accumulate: bool,
+    with_sums: bool,
 }
 
 impl Pass {
@@ -317,22 +346,17 @@ impl Pass {
         });
     }
 
-    fn run(
-        &self,
-        images: usize,
-        source: &[f32],
-        weights: &[f32],
-        target: &mut [f32],
-        worker: &mut Worker,
-        with_sums: bool,
-    ) {
+    /// Convolves the images of one thread.
+    fn run(&self, source: &[f32], weights: &[f32], target: &mut [f32], worker: &mut Worker) {
         let Worker { images: transformed, outputs, sums, zeros, .. } = worker;
         let channels = self.source.channels;
         let plane = self.block * channels + GAP;
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..images * self.source.per_image(), self.block) {
-            self.source.transform_input(self.isa, tiles.clone(), source, zeros, transformed, plane);
+        for tiles in blocks(0..self.source.count(source), self.block) {
+            let source = Source::input(self.source, source, zeros);
+            let (block, planes) = (tiles.clone(), &mut transformed[..]);
+            self.isa.run(Spread::<_, 6> { map: Input, source, block, planes, plane });
             for panel in self.panels.iter() {
                 let product_plane = self.block * panel.width + GAP;
                 let weights = &weights[panel.range(POINTS * channels)];
@@ -340,23 +364,17 @@ impl Pass {
                     let products = &mut outputs[point * product_plane..];
                     self.multiply(&transformed[point * plane..], weights, tiles.len(), panel.width, products);
                 }
-                for (slot, tile) in tiles.clone().enumerate() {
-                    let columns = panel.first..panel.first + panel.width;
-                    let place = self.target.place(tile);
-                    self.isa.run(Collect {
-                        planes: outputs,
-                        plane: product_plane,
-                        offset: slot * panel.width,
-                        width: panel.width,
-                        y: target,
-                        first: self.target.pixel(&place) + panel.first,
-                        row: self.target.w * self.target.channels,
-                        pixel: self.target.channels,
-                        inside: [4.min(self.target.h - place.y), 4.min(self.target.w - place.x)],
-                        accumulate: self.accumulate,
-                        sums: with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
-                    });
-                }
+                let columns = panel.first..panel.first + panel.width;
+                self.isa.run(Collect {
+                    tiles: self.target,
+                    block: tiles.clone(),
+                    channels: columns.clone(),
+                    planes: outputs,
+                    plane: product_plane,
+                    images: target,
+                    accumulate: self.accumulate,
+                    sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
+                });
             }
         }
     }
@@ -372,112 +390,6 @@ impl Pass {
                 rows.push(tile * channels, tile * width);
             }
             strip(self.isa, &terms, &rows, &mut target);
-        }
-    }
-}
-
-/// Images `[h, w, channels]` cut into tiles of 4 x 4 pixels.
-#[derive(Clone, Copy)]
-struct Tiles {
-    h: usize,
-    w: usize,
-    channels: usize,
-}
-
-/// An image and the first pixel of a tile in it.
-struct Place {
-    image: usize,
-    y: usize,
-    x: usize,
-}
-
-impl Tiles {
-    fn new(shape: &ConvShape, channels: usize) -> Self {
-        Self { h: shape.h, w: shape.w, channels }
-    }
-
-    fn per_image(&self) -> usize {
-        self.h.div_ceil(4) * self.w.div_ceil(4)
-    }
-
-    fn place(&self, tile: usize) -> Place {
-        let (image, tile) = (tile / self.per_image(), tile % self.per_image());
-        let across = self.w.div_ceil(4);
-        Place { image, y: tile / across * 4, x: tile % across * 4 }
-    }
-
-    /// Where the first pixel of a tile lies.
-    fn pixel(&self, place: &Place) -> usize {
-        ((place.image * self.h + place.y) * self.w + place.x) * self.channels
-    }
-
-    /// `N` x `N` pixels from `before` pixels above and left of a tile, `zeros` where there are none.
-    fn pixels<'a, const N: usize>(
-        &self,
-        tile: usize,
-        before: usize,
-        images: &'a [f32],
-        zeros: &'a [f32],
-    ) -> [[&'a [f32]; N]; N] {
-        let place = self.place(tile);
-        let mut pixels = [[&zeros[..self.channels]; N]; N];
-        for (row, pixels) in pixels.iter_mut().enumerate() {
-            let y = place.y + row;
-            if y < before || y - before >= self.h {
-                continue;
-            }
-            let line = (place.image * self.h + y - before) * self.w;
-            for (column, pixel) in pixels.iter_mut().enumerate() {
-                let x = place.x + column;
-                if x >= before && x - before < self.w {
-                    *pixel = &images[(line + x - before) * self.channels..][..self.channels];
-                }
-            }
-        }
-        pixels
-    }
-
-    /// Transforms the inputs of `tiles`, with a border of one pixel: `[POINTS, tiles, channels]`.
-    fn transform_input(
-        &self,
-        isa: InstructionSet,
-        tiles: Range<usize>,
-        images: &[f32],
-        zeros: &[f32],
-        planes: &mut [f32],
-        plane: usize,
-    ) {
-        for (slot, tile) in tiles.enumerate() {
-            isa.run(Spread {
-                map: Input,
-                pixels: self.pixels::<6>(tile, 1, images, zeros),
-                planes: &mut *planes,
-                plane,
-                offset: |channel| slot * self.channels + channel,
-            });
-        }
-    }
-
-    /// Transforms one panel of the output gradients of `tiles`: `[POINTS, tiles, width]`.
-    fn transform_gradient(
-        &self,
-        isa: InstructionSet,
-        tiles: Range<usize>,
-        images: &[f32],
-        zeros: &[f32],
-        panel: Panel,
-        planes: &mut [f32],
-    ) {
-        let plane = planes.len() / POINTS;
-        for (slot, tile) in tiles.enumerate() {
-            let pixels = self.pixels::<4>(tile, 0, images, zeros);
-            isa.run(Spread {
-                map: OutputGradient,
-                pixels: pixels.map(|row| row.map(|pixel| &pixel[panel.first..][..panel.width])),
-                planes: &mut *planes,
-                plane,
-                offset: |channel| slot * panel.width + channel,
-            });
         }
     }
 }
