@@ -1,5 +1,6 @@
 //! What a network allocates: as predicted, when it is made, and next to nothing in a step.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 mod support;
