@@ -1,5 +1,6 @@
 //! What a network allocates: as predicted, when it is made, and next to nothing in a step.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 mod support;
@@ -63,13 +64,14 @@ fn check(arch: Arch, stem: Stem, image_size: usize, rows: usize) {
     }
     assert_eq!(LIVE.load(Ordering::Relaxed), before, "{arch}: a step keeps nothing");
     let extra = PEAK.load(Ordering::Relaxed) - before;
-    assert!(extra < 256 << 10, "{arch}: a step allocates {extra} bytes");
+    // The smallest activation of these nets, at that many rows, takes more.
+    assert!(extra < BOOKKEEPING, "{arch}: a step allocates {extra} bytes");
 }
 
 /// One test, because the counts are the program's.
 #[test]
 fn memory_is_as_predicted_and_a_step_takes_none() {
-    check(Arch::ResNet20, Stem::Cifar, 16, 9);
-    check(Arch::ResNet18, Stem::Imagenet, 40, 5);
-    check(Arch::ResNet50, Stem::Cifar, 8, 3);
+    check(Arch::ResNet20, Stem::Cifar, 16, 64);
+    check(Arch::ResNet18, Stem::Imagenet, 40, 16);
+    check(Arch::ResNet50, Stem::Cifar, 8, 33);
 }

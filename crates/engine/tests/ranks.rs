@@ -1,5 +1,7 @@
 //! One global batch on several ranks: the same embeddings, the same parameter gradients in the sum.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 mod support;
 
 use std::sync::mpsc::{Receiver, Sender, channel};

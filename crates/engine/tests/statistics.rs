@@ -1,5 +1,7 @@
 //! Running statistics: staged by a training pass, applied once, used in evaluation.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 mod support;
 
 use engine::models::{Arch, Head, Stem};
