@@ -86,7 +86,8 @@ type Answer<T> = oneshot::Sender<Result<T, CallError>>;
 enum Message {
     Input(Input, Option<Answer<()>>),
     OpenAgent(AgentHello, Outbox<AgentDown>, Answer<u64>),
-    OpenWorker(Fence, WorkerId, Outbox<WorkerDown>, Answer<()>),
+    OpenWorker(Fence, WorkerId, Outbox<WorkerDown>, Answer<u64>),
+    CloseWorker(Fence, WorkerId, u64),
     Submit(Box<Submission>, Answer<(String, String)>),
     Order(Order, Answer<Accepted>),
     Logs(Fence, WorkerId, Vec<String>),
@@ -114,7 +115,9 @@ impl Owner {
         std::thread::Builder::new().name("owner".to_owned()).spawn(move || {
             let mut desk = Desk::new(store, recovered.incarnation, checkpoints);
             let outcome = desk.recover(recovered).and_then(|()| desk.serve(messages));
-            // A coordinator that nobody waits for any more needs no news of its end.
+            // The directory is free for another coordinator before anybody hears that this one has ended.
+            drop(desk);
+            // Nobody may be waiting for it any more.
             end.send(outcome).ok();
         })?;
         Ok((Owner { inbox }, ended))
@@ -139,8 +142,13 @@ impl Owner {
         fence: Fence,
         worker: WorkerId,
         outbox: Outbox<WorkerDown>,
-    ) -> Result<(), CallError> {
+    ) -> Result<u64, CallError> {
         self.ask(|answer| Message::OpenWorker(fence, worker, outbox, answer)).await
+    }
+
+    /// Says that nothing more comes in a worker's session; its stream then ends as well.
+    pub async fn close_worker(&self, fence: Fence, worker: WorkerId, session: u64) -> Result<(), CallError> {
+        self.inbox.send(Message::CloseWorker(fence, worker, session)).await.map_err(|_| CallError::Gone)
     }
 
     /// Queues a run; answers with its id and directory.
@@ -197,11 +205,17 @@ struct Desk {
     incarnation: u64,
     sessions: u64,
     agents: HashMap<String, (u64, Outbox<AgentDown>)>,
-    workers: HashMap<WorkerId, (String, Outbox<WorkerDown>)>,
+    workers: HashMap<WorkerId, WorkerSession>,
     /// Of runs that have not ended.
     files: HashMap<String, Files>,
     events: HashMap<String, EventLog>,
     waiting: HashMap<String, Vec<oneshot::Sender<CheckpointInfo>>>,
+}
+
+struct WorkerSession {
+    run_id: String,
+    session: u64,
+    outbox: Outbox<WorkerDown>,
 }
 
 struct Files {
@@ -288,6 +302,7 @@ impl Desk {
                 let outcome = self.open_worker(fence, worker, outbox)?;
                 reply(answer, outcome.map_err(CallError::from));
             }
+            Message::CloseWorker(fence, worker, session) => self.close_worker(fence, worker, session)?,
             Message::Submit(submission, answer) => {
                 let outcome = self.submit(*submission)?;
                 reply(answer, outcome);
@@ -347,7 +362,7 @@ impl Desk {
                 }
             }
             Command::ToWorker(worker, message) => {
-                let sent = self.workers.get(&worker).map(|(_, outbox)| outbox.try_send(Ok(message)));
+                let sent = self.workers.get(&worker).map(|open| open.outbox.try_send(Ok(message)));
                 if let Some(Err(error)) = sent {
                     tracing::warn!(%worker, %error, "worker cut off: it does not read its orders");
                     self.workers.remove(&worker);
@@ -403,7 +418,7 @@ impl Desk {
 
     fn close(&mut self, run_id: &str) {
         self.files.remove(run_id);
-        self.workers.retain(|_, (run, _)| run != run_id);
+        self.workers.retain(|_, open| open.run_id != run_id);
         self.waiting.remove(run_id);
         self.checkpoints.discard(run_id);
         if let Some(log) = self.events.get(run_id) {
@@ -449,15 +464,32 @@ impl Desk {
         fence: Fence,
         worker: WorkerId,
         outbox: Outbox<WorkerDown>,
-    ) -> Result<Result<(), Refused>, Error> {
+    ) -> Result<Result<u64, Refused>, Error> {
         let input = Input::Worker { fence: fence.clone(), worker: worker.clone(), news: News::Connected };
         match self.state.handle(input, self.clock.now()) {
             Ok(commands) => {
-                self.workers.insert(worker, (fence.run_id, outbox));
-                self.carry_out(commands).map(Ok)
+                self.sessions += 1;
+                let session = self.sessions;
+                // A session that this one replaces ends with its outbox.
+                self.workers.insert(worker, WorkerSession { run_id: fence.run_id, session, outbox });
+                self.carry_out(commands)?;
+                Ok(Ok(session))
             }
             Err(refused) => Ok(Err(refused)),
         }
+    }
+
+    fn close_worker(&mut self, fence: Fence, worker: WorkerId, session: u64) -> Result<(), Error> {
+        match self.workers.get(&worker) {
+            Some(open) if open.session == session => self.workers.remove(&worker),
+            // Cut off by the owner, which is news to the state; or replaced, which is not.
+            None => None,
+            Some(_) => return Ok(()),
+        };
+        if let Err(refused) = self.handle(Input::Worker { fence, worker, news: News::Disconnected })? {
+            tracing::debug!(%refused, "end of a session of a former membership");
+        }
+        Ok(())
     }
 
     fn submit(&mut self, submission: Submission) -> Result<Result<(String, String), CallError>, Error> {

@@ -67,10 +67,10 @@ async fn serve(
             inbox.message().await?.ok_or_else(|| Status::cancelled("the session ended before it began"))?;
         let fence = first.fence.clone().ok_or(MissingField("fence"))?;
         let worker = first.worker.clone().ok_or(MissingField("worker"))?;
-        owner.open_worker(fence.clone(), worker.clone(), outbox.clone()).await?;
-        Ok::<_, Status>((first, fence, worker))
+        let session = owner.open_worker(fence.clone(), worker.clone(), outbox.clone()).await?;
+        Ok::<_, Status>((first, fence, worker, session))
     };
-    let (first, fence, worker) = match opened.await {
+    let (first, fence, worker, session) = match opened.await {
         Ok(opened) => opened,
         Err(status) => {
             // A worker that has gone away needs no answer.
@@ -78,19 +78,16 @@ async fn serve(
             return;
         }
     };
-    // Only the owner keeps the stream open: it ends when the run does.
+    // Only the owner keeps the stream open: it ends when the run does, or when this side is closed.
     let weak = outbox.downgrade();
     drop(outbox);
-    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
-    let farewell = match follow(owner, &mut inbox, first, &fence, &worker).await {
-        Ok(()) => Status::ok("the worker has left"),
-        Err(status) => status,
-    };
-    if let Some(outbox) = weak.upgrade() {
-        outbox.send(Err(farewell)).await.ok();
+    if let Err(status) = follow(owner, &mut inbox, first, &fence, &worker).await
+        && let Some(outbox) = weak.upgrade()
+    {
+        outbox.send(Err(status)).await.ok();
     }
-    let input = Input::Worker { fence, worker, news: News::Disconnected };
-    if let Err(error) = owner.tell(input).await {
+    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
+    if let Err(error) = owner.close_worker(fence, worker, session).await {
         tracing::debug!(%error, "the end of a worker's session was not taken up");
     }
 }
