@@ -14,7 +14,10 @@ impl Hosts {
     /// `None` where the machine does not let us make namespaces.
     fn create() -> Option<Hosts> {
         let id = std::process::id();
-        let hosts = Hosts { names: [format!("himpun-{id}-a"), format!("himpun-{id}-b")], addresses: ["10.213.77.1", "10.213.77.2"] };
+        let hosts = Hosts {
+            names: [format!("himpun-{id}-a"), format!("himpun-{id}-b")],
+            addresses: ["10.213.77.1", "10.213.77.2"],
+        };
         let [a, b] = &hosts.names;
         let made = ip(&["netns", "add", a])
             && ip(&["netns", "add", b])

@@ -39,7 +39,11 @@ fn ten_steps_are_those_of_pytorch() {
     for (workers, convolution) in [(1, "auto"), (1, "direct"), (3, "auto")] {
         let run = directory.path().join(format!("{convolution}-{workers}"));
         let mut command = himpun();
-        command.args(["train", "--workers", &workers.to_string(), "--data"]).arg(&images).arg("--out").arg(&run);
+        command
+            .args(["train", "--workers", &workers.to_string(), "--data"])
+            .arg(&images)
+            .arg("--out")
+            .arg(&run);
         let convolution = format!("train.convolution={convolution}");
         command.args(SETTINGS.iter().chain([&convolution.as_str()]).flat_map(|pair| ["--set", pair]));
         succeed(&mut command);
@@ -56,7 +60,11 @@ fn check_losses(run: &Path, golden: &SafeTensors) {
     for (step, row) in rows.iter().enumerate() {
         let bound = 8.0 * (rounded[step] - exact[step]).abs() + 1e-5;
         let difference = (row["loss"].as_f64().unwrap() - exact[step]).abs();
-        assert!(difference <= bound, "{run:?}, step {}: {difference:e} from PyTorch, allowed {bound:e}", step + 1);
+        assert!(
+            difference <= bound,
+            "{run:?}, step {}: {difference:e} from PyTorch, allowed {bound:e}",
+            step + 1
+        );
     }
 }
 
@@ -70,7 +78,8 @@ fn check_weights(run: &Path, directory: &Path, golden: &SafeTensors) {
     for name in golden.names() {
         let (ours, exact): (Vec<f64>, Vec<f64>) = if let Some(name) = name.strip_prefix("update.") {
             let before = numbers(&first, name).into_iter();
-            let exact = before.zip(numbers(golden, &format!("update.{name}"))).map(|(w, u)| w + LEARNING_RATE * u);
+            let exact =
+                before.zip(numbers(golden, &format!("update.{name}"))).map(|(w, u)| w + LEARNING_RATE * u);
             (numbers(&last, name), exact.collect())
         } else if let Some(name) = name.strip_prefix("value.") {
             (numbers(&last, name), numbers(golden, &format!("value.{name}")))
@@ -93,7 +102,9 @@ fn check_weights(run: &Path, directory: &Path, golden: &SafeTensors) {
 fn write_images(folder: &Path, golden: &SafeTensors) {
     std::fs::create_dir(folder).unwrap();
     let images = golden.tensor("images").unwrap();
-    let &[_, height, width, channels] = images.shape() else { panic!("images of shape {:?}", images.shape()) };
+    let &[_, height, width, channels] = images.shape() else {
+        panic!("images of shape {:?}", images.shape())
+    };
     for (i, pixels) in images.data().chunks_exact(height * width * channels).enumerate() {
         let image = image::RgbImage::from_raw(width as u32, height as u32, pixels.to_vec()).unwrap();
         image.save(folder.join(format!("{i:04}.png"))).unwrap();
@@ -106,7 +117,9 @@ fn numbers(tensors: &SafeTensors, name: &str) -> Vec<f64> {
     let data = tensor.data();
     match tensor.dtype() {
         Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+        Dtype::F32 => {
+            data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+        }
         Dtype::F16 => data.chunks_exact(2).map(|b| half(u16::from_le_bytes(b.try_into().unwrap()))).collect(),
         other => panic!("{name} is {other:?}"),
     }

@@ -19,6 +19,8 @@ impl Exit {
     pub const CORRUPT: Exit = Exit(3);
     /// Try again: unreachable or busy.
     pub const TRY_AGAIN: Exit = Exit(75);
+    /// Stopped by a signal, with a checkpoint.
+    pub const DRAINED: Exit = Exit(85);
 
     /// The exit code that a run ended with.
     pub fn of_run(code: i32) -> Exit {

@@ -61,6 +61,12 @@ pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
 }
 
+/// How many ranks wrote the run's newest checkpoint: a resumed run keeps their number unless told otherwise.
+pub fn world_size_of(run_dir: &Path) -> Option<u32> {
+    let (checkpoints, _) = checkpoint::list(run_dir).ok()?;
+    checkpoints.last().map(|checkpoint| checkpoint.world_size)
+}
+
 /// The built-in set stays as it is; a path becomes absolute, its split kept.
 pub fn absolute_source(source: &str) -> Result<String, Failure> {
     if source == "builtin" || source.starts_with("builtin#") {

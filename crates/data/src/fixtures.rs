@@ -35,7 +35,7 @@ pub fn write_files(root: &Path, files: &[(&str, Vec<u8>)]) {
     }
 }
 
-/// Images in two classes, `n` in all; those in `corrupt` are no images. Returns nothing that is not in `root`.
+/// Images in two classes, `n` in all; those in `corrupt` are no images.
 pub fn write_dataset(root: &Path, n: usize, corrupt: &[usize]) {
     for index in 0..n {
         let bytes = if corrupt.contains(&index) { b"no image".to_vec() } else { png(&image(16, 16, index)) };

@@ -1,4 +1,6 @@
-//! The memory of a step: one allocation per slot of the plan, made once.
+//! The memory of a step: one allocation, made once and cut up as planned.
+
+use std::ops::Range;
 
 use crate::graph::plan::Plan;
 use crate::graph::program::{BufferId, Program};
@@ -6,8 +8,9 @@ use crate::kernels::{AlignedVec, Real};
 
 /// All activations and their gradients.
 pub(crate) struct Arena<T> {
-    slots: Vec<AlignedVec<T>>,
-    slot_of: Vec<usize>,
+    memory: AlignedVec<T>,
+    max_rows: usize,
+    offset: Vec<usize>,
     row_len: Vec<usize>,
 }
 
@@ -15,21 +18,21 @@ impl<T: Real> Arena<T> {
     pub fn new(program: &Program, max_rows: usize) -> Self {
         let plan = Plan::new(&program.lifetimes);
         Self {
-            slots: plan.slot_row_len.iter().map(|row_len| AlignedVec::zeroed(row_len * max_rows)).collect(),
-            slot_of: plan.slot_of,
+            memory: AlignedVec::zeroed(plan.row_len * max_rows),
+            max_rows,
+            offset: plan.offset,
             row_len: program.lifetimes.iter().map(|lifetime| lifetime.row_len).collect(),
         }
     }
 
     /// Bytes that [`Arena::new`] allocates for the data.
     pub fn predicted_bytes(program: &Program, max_rows: usize) -> usize {
-        let slots = Plan::new(&program.lifetimes).slot_row_len;
-        slots.iter().map(|row_len| AlignedVec::<T>::bytes(row_len * max_rows)).sum()
+        AlignedVec::<T>::bytes(Plan::new(&program.lifetimes).row_len * max_rows)
     }
 
     /// The first `rows` rows of a buffer.
     pub fn get(&self, buffer: BufferId, rows: usize) -> &[T] {
-        &self.slots[self.slot_of[buffer.0]][..rows * self.row_len[buffer.0]]
+        &self.memory[self.range(buffer, rows)]
     }
 
     /// The first `rows` rows of several buffers at once.
@@ -37,11 +40,12 @@ impl<T: Real> Arena<T> {
     /// # Panics
     /// If two of them share memory: the plan keeps apart what one op touches.
     pub fn get_mut<const N: usize>(&mut self, buffers: [BufferId; N], rows: usize) -> [&mut [T]; N] {
-        let slots = self
-            .slots
-            .get_disjoint_mut(buffers.map(|buffer| self.slot_of[buffer.0]))
-            .expect("buffers of one op are alive together");
-        let mut lens = buffers.map(|buffer| rows * self.row_len[buffer.0]).into_iter();
-        slots.map(|slot| &mut slot[..lens.next().expect("one length per buffer")])
+        let ranges = buffers.map(|buffer| self.range(buffer, rows));
+        self.memory.get_disjoint_mut(ranges).expect("buffers of one op are alive together")
+    }
+
+    fn range(&self, buffer: BufferId, rows: usize) -> Range<usize> {
+        let first = self.offset[buffer.0] * self.max_rows;
+        first..first + rows * self.row_len[buffer.0]
     }
 }

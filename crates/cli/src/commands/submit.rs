@@ -19,9 +19,10 @@ pub struct Arguments {
     layers: LayerArguments,
     #[command(flatten)]
     coordinator: CoordinatorArgument,
-    /// How many workers; 0: every slot of the agents connected when the run starts
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    workers: u32,
+    /// How many workers; 0: every slot of the agents connected when the run starts [default: 0, or as many as the
+    /// resumed run had]
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
     /// What the workers compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
@@ -66,10 +67,12 @@ fn request(arguments: &Arguments) -> Result<SubmitRunRequest, Failure> {
         Some(path) => std::path::absolute(path).context("failed to make the run's directory absolute")?,
         None => PathBuf::new(),
     };
+    let resumed = arguments.resume.as_deref().and_then(layers::world_size_of);
+    let workers = arguments.workers.or(resumed).unwrap_or(0);
     Ok(SubmitRunRequest {
         protocol: proto::PROTOCOL,
         config_toml: config.to_toml(),
-        workers: arguments.workers,
+        workers,
         run_dir: run_dir.to_string_lossy().into_owned(),
         resume: arguments.resume.is_some(),
         idempotency_key: idempotency_key(),

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use config::RunConfig;
-use proto::v1::{RunEnded, RunStatus, SubmitRunRequest};
+use proto::v1::{RunEnded, RunState, RunStatus, SubmitRunRequest};
 use serde_json::{Map, Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -68,9 +68,11 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         }
         // Otherwise the workers end with this process, at once.
         let (ended, status) = outcome?;
+        // A run that stopped before its end was told to by a signal: there is nobody else.
+        let drained = ended.state == RunState::Stopped as i32;
         let exit = follow::outcome(ended)?;
         report(&status, &job, arguments.json);
-        Ok(exit)
+        Ok(if drained { Exit::DRAINED } else { exit })
     })
 }
 
@@ -82,7 +84,7 @@ impl Job {
                 config: config::resume(&layers::of_run(run_dir)?, &arguments.layers.set)?,
                 run_dir: absolute(run_dir)?,
                 run_id: String::new(),
-                workers: arguments.workers.unwrap_or_else(|| world_size_of(run_dir)),
+                workers: arguments.workers.or_else(|| layers::world_size_of(run_dir)).unwrap_or(WORKERS),
                 device,
                 resume: true,
             },
@@ -199,12 +201,6 @@ fn agent_ended(outcome: Result<Result<(), agent::Error>, tokio::task::JoinError>
 fn new_run_id(preset: Option<&str>) -> String {
     let random = uuid::Uuid::new_v4().simple().to_string();
     format!("{}-{}", preset.unwrap_or("run"), &random[..8])
-}
-
-/// How many ranks wrote the run's newest checkpoint: a resumed run keeps their number unless told otherwise.
-fn world_size_of(run_dir: &Path) -> u32 {
-    let newest = checkpoint::list(run_dir).ok().and_then(|(mut checkpoints, _)| checkpoints.pop());
-    newest.map_or(WORKERS, |checkpoint| checkpoint.world_size)
 }
 
 fn refuse_existing(run_dir: &Path) -> Result<(), Failure> {

@@ -1,11 +1,10 @@
 //! The built-in set: ten patterns, drawn rather than downloaded.
 //!
-//! The class of an image is the pattern that fills its main figure: stripes, a spiral, bricks. Everything
-//! else is a nuisance that says nothing about the class: both colours of the pattern and which of them is the
-//! brighter, its scale, rotation and phase, the figure's place and outline, the background, clutter drawn
-//! across it, the light and the sensor's noise. Pixels of two images of one class therefore agree no more
-//! than those of two classes, while any two crops of one image show the same pattern, which is what a
-//! contrastive method needs.
+//! The class of an image is the pattern that fills its main figure: stripes, a spiral, bricks. Everything else
+//! is a nuisance that says nothing about the class: the tints of the pattern and which of them is the brighter,
+//! its scale, rotation and phase, the figure's place and outline, the background, clutter drawn across it, the
+//! light and the sensor's noise. Pixels of two images of one class therefore agree little more than those of two
+//! classes, while any two crops of one image show the same pattern, which is what a contrastive method needs.
 //!
 //! An image is a function of the split and its index, so nothing is stored and nothing has an order.
 
@@ -91,7 +90,7 @@ struct Scene {
     outline: Outline,
     background: [Colour; 2],
     background_slope: [f32; 2],
-    clutter: [Bar; 3],
+    clutter: [Bar; 2],
     light: [f32; 3],
 }
 
@@ -99,7 +98,7 @@ impl Scene {
     fn draw(class: usize, draws: &mut Draws) -> Scene {
         let mut number = |low: f64, high: f64| draws.uniform(low, high) as f32;
         let centre = [number(-0.3, 0.3), number(-0.3, 0.3)];
-        let outline = Outline { centre, radius: number(0.7, 1.2), roundness: number(0.0, 1.0) };
+        let outline = Outline { centre, radius: number(0.85, 1.35), roundness: number(0.0, 1.0) };
         let light = [number(0.85, 1.1), number(-0.15, 0.15), number(-0.15, 0.15)];
         Scene {
             pattern: Pattern::draw(class, centre, draws),
@@ -107,7 +106,7 @@ impl Scene {
             outline,
             background: [colour(draws), colour(draws)],
             background_slope: direction(draws),
-            clutter: [Bar::draw(draws), Bar::draw(draws), Bar::draw(draws)],
+            clutter: [Bar::draw(draws), Bar::draw(draws)],
             light,
         }
     }
@@ -282,22 +281,21 @@ fn direction(draws: &mut Draws) -> [f32; 2] {
     }
 }
 
-/// Any brightness, little colour: were the colours strong, two crops of an image could be told from all others by
-/// their colours alone, and a contrastive method would learn those instead of the pattern.
 fn colour(draws: &mut Draws) -> Colour {
-    let level = draws.uniform(0.15, 0.85) as f32;
+    tinted(draws, 0.15, 0.85)
+}
+
+/// A brightness within bounds and little colour: were the colours strong, two crops of an image could be told from
+/// all others by them alone, and a contrastive method would learn those instead of the pattern.
+fn tinted(draws: &mut Draws, low: f64, high: f64) -> Colour {
+    let level = draws.uniform(low, high) as f32;
     std::array::from_fn(|_| level + draws.uniform(-0.05, 0.05) as f32)
 }
 
-/// Two colours that differ in brightness as well, so that the pattern survives the loss of colour.
+/// A dark and a bright colour in any order, so that the pattern survives the loss of colour.
 fn contrasting_colours(draws: &mut Draws) -> [Colour; 2] {
-    let brightness = |c: Colour| 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2];
-    loop {
-        let pair = [colour(draws), colour(draws)];
-        if (brightness(pair[0]) - brightness(pair[1])).abs() > 0.4 {
-            return pair;
-        }
-    }
+    let pair = [tinted(draws, 0.1, 0.35), tinted(draws, 0.65, 0.9)];
+    if draws.chance(0.5) { pair } else { [pair[1], pair[0]] }
 }
 
 fn blend([from, to]: [Colour; 2], share: f32) -> Colour {

@@ -244,7 +244,9 @@ impl Choice {
         }
         let isa = InstructionSet::new(path);
         match convolution {
-            Convolution::Auto if WinogradConv::applies(shape, isa) => Self::Winograd(isa),
+            Convolution::Auto if WinogradConv::applies(shape, isa) && WinogradConv::pays(shape) => {
+                Self::Winograd(isa)
+            }
             Convolution::Auto | Convolution::Direct => Self::Direct(isa),
         }
     }
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn winograd_is_chosen_only_when_asked_for() {
+    fn winograd_is_chosen_where_it_applies_and_pays() {
         let shape = ConvShape { n: 2, h: 8, w: 8, c_in: 64, c_out: 64, kernel: 3, stride: 1, pad: 1 };
         let choose = Choice::new::<f32>;
         assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
@@ -477,8 +479,15 @@ mod tests {
         assert!(matches!(choose(&shape, KernelPath::Reference, Convolution::Auto), Choice::Reference));
         let choose = Choice::new::<f64>;
         assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Reference));
-        let strided = ConvShape { stride: 2, ..shape };
         let choose = Choice::new::<f32>;
-        assert!(matches!(choose(&strided, KernelPath::Portable, Convolution::Auto), Choice::Direct(_)));
+        for unfit in [
+            ConvShape { stride: 2, ..shape },
+            ConvShape { c_in: 3, ..shape },
+            ConvShape { h: 2, w: 2, ..shape },
+            ConvShape { c_in: 8, c_out: 8, ..shape },
+        ] {
+            let choice = choose(&unfit, KernelPath::Portable, Convolution::Auto);
+            assert!(matches!(choice, Choice::Direct(_)), "{unfit:?}: {choice:?}");
+        }
     }
 }

@@ -11,39 +11,40 @@ use super::simd::{InstructionSet, Simd, Task};
 /// registers of every instruction set.
 const CHAINS: usize = 12;
 
-/// Multiply-adds per chain between two looks at the clock: about 10 microseconds.
-const ROUNDS: usize = 4096;
+/// Multiply-adds per chain between two looks at the clock: some 50 microseconds, within which the
+/// system rarely takes the core away.
+const ROUNDS: usize = 16_384;
+
+/// How long every thread measures.
+const DURATION: Duration = Duration::from_millis(200);
 
 /// Measures the multiply-add peak of the pool's threads, in floating-point operations per second.
 ///
-/// Every thread runs a loop of independent multiply-adds in registers, for about 0.2 seconds: the
-/// best of four rounds, so that a disturbance does not lower it. The reference path has no
-/// instructions of its own and gets the portable path's peak.
+/// For a fifth of a second every thread runs independent multiply-adds in registers; the sum of each
+/// thread's best moment counts, so that other work on the machine hardly lowers it. The reference
+/// path has no instructions of its own and gets the portable path's peak.
 pub fn peak_flops(pool: &Pool, path: KernelPath) -> f64 {
     let isa = InstructionSet::new(path);
-    let flops_per_call = (2 * CHAINS * ROUNDS * isa.lanes()) as f64;
-    let mut best = 0.0_f64;
-    for _ in 0..4 {
-        let mut rates = vec![0.0; pool.threads()];
-        let parts = rates.iter_mut().collect();
-        pool.for_each_part(parts, |_, rate: &mut f64| {
-            *rate = calls_per_second(|| isa.run(MulAdds)) * flops_per_call;
-        });
-        best = best.max(rates.iter().sum());
-    }
-    best
+    let flops = (2 * CHAINS * ROUNDS * isa.lanes()) as f64;
+    let mut fastest = vec![0.0; pool.threads()];
+    pool.for_each_part(fastest.iter_mut().collect(), |_, seconds: &mut f64| {
+        *seconds = seconds_of_fastest(|| isa.run(MulAdds));
+    });
+    fastest.into_iter().map(|seconds| flops / seconds).sum()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the speed of the machine is what is measured")]
-fn calls_per_second<T>(call: impl Fn() -> T) -> f64 {
-    call();
+fn seconds_of_fastest(call: impl Fn()) -> f64 {
     let start = Instant::now();
-    let mut calls = 0_u32;
-    while start.elapsed() < Duration::from_millis(50) {
+    let mut fastest = f64::INFINITY;
+    let mut before = Duration::ZERO;
+    while before < DURATION {
         call();
-        calls += 1;
+        let now = start.elapsed();
+        fastest = fastest.min((now - before).as_secs_f64());
+        before = now;
     }
-    f64::from(calls) / start.elapsed().as_secs_f64()
+    fastest
 }
 
 struct MulAdds;

@@ -64,14 +64,15 @@ impl Stream {
             if self.shared.is_over() || *self.closing.borrow() {
                 return;
             }
-            let pause = self.retry_after(attempt);
-            attempt += 1;
-            if alive.elapsed() + pause > self.orphan_ttl {
+            let left = self.orphan_ttl.saturating_sub(alive.elapsed());
+            if left.is_zero() {
                 return self.shared.finish(Error::Lost { reason: broken.0 });
             }
-            if attempt == 1 {
-                tracing::warn!(reason = broken.0, orphan_ttl = ?self.orphan_ttl, "coordinator lost, training goes on");
+            if attempt == 0 {
+                tracing::warn!(reason = broken.0, ?left, "coordinator lost, training goes on for a while");
             }
+            let pause = self.retry_after(attempt).min(left);
+            attempt += 1;
             tokio::select! {
                 () = sleep(pause) => {}
                 () = closed(&mut self.closing) => return,
@@ -114,7 +115,7 @@ impl Stream {
                     Err(status) => {
                         let error = Error::from_status(&self.identity.coordinator, &status);
                         let text = error.to_string();
-                        if !error.is_transient() && !proto::Refusal::from(&status).reason.is_empty() {
+                        if !error.is_transient() {
                             self.shared.finish(error);
                         }
                         return Err(Broken(text));
