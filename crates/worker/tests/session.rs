@@ -145,6 +145,11 @@ fn tell(down: &Down, message: worker_down::Message) {
     down.blocking_send(Ok(WorkerDown { fence: Some(fence(2)), message: Some(message) })).unwrap();
 }
 
+/// What a connection that breaks looks like from the stream.
+fn break_off(down: &Down) {
+    down.blocking_send(Err(Status::unavailable("the connection broke"))).unwrap();
+}
+
 fn wait_until(condition: impl Fn() -> bool) {
     let begun = std::time::SystemTime::now();
     while !condition() {
@@ -213,7 +218,7 @@ fn a_lost_coordinator_ends_the_group_when_orphan_ttl_is_over() {
     let coordinator = Coordinator::start();
     let (session, abort, down) = coordinator.session(Duration::ZERO);
     assert!(session.check().is_ok());
-    drop(down);
+    break_off(&down);
     wait_until(|| abort.is_aborted());
     assert!(matches!(session.check(), Err(Error::Lost { .. })));
     // A paused group does not wait for orders that cannot come.
@@ -221,10 +226,21 @@ fn a_lost_coordinator_ends_the_group_when_orphan_ttl_is_over() {
 }
 
 #[test]
-fn a_coordinator_that_comes_back_in_time_hears_what_was_said_meanwhile() {
+fn the_end_of_the_run_breaks_no_collective_that_is_under_way() {
     let coordinator = Coordinator::start();
     let (session, abort, down) = coordinator.session(PATIENCE);
     drop(down);
+    wait_until(|| session.check().is_err());
+    assert!(matches!(session.check(), Err(Error::Ended)));
+    assert!(!abort.is_aborted());
+    session.close();
+}
+
+#[test]
+fn a_coordinator_that_comes_back_in_time_hears_what_was_said_meanwhile() {
+    let coordinator = Coordinator::start();
+    let (session, abort, down) = coordinator.session(PATIENCE);
+    break_off(&down);
     loop {
         if matches!(coordinator.next(), Heard::Closed) {
             break;

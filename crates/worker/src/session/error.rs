@@ -27,6 +27,9 @@ pub enum Error {
         /// As it was told.
         reason: String,
     },
+    /// The coordinator closed the stream, as it does when the run has ended.
+    #[error("the coordinator closed the session: the run has ended")]
+    Ended,
     /// The coordinator was gone for longer than `cluster.orphan_ttl`.
     #[error("the coordinator is gone: {reason}")]
     Lost {

@@ -101,7 +101,7 @@ impl Stream {
         Ok(Link { up, down })
     }
 
-    /// Carries messages both ways until the session is closed (`Ok`), is over, or the connection breaks.
+    /// Carries messages both ways until either side closes the session (`Ok`) or the connection breaks.
     async fn speak(&mut self, link: &mut Link) -> Result<(), Broken> {
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -111,7 +111,10 @@ impl Stream {
                 biased;
                 message = link.down.message() => match message {
                     Ok(Some(message)) => self.hear(message)?,
-                    Ok(None) => return Err(Broken("it closed the stream".into())),
+                    Ok(None) => {
+                        self.shared.finish_quietly(Error::Ended);
+                        return Ok(());
+                    }
                     Err(status) => {
                         let error = Error::from_status(&self.identity.coordinator, &status);
                         let text = error.to_string();
