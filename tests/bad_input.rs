@@ -30,7 +30,12 @@ fn missing_data_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("no-such-folder");
     let mut command = himpun();
-    command.args(["train", "--out"]).arg(directory.path().join("run")).args(tiny_run(1)).arg("--data").arg(&missing);
+    command
+        .args(["train", "--out"])
+        .arg(directory.path().join("run"))
+        .args(tiny_run(1))
+        .arg("--data")
+        .arg(&missing);
     let output = output(&mut command);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_ne!(output.status.code(), Some(0));
@@ -42,7 +47,12 @@ fn a_batch_larger_than_the_data_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let images = folder_of_images(directory.path(), 10);
     let mut command = himpun();
-    command.args(["train", "--out"]).arg(directory.path().join("run")).args(tiny_run(1)).arg("--data").arg(&images);
+    command
+        .args(["train", "--out"])
+        .arg(directory.path().join("run"))
+        .args(tiny_run(1))
+        .arg("--data")
+        .arg(&images);
     let stderr = fail(&mut command, 2);
     assert!(stderr.contains("train.global_batch") && stderr.contains("10"), "{stderr}");
 }
@@ -72,7 +82,12 @@ fn too_many_corrupt_images_end_the_run_with_their_list() {
         std::fs::write(images.join(format!("a/{i:04}.png")), b"not an image").unwrap();
     }
     let mut command = himpun();
-    command.args(["train", "--workers", "2", "--out"]).arg(directory.path().join("run")).args(tiny_run(50)).arg("--data").arg(&images);
+    command
+        .args(["train", "--workers", "2", "--out"])
+        .arg(directory.path().join("run"))
+        .args(tiny_run(50))
+        .arg("--data")
+        .arg(&images);
     let stderr = fail(&mut command, 1);
     assert!(stderr.contains("data.max_corrupt_share") && stderr.contains(".png"), "{stderr}");
 }
@@ -83,7 +98,8 @@ fn folder_of_images(directory: &std::path::Path, n: usize) -> std::path::PathBuf
     for i in 0..n {
         let folder = root.join(if i < n / 2 { "a" } else { "b" });
         std::fs::create_dir_all(&folder).unwrap();
-        let pixel = |x: u32, y: u32| image::Rgb([(x * 7 + i as u32 * 13) as u8, (y * 11) as u8, (i * 5) as u8]);
+        let pixel =
+            |x: u32, y: u32| image::Rgb([(x * 7 + i as u32 * 13) as u8, (y * 11) as u8, (i * 5) as u8]);
         image::RgbImage::from_fn(16, 16, pixel).save(folder.join(format!("{i:04}.png"))).unwrap();
     }
     root

@@ -1,6 +1,8 @@
 //! A coordinator and agents as processes of their own, as on a cluster.
 
-use crate::support::{Process, alive, children, exported, fail, himpun, metrics, signal, succeed, tiny_run, until};
+use crate::support::{
+    Process, alive, children, exported, fail, himpun, metrics, signal, succeed, tiny_run, until,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +36,13 @@ impl Cluster {
     fn submit(&self, name: &str, workers: usize, arguments: &[String]) -> (String, PathBuf) {
         let run = self.directory.path().join(name);
         let mut command = himpun();
-        command.env("HIMPUN_COORDINATOR", &self.address).args(["submit", "--json", "--workers", &workers.to_string(), "--out"]);
+        command.env("HIMPUN_COORDINATOR", &self.address).args([
+            "submit",
+            "--json",
+            "--workers",
+            &workers.to_string(),
+            "--out",
+        ]);
         let stdout = succeed(command.arg(&run).args(arguments));
         let answer: Value = serde_json::from_str(stdout.trim()).unwrap();
         (answer["run_id"].as_str().unwrap().to_owned(), run)
@@ -88,7 +96,8 @@ fn two_agents_four_workers_submit_to_finish() {
     assert_eq!(paused["members"].as_array().unwrap().len(), 4);
     let at = metrics(&run).len();
     // Paused: a checkpoint can be taken, and no step is.
-    let taken: Value = serde_json::from_str(cluster.call(&["checkpoint", "now", "--json", &run_id]).trim()).unwrap();
+    let taken: Value =
+        serde_json::from_str(cluster.call(&["checkpoint", "now", "--json", &run_id]).trim()).unwrap();
     assert_eq!(taken["step"].as_u64().unwrap() as usize, at);
     assert_eq!(metrics(&run).len(), at);
     cluster.call(&["resume", &run_id]);
@@ -103,7 +112,8 @@ fn two_agents_four_workers_submit_to_finish() {
     }
     let steps: Vec<u64> = metrics(&run).iter().map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=60).collect::<Vec<_>>());
-    let listed: Value = serde_json::from_str(cluster.call(&["checkpoint", "list", "--json", &run_id]).trim()).unwrap();
+    let listed: Value =
+        serde_json::from_str(cluster.call(&["checkpoint", "list", "--json", &run_id]).trim()).unwrap();
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
     cluster.call(&["checkpoint", "verify", &run_id]);
     let runs: Value = serde_json::from_str(cluster.call(&["runs", "--json"]).trim()).unwrap();

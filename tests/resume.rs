@@ -1,6 +1,8 @@
 //! A run stopped anywhere and resumed is the undisturbed run, byte for byte.
 
-use crate::support::{Process, children, exported, fail, himpun, metrics, output, signal, succeed, tiny_run, until};
+use crate::support::{
+    Process, children, exported, fail, himpun, metrics, output, signal, succeed, tiny_run, until,
+};
 use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 8;
@@ -38,8 +40,13 @@ impl Runs {
 
     #[track_caller]
     fn assert_equal(&self, a: &Path, b: &Path) {
-        assert!(exported(a, self.directory.path()) == exported(b, self.directory.path()), "{a:?} and {b:?} differ");
-        let losses = |run: &Path| -> Vec<_> { metrics(run).iter().map(|row| (row["step"].clone(), row["loss"].clone())).collect() };
+        assert!(
+            exported(a, self.directory.path()) == exported(b, self.directory.path()),
+            "{a:?} and {b:?} differ"
+        );
+        let losses = |run: &Path| -> Vec<_> {
+            metrics(run).iter().map(|row| (row["step"].clone(), row["loss"].clone())).collect()
+        };
         assert_eq!(losses(a), losses(b));
     }
 }
@@ -66,7 +73,11 @@ fn killed_worker_and_killed_train() {
     for (name, victim) in [("worker", 1), ("train", 0)] {
         let run = runs.path(name);
         let mut command = himpun();
-        command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(40)).args(["--set", "checkpoint.every=2"]);
+        command
+            .args(["train", "--workers", "2", "--out"])
+            .arg(&run)
+            .args(tiny_run(40))
+            .args(["--set", "checkpoint.every=2"]);
         let mut train = Process::start(&mut command, runs.directory.path(), name);
         // Checkpoints follow each other closely, so that a kill often falls into the middle of one.
         until("a second checkpoint", || run.join("checkpoints/step-00000004").is_dir().then_some(()));
@@ -98,7 +109,11 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used() {
 
     let export = runs.path("export.safetensors");
     let mut command = himpun();
-    command.args(["export", "--format", "state-dict", "--checkpoint"]).arg(run.join("checkpoints/step-00000006")).arg("--out").arg(&export);
+    command
+        .args(["export", "--format", "state-dict", "--checkpoint"])
+        .arg(run.join("checkpoints/step-00000006"))
+        .arg("--out")
+        .arg(&export);
     let stderr = fail(&mut command, 3);
     let name = shard.file_name().unwrap().to_str().unwrap();
     assert!(stderr.contains(name), "{stderr}");

@@ -8,14 +8,25 @@ fn a_run_leaves_what_the_contract_says() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
     let stdout = succeed(
-        himpun()
-            .args(["train", "--json", "--workers", "2", "--out"])
-            .arg(&run)
-            .args(tiny_run(3))
-            .args(["--set", "eval.knn_every=3", "--set", "checkpoint.at_start=true"]),
+        himpun().args(["train", "--json", "--workers", "2", "--out"]).arg(&run).args(tiny_run(3)).args([
+            "--set",
+            "eval.knn_every=3",
+            "--set",
+            "checkpoint.at_start=true",
+        ]),
     );
     let last: Value = serde_json::from_str(stdout.lines().last().expect("a line of JSON")).unwrap();
-    for key in ["run_id", "run_dir", "steps", "loss", "knn_top1", "images_per_s", "views_per_s", "world_size", "checkpoint"] {
+    for key in [
+        "run_id",
+        "run_dir",
+        "steps",
+        "loss",
+        "knn_top1",
+        "images_per_s",
+        "views_per_s",
+        "world_size",
+        "checkpoint",
+    ] {
         assert!(last.get(key).is_some_and(|value| !value.is_null()), "{key} in {last}");
     }
     assert_eq!(last["steps"], 3);
@@ -55,7 +66,13 @@ fn bytes_sent_grow_with_the_rows_of_a_rank() {
     let sent = |batch: usize| {
         let run = directory.path().join(format!("batch-{batch}"));
         let batch = format!("train.global_batch={batch}");
-        succeed(himpun().args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(3)).args(["--set", &batch]));
+        succeed(
+            himpun()
+                .args(["train", "--workers", "2", "--out"])
+                .arg(&run)
+                .args(tiny_run(3))
+                .args(["--set", &batch]),
+        );
         let rows = metrics(&run);
         let of = |row: &Value| row["bytes_sent"][0].as_u64().unwrap();
         of(&rows[2]) - of(&rows[1])

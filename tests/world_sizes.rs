@@ -16,7 +16,11 @@ fn losses_agree_over_world_sizes() {
     assert_eq!(alone.len(), 20);
     for workers in [2, 3, 4] {
         for (step, (a, b)) in alone.iter().zip(losses(workers)).enumerate() {
-            assert!((a - b).abs() <= 1e-4 * a.abs(), "step {}: {a} alone, {b} with {workers} workers", step + 1);
+            assert!(
+                (a - b).abs() <= 1e-4 * a.abs(),
+                "step {}: {a} alone, {b} with {workers} workers",
+                step + 1
+            );
         }
     }
 }

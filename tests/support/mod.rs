@@ -1,6 +1,9 @@
 //! Real processes, and how a test waits for them.
 
-#![expect(clippy::disallowed_methods, reason = "tests wait for real processes: a predicate with a deadline polls the clock")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests wait for real processes: a predicate with a deadline polls the clock"
+)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -151,6 +154,19 @@ impl Drop for Process {
     }
 }
 
+/// Reports a skipped test, or fails it where `REQUIRE_<what>` is set.
+///
+/// Written past the test harness, which would keep the line to itself: CI counts and bounds the skips.
+#[track_caller]
+pub fn require_or_skip(what: &str, why: &str) {
+    let variable = format!("REQUIRE_{what}");
+    assert!(std::env::var_os(&variable).is_none(), "{variable} is set: {why}");
+    use std::io::Write;
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    writeln!(std::io::stderr(), "SKIP {test}: {why} ({variable}=1 makes this a failure)")
+        .expect("write to stderr");
+}
+
 /// Ids of the processes whose parent is `parent`, with their command lines.
 pub fn children(parent: u32) -> Vec<(u32, String)> {
     let mut found = Vec::new();
@@ -192,7 +208,11 @@ pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
 pub fn exported(checkpoint: &Path, directory: &Path) -> Vec<u8> {
     let file = directory.join("export.safetensors");
     let mut command = himpun();
-    command.args(["export", "--format", "state-dict", "--checkpoint"]).arg(checkpoint).arg("--out").arg(&file);
+    command
+        .args(["export", "--format", "state-dict", "--checkpoint"])
+        .arg(checkpoint)
+        .arg("--out")
+        .arg(&file);
     succeed(&mut command);
     std::fs::read(&file).expect("read the export")
 }

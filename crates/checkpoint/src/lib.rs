@@ -1,1 +1,30 @@
-//! Checkpoint layout, digests, staging, retention, export.
+//! What a run leaves behind to go on from: layout, digests, staging, retention, export.
+//!
+//! A checkpoint is a directory `RUN/checkpoints/step-00001234` with one safetensors shard a rank and a
+//! `manifest.json` that holds the digest of each, and its own. It is written under another name and gets
+//! this one by a rename, after everything in it is on the disk: a directory with that name is complete.
+//!
+//! What it promises: no byte of a checkpoint is used before its digest was compared, and whatever does not
+//! hold is named, with what was expected, so that the previous good checkpoint can take its place.
+//!
+//! What it does not know: the network it was streamed over, the models whose tensors it holds.
+//!
+//! Where to start: [`Manifest`] for what is recorded, [`Staging`] for how a checkpoint comes to be,
+//! [`load`] and [`newest_good`] for how it is trusted, [`export`] for what other programs read.
+
+mod error;
+pub mod export;
+mod manifest;
+mod retention;
+mod staging;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
+pub use retention::retain;
+pub use staging::{ShardWriter, Staging};
+pub use state::{Dtype, State, Tensor, decode_shard, encode_shard};
+pub use store::{CheckpointInfo, Located, checkpoint_dir, list, load, locate, newest_good, verify};

@@ -1,1 +1,30 @@
-//! The run configuration: keys, defaults, presets, validation.
+//! The configuration of a run: keys, defaults, presets, layers, validation.
+//!
+//! One [`RunConfig`] holds every key; `keys` is the one list of their names, ranges and descriptions, and reading,
+//! writing, validation and the nearest known key all follow it. A configuration is made of layers ([`resolve`]):
+//! preset, then file, then `--data`, then `--set`.
+//!
+//! What it does not know: models, data, the network, the file system. The coordinator refuses a bad configuration
+//! by it without linking the engine; the worker turns it into the engine's types.
+//!
+//! Where to start: [`RunConfig`] for what there is to set, `presets/quickstart.toml` for how it is set.
+
+mod choices;
+mod error;
+mod keys;
+mod layers;
+mod nearest;
+pub mod presets;
+mod run_config;
+mod setting;
+
+pub use choices::{
+    Arch, Augment, BatchNorm, Convolution, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    UnknownChoice,
+};
+pub use error::Error;
+pub use layers::{Layers, RESUMABLE, resolve, resume};
+pub use run_config::{
+    Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
+    RunConfig, Schedule, Train,
+};

@@ -72,7 +72,7 @@ fn has_end_of_image(bytes: &[u8]) -> bool {
         match rest {
             [0xFF, 0xDA, scan @ ..] => return scan.windows(2).any(|pair| pair == [0xFF, 0xD9]),
             // Fill bytes before a marker.
-            [0xFF, tail @ [0xFF, ..]] => rest = tail,
+            [0xFF, 0xFF, ..] => rest = &rest[1..],
             [0xFF, _, high, low, ..] => {
                 let segment = 2 + usize::from(u16::from_be_bytes([*high, *low]));
                 match rest.get(segment..) {
@@ -115,5 +115,104 @@ fn checked_image(width: usize, height: usize, rgb: Vec<u8>) -> Result<Image, Str
         Ok(Image { width, height, rgb })
     } else {
         Err(format!("{} bytes decoded where {width} x {height} RGB needs {}", rgb.len(), width * height * 3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{encoded, image, png};
+
+    fn rgb(image: &Image) -> image::RgbImage {
+        image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb.clone()).unwrap()
+    }
+
+    /// Written by Pillow 13.0.0 with tests/golden/images.py, which also stores what Pillow decodes them to.
+    const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/images.safetensors");
+
+    #[test]
+    fn files_decode_to_what_pillow_reads() {
+        let golden = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
+        #[track_caller]
+        fn check(golden: &safetensors::SafeTensors<'_>, name: &str, tolerance: u8) {
+            let file = golden.tensor(&format!("{name} file")).unwrap();
+            let expected = golden.tensor(&format!("{name} rgb")).unwrap();
+            let image = decode(file.data()).unwrap();
+            assert_eq!([image.height, image.width, 3], expected.shape());
+            let worst = image.rgb.iter().zip(expected.data()).map(|(a, e)| a.abs_diff(*e)).max();
+            assert!(worst <= Some(tolerance), "{name}: off by {worst:?}");
+        }
+        for name in [
+            "png gray",
+            "png palette",
+            "png rgba",
+            "png gray alpha",
+            "png bilevel",
+            "png interlaced",
+            "webp lossless",
+        ] {
+            check(&golden, name, 0);
+        }
+        // Decoders round the inverse transform differently by a unit, and colour conversion by another two.
+        check(&golden, "jpeg gray", 1);
+        check(&golden, "jpeg 444", 3);
+        check(&golden, "jpeg progressive", 3);
+        check(&golden, "webp lossy", 3);
+    }
+
+    #[test]
+    fn sixteen_bits_are_scaled_to_eight() {
+        let pixels =
+            image::ImageBuffer::from_fn(3, 1, |x, _| image::Rgb([[0u16, 257, 65535][x as usize]; 3]));
+        let bytes = encoded(pixels.into(), ImageFormat::Png);
+        assert_eq!(decode(&bytes).unwrap().rgb, [0, 0, 0, 1, 1, 1, 255, 255, 255]);
+    }
+
+    #[test]
+    fn lossless_files_keep_every_pixel() {
+        let original = image(9, 5, 3);
+        assert_eq!(decode(&png(&original)).unwrap(), original);
+        assert_eq!(decode(&encoded(rgb(&original).into(), ImageFormat::WebP)).unwrap(), original);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error_and_never_a_panic() {
+        let golden = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
+        for name in ["jpeg 444", "png palette", "webp lossless"] {
+            let tensor = golden.tensor(&format!("{name} file")).unwrap();
+            let file = tensor.data();
+            // The last bytes of a PNG are its end marker, which decoders do not wait for; a WebP may be padded.
+            let spared = if name.starts_with("jpeg") { 1 } else { 16 };
+            for len in 0..file.len() - spared {
+                assert!(decode(&file[..len]).is_err(), "{name} cut to {len} of {}", file.len());
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_files_never_panic() {
+        let golden = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
+        for name in ["jpeg 444", "jpeg progressive", "png palette", "webp lossy"] {
+            let mut file = golden.tensor(&format!("{name} file")).unwrap().data().to_vec();
+            for place in (0..file.len()).step_by(3) {
+                file[place] ^= 0x5A;
+                if let Ok(image) = decode(&file) {
+                    assert_eq!(image.rgb.len(), 3 * image.width * image.height);
+                }
+                file[place] ^= 0x5A;
+            }
+        }
+    }
+
+    #[test]
+    fn absurd_dimensions_are_refused_before_anything_is_allocated() {
+        let mut file = png(&image(2, 2, 1));
+        // Width and height in the header chunk, and the chunk's checksum.
+        file[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        let mut crc = flate2::Crc::new();
+        crc.update(&file[12..29]);
+        file[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        let reason = decode(&file).unwrap_err();
+        assert!(reason.contains("65536 x 65536"), "{reason}");
     }
 }

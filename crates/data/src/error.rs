@@ -93,6 +93,9 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
+    /// The operating system gave no thread.
+    #[error("cannot start a data loader thread")]
+    Thread(#[source] std::io::Error),
     /// A prefetch thread panicked: a bug, not an input error.
     #[error("a data loader thread panicked while preparing step {step}: {message}")]
     Panicked {

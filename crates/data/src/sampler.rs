@@ -48,7 +48,13 @@ impl Sampler {
     ///
     /// # Panics
     /// If the set is smaller than one global batch.
-    pub fn local_batch(&self, step: u64, global_batch: usize, rank: usize, world_size: usize) -> (u64, Vec<usize>) {
+    pub fn local_batch(
+        &self,
+        step: u64,
+        global_batch: usize,
+        rank: usize,
+        world_size: usize,
+    ) -> (u64, Vec<usize>) {
         let steps_per_epoch = self.steps_per_epoch(global_batch);
         assert!(steps_per_epoch > 0, "a batch of {global_batch} from {} images", self.len);
         let epoch = step / steps_per_epoch;
@@ -159,9 +165,13 @@ mod tests {
     fn ranks_share_a_batch_evenly_in_order() {
         #[track_caller]
         fn check(global_batch: usize, world_size: usize, expected: &[usize]) {
-            let ranges: Vec<_> = (0..world_size).map(|rank| rank_range(global_batch, rank, world_size)).collect();
+            let ranges: Vec<_> =
+                (0..world_size).map(|rank| rank_range(global_batch, rank, world_size)).collect();
             assert_eq!(ranges.iter().map(ExactSizeIterator::len).collect::<Vec<_>>(), expected);
-            assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), (0..global_batch).collect::<Vec<_>>());
+            assert_eq!(
+                ranges.into_iter().flatten().collect::<Vec<_>>(),
+                (0..global_batch).collect::<Vec<_>>()
+            );
         }
         check(8, 1, &[8]);
         check(8, 2, &[4, 4]);

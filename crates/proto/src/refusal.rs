@@ -49,7 +49,8 @@ impl From<&Status> for Refusal {
     fn from(status: &Status) -> Refusal {
         // Details that do not decode come from something that is not Himpun: the code still stands.
         let detail = ErrorDetail::decode(status.details()).unwrap_or_else(|_| ErrorDetail::default());
-        let transient = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
+        let transient =
+            matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
         Refusal {
             code: status.code(),
             message: status.message().to_owned(),

@@ -6,14 +6,15 @@
 
 use collective::Communicator;
 use proto::v1::order::Kind;
+use proto::v1::{Order, Phase};
 use std::time::Duration;
 
-use crate::session::Session;
 use crate::Error;
+use crate::session::Session;
 
-/// How often a paused group tells itself that it is still paused: a rank that died is noticed, and an
-/// operation's deadline never passes while nothing is wrong.
-const PAUSE_BEAT: Duration = Duration::from_secs(1);
+/// How often a paused group tells itself that it is still paused, so that a rank that died or a lost
+/// coordinator is noticed.
+const PAUSE_BEAT: Duration = Duration::from_millis(500);
 
 /// What the group does at a step boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +23,8 @@ pub struct Directive {
     pub checkpoint: bool,
     /// End before the next step, with a checkpoint.
     pub stop: bool,
-    pause: bool,
+    /// Make no step until told to.
+    pub pause: bool,
 }
 
 /// Agrees on what to do before the next step. While the group is paused this returns only to take a
@@ -38,41 +40,92 @@ pub fn agree(
 ) -> Result<Directive, Error> {
     let leader = communicator.rank() == 0;
     loop {
+        session.check()?;
         let mut directive = Directive { pause: *paused, ..Directive::default() };
         if leader {
             let orders = if *paused { session.wait_orders(PAUSE_BEAT) } else { session.orders() };
-            for order in orders {
-                directive.apply(order.kind());
-            }
+            directive.apply(&orders);
         }
-        directive = exchange(communicator, directive)?;
+        directive = directive.share(communicator)?;
         if directive.pause != *paused {
             *paused = directive.pause;
             if leader {
-                session.paused(*paused, step)?;
+                session.paused(*paused, step);
             }
         }
         if !directive.pause || directive.checkpoint || directive.stop {
             return Ok(directive);
         }
+        session.progress(Phase::Paused, step, communicator.sequence());
     }
 }
 
 impl Directive {
-    fn apply(&mut self, order: Kind) {
-        match order {
-            Kind::Pause => self.pause = true,
-            Kind::Resume => self.pause = false,
-            Kind::Stop => self.stop = true,
-            Kind::Checkpoint => self.checkpoint = true,
-            Kind::Unspecified => tracing::warn!("order of an unknown kind ignored"),
+    fn apply(&mut self, orders: &[Order]) {
+        for order in orders {
+            match order.kind() {
+                Kind::Pause => self.pause = true,
+                Kind::Resume => self.pause = false,
+                Kind::Stop => self.stop = true,
+                Kind::Checkpoint => self.checkpoint = true,
+                Kind::Unspecified => tracing::warn!("order of an unknown kind ignored"),
+            }
         }
+    }
+
+    /// Rank 0's directive, on every rank.
+    fn share(self, communicator: &mut Communicator) -> Result<Directive, Error> {
+        let mut flags = [self.checkpoint, self.stop, self.pause].map(u8::from);
+        communicator.broadcast(&mut flags, 0).map_err(Error::Collective)?;
+        let [checkpoint, stop, pause] = flags.map(|flag| flag != 0);
+        Ok(Directive { checkpoint, stop, pause })
     }
 }
 
-fn exchange(communicator: &mut Communicator, directive: Directive) -> Result<Directive, Error> {
-    let mut flags = [u8::from(directive.checkpoint), u8::from(directive.stop), u8::from(directive.pause)];
-    communicator.broadcast(&mut flags, 0).map_err(Error::Collective)?;
-    let [checkpoint, stop, pause] = flags.map(|flag| flag != 0);
-    Ok(Directive { checkpoint, stop, pause })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(kinds: &[Kind]) -> Directive {
+        let orders: Vec<Order> =
+            kinds.iter().map(|&kind| Order { kind: kind.into(), ..Order::default() }).collect();
+        let mut directive = Directive::default();
+        directive.apply(&orders);
+        directive
+    }
+
+    #[test]
+    fn the_last_of_pause_and_resume_holds_and_nothing_else_is_lost() {
+        let none = Directive::default();
+        assert_eq!(heard(&[]), none);
+        assert_eq!(heard(&[Kind::Pause, Kind::Resume]), none);
+        assert_eq!(heard(&[Kind::Resume, Kind::Pause]), Directive { pause: true, ..none });
+        assert_eq!(
+            heard(&[Kind::Checkpoint, Kind::Pause, Kind::Stop, Kind::Checkpoint]),
+            Directive { checkpoint: true, stop: true, pause: true }
+        );
+    }
+
+    #[test]
+    fn all_ranks_hear_what_rank_0_heard() {
+        let group = collective::loopback(3, 1).unwrap();
+        let directives: Vec<Directive> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = group
+                .into_iter()
+                .map(|mut communicators| {
+                    scope.spawn(move || {
+                        let mut communicator = communicators.remove(0);
+                        // What another rank might have heard must not count.
+                        let own = match communicator.rank() {
+                            0 => heard(&[Kind::Pause, Kind::Checkpoint]),
+                            _ => heard(&[Kind::Stop]),
+                        };
+                        own.share(&mut communicator).unwrap()
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert_eq!(directives, [heard(&[Kind::Pause, Kind::Checkpoint]); 3]);
+    }
 }

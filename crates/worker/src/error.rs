@@ -15,8 +15,11 @@ pub enum Error {
     #[error("failed to read the data")]
     Data(#[source] data::Error),
     /// The coordinator is gone or refused a call.
-    #[error("the coordinator ended the session")]
+    #[error("the session with the coordinator is over")]
     Session(#[from] crate::session::Error),
+    /// The configuration is not one.
+    #[error("the configuration is not valid")]
+    Unresolved(#[source] config::Error),
     /// The configuration cannot be trained as it stands.
     #[error("{key} = {value}: {reason}")]
     Config {
@@ -35,8 +38,8 @@ pub enum Error {
         /// NaN or an infinity.
         loss: f64,
     },
-    /// A checkpoint does not fit the run.
-    #[error("the checkpoint of step {step} does not fit")]
+    /// A checkpoint does not fit the run, or is damaged.
+    #[error("the checkpoint of step {step} cannot be used")]
     Checkpoint {
         /// Its step.
         step: u64,
@@ -44,14 +47,35 @@ pub enum Error {
         #[source]
         source: checkpoint::Error,
     },
+    /// A checkpoint cannot be found, trusted or used.
+    #[error("failed to load the checkpoint")]
+    Load(#[source] checkpoint::Error),
+    /// The configuration in a checkpoint is not one that this program takes.
+    #[error("failed to read the configuration stored in the checkpoint")]
+    StoredConfig(#[source] config::Error),
+    /// A file of results cannot be written.
+    #[error("failed to write the results")]
+    Output(#[source] checkpoint::Error),
+    /// The coordinator would not take or give a checkpoint.
+    #[error("failed to {what} the checkpoint of step {step}: {reason}")]
+    Sync {
+        /// `save` or `fetch`.
+        what: &'static str,
+        /// The checkpoint's step.
+        step: u64,
+        /// What the coordinator, or the connection to it, said.
+        reason: String,
+    },
     /// The ranks do not agree on what they train.
-    #[error("rank {rank} runs {theirs}, this rank {ours}")]
+    #[error("rank {rank} has another {what} than this rank: {theirs} instead of {ours}")]
     Disagreement {
         /// The first rank that differs.
         rank: usize,
-        /// What it stated.
+        /// What differs.
+        what: &'static str,
+        /// Digest of its.
         theirs: String,
-        /// What this rank states.
+        /// Digest of this rank's.
         ours: String,
     },
     /// None of the images to evaluate can be decoded.
@@ -60,21 +84,16 @@ pub enum Error {
         /// Path and reason of each; not empty.
         corrupt: Vec<(String, String)>,
     },
-    /// More corrupt images than `data.max_corrupt_share` allows.
-    #[error("{} corrupt images, more than data.max_corrupt_share = {share} of {len}: {}", paths.len(), list(paths))]
-    TooManyCorrupt {
-        /// Paths of all that were met.
-        paths: Vec<String>,
-        /// The set share.
-        share: f64,
-        /// Images in the set.
-        len: usize,
-    },
+    /// Images without labels cannot be compared with.
+    #[error("the images have no labels")]
+    NoLabels,
     /// Test images without labels cannot be evaluated on.
-    #[error("the test images of eval.data have no labels")]
+    #[error("the test images have no labels")]
     NoTestLabels,
     /// A class that the training images lack.
-    #[error("eval.data has class `{class}`, which the training images lack (they have {})", known.join(", "))]
+    #[error(
+        "the test images have class `{class}`, which the training images lack (they have {})", known.join(", ")
+    )]
     UnknownTestClass {
         /// The class.
         class: String,
@@ -104,36 +123,96 @@ impl Error {
     /// The process's exit code (`CONTRACT.md`: 2 configuration, 3 diverged or corrupt, 75 try again).
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Collective(_) | Error::Peer(_) => 75,
+            Error::Collective(_) if self.is_peer() => 75,
+            Error::Collective(_) | Error::Peer(_) => 1,
             Error::Session(error) => error.exit_code(),
-            Error::Config { .. } | Error::NoTestLabels | Error::UnknownTestClass { .. } => 2,
-            Error::Diverged { .. } | Error::Checkpoint { .. } => 3,
-            Error::Data(error) => error.exit_code(),
-            Error::NothingDecoded { .. } | Error::TooManyCorrupt { .. } | Error::Disagreement { .. } | Error::System { .. } => 1,
+            Error::Unresolved(_)
+            | Error::Config { .. }
+            | Error::NoLabels
+            | Error::NoTestLabels
+            | Error::UnknownTestClass { .. }
+            | Error::Data(
+                data::Error::NotFound { .. }
+                | data::Error::Empty { .. }
+                | data::Error::NoSuchSplit { .. }
+                | data::Error::Malformed { .. }
+                | data::Error::BatchTooLarge { .. }
+                | data::Error::UnknownAugmentation { .. },
+            ) => 2,
+            Error::Diverged { .. } | Error::StoredConfig(_) => 3,
+            Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),
+            // What was named is there; the rest came to light on the way.
+            Error::Data(_)
+            | Error::Output(_)
+            | Error::NothingDecoded { .. }
+            | Error::Sync { .. }
+            | Error::Disagreement { .. }
+            | Error::System { .. } => 1,
         }
     }
 
     /// Whether the cause is another process: its own report names it better than this one.
     pub fn is_peer(&self) -> bool {
-        matches!(self, Error::Collective(_) | Error::Peer(_))
+        use collective::Error::{Aborted, Failed, PeerLost, Timeout};
+        matches!(
+            self,
+            Error::Collective(Aborted { .. } | Failed | PeerLost { .. } | Timeout { .. }) | Error::Session(_)
+        )
     }
 
     /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps"),
-            Error::Disagreement { .. } => Some("start every node with the same binary and configuration"),
-            Error::NoTestLabels => Some("give images in class folders, or unset eval.data"),
-            Error::TooManyCorrupt { .. } | Error::NothingDecoded { .. } => {
-                Some("repair or remove the files, or raise data.max_corrupt_share")
+            Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
+            Error::Disagreement { .. } => {
+                Some("start every node with the same binary and configuration".into())
             }
+            Error::NoLabels => Some("give images in class folders".into()),
+            Error::NoTestLabels => Some("give images in class folders, or leave the test images out".into()),
+            Error::Data(data::Error::TooManyCorrupt { .. } | data::Error::NothingDecodes { .. })
+            | Error::NothingDecoded { .. } => {
+                Some("repair or remove the files, or raise data.max_corrupt_share".into())
+            }
+            Error::Unresolved(error) => error.hint(),
+            Error::Checkpoint { source, .. } | Error::Load(source) => source.hint().map(Into::into),
             _ => None,
         }
     }
 }
 
-fn list(paths: &[String]) -> String {
-    const SHOWN: usize = 20;
-    let more = if paths.len() > SHOWN { ", ..." } else { "" };
-    format!("{}{more}", paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", "))
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source's message in their own.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_everything_once() {
+        let io = std::io::Error::other("no route");
+        let error = Error::Collective(collective::Error::PeerLost { rank: 2, source: io });
+        assert_eq!(chain(&error), "collective operation failed: rank 2 is gone: no route");
+        assert!(error.is_peer());
+    }
+
+    #[test]
+    fn exit_codes_say_whose_turn_it_is() {
+        let config = Error::Config { key: "data.size", value: "1".into(), reason: "too small".into() };
+        assert_eq!(config.exit_code(), 2);
+        assert_eq!(Error::Diverged { step: 3, loss: f64::NAN }.exit_code(), 3);
+        let aborted = Error::Collective(collective::Error::Aborted { reason: "x".into() });
+        assert_eq!(aborted.exit_code(), 75);
+    }
 }

@@ -1,14 +1,26 @@
 //! kNN evaluation as a collective: every rank encodes its slice of the bank and of the test images.
 
+use collective::Communicator;
 use data::{Dataset, Preprocess};
-use engine::network::BufferUpdate;
+use engine::kernels::Pool;
+use engine::network::{BufferUpdate, Network};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::features::{self, Features, Images};
 use crate::knn::{self, Bank, Queries};
-use crate::step::Trainer;
-use crate::Error;
+use crate::spectrum::{self, Spread};
+use crate::{Error, snapshot};
+
+/// This rank's network, and its way to the other ranks.
+pub struct Encoder<'a> {
+    /// The network to evaluate, the same on every rank.
+    pub network: &'a mut Network<f32>,
+    /// The group that evaluates together.
+    pub communicator: &'a mut Communicator,
+    /// Threads of this rank.
+    pub pool: &'a Pool,
+}
 
 /// Labelled images to evaluate on.
 pub struct Evaluation {
@@ -20,11 +32,20 @@ pub struct Evaluation {
     preprocess: Preprocess,
 }
 
-/// What an evaluation found.
-pub struct KnnResult {
+/// What an evaluation found. The same on every rank, but for `corrupt`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluated {
     /// Share of the queries whose class was predicted, in [0, 1].
     pub top1: f64,
-    /// Images that could not be decoded and were left out, on this rank.
+    /// Images that were classified.
+    pub n_queries: u64,
+    /// Images that they were compared with.
+    pub n_bank: usize,
+    /// Standard deviation of the bank's unit features: see [`Spread::std`].
+    pub feature_std: f64,
+    /// Directions that the bank's unit features use: see [`Spread::effective_rank`].
+    pub effective_rank: f64,
+    /// Images of this rank's share that could not be decoded and were left out: path and reason.
     pub corrupt: Vec<(String, String)>,
 }
 
@@ -50,48 +71,53 @@ impl Evaluation {
     }
 
     /// Classifies the test images (or each training image by the others) with the present weights and
-    /// running statistics. The same on every rank.
+    /// running statistics.
     ///
     /// # Errors
-    /// If a peer is lost, or no image can be decoded.
-    pub fn knn(&self, trainer: &mut Trainer) -> Result<KnnResult, Error> {
-        let width = trainer.network.spec().feature_width();
-        let local = self.encode_share(trainer, &self.bank)?;
-        let bank_labels = gather_labels(trainer, &local, &self.bank_labels)?;
-        let first_of_rank = gather_counts(trainer, local.indices.len())?;
-        let bank_features = gather_rows(trainer, &local.values, width, &first_of_rank)?;
-        let bank = Bank { features: &bank_features, labels: &bank_labels, width };
+    /// If a peer is lost, or no image of this rank's share can be decoded.
+    pub fn knn(&self, encoder: &mut Encoder<'_>) -> Result<Evaluated, Error> {
+        snapshot::agree_on_buffers(encoder.network, encoder.communicator).map_err(Error::Collective)?;
+        let width = encoder.network.spec().feature_width();
+        let own = self.encode_share(encoder, &self.bank)?;
+        let path = encoder.network.kernel_path();
+        let Spread { std, effective_rank } =
+            spectrum::spread(encoder.pool, path, encoder.communicator, &own.values, width)
+                .map_err(Error::Collective)?;
 
-        let mut corrupt = local.corrupt;
-        let (correct, n) = match &self.test {
-            None => {
-                let rank = trainer.communicator.rank();
-                let offset = first_of_rank[..rank].iter().sum::<usize>();
-                let own = offset..offset + first_of_rank[rank];
-                let queries = Queries {
-                    features: &bank_features[own.start * width..own.end * width],
-                    offset_in_bank: Some(offset),
-                };
-                let predictions = knn::classify(&trainer.pool, trainer.network.kernel_path(), bank, queries);
-                (count_equal(&predictions, &bank_labels[own]), predictions.len())
-            }
+        let counts = gather_counts(encoder.communicator, own.indices.len())?;
+        let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank_labels[i]).collect();
+        let labels = gather(encoder.communicator, &labels, &counts, 1)?;
+        let features = gather(encoder.communicator, &own.values, &counts, width)?;
+        let bank = Bank { features: &features, labels: &labels, width };
+        let mut corrupt = own.corrupt;
+
+        let rank = encoder.communicator.rank();
+        let first = counts[..rank].iter().sum::<usize>();
+        let (queries, expected) = match &self.test {
+            None => (None, labels[first..first + counts[rank]].to_vec()),
             Some((test, labels)) => {
-                let mut queries = self.encode_share(trainer, test)?;
-                knn::normalize_rows(&mut queries.values, width);
-                let predictions = knn::classify(
-                    &trainer.pool,
-                    trainer.network.kernel_path(),
-                    bank,
-                    Queries { features: &queries.values, offset_in_bank: None },
-                );
-                let expected: Vec<u32> = queries.indices.iter().map(|&i| labels[i]).collect();
+                let queries = self.encode_share(encoder, test)?;
+                let expected = queries.indices.iter().map(|&i| labels[i]).collect();
                 corrupt.extend(queries.corrupt);
-                (count_equal(&predictions, &expected), predictions.len())
+                (Some(queries.values), expected)
             }
         };
-        let mut sums = [correct as f64, n as f64];
-        trainer.communicator.all_reduce_sum(&mut sums).map_err(Error::Collective)?;
-        Ok(KnnResult { top1: sums[0] / sums[1], corrupt })
+        let queries = match &queries {
+            None => Queries { features: &own.values, offset_in_bank: Some(first) },
+            Some(values) => Queries { features: values, offset_in_bank: None },
+        };
+        let predictions = knn::classify(encoder.pool, path, bank, queries);
+        let correct = predictions.iter().zip(&expected).filter(|(a, b)| a == b).count();
+        let mut sums = [correct as u64, expected.len() as u64];
+        encoder.communicator.all_reduce_sum(&mut sums).map_err(Error::Collective)?;
+        Ok(Evaluated {
+            top1: sums[0] as f64 / sums[1] as f64,
+            n_queries: sums[1],
+            n_bank: labels.len(),
+            feature_std: std,
+            effective_rank,
+            corrupt,
+        })
     }
 
     /// Evaluates a net that was never trained: one pass over the training images gives batch norm the
@@ -99,45 +125,49 @@ impl Evaluation {
     /// running statistics, so that training starts as if nothing had happened.
     ///
     /// # Errors
-    /// If a peer is lost, or no image can be decoded.
-    pub fn knn_calibrated(&self, trainer: &mut Trainer) -> Result<KnnResult, Error> {
-        let before = trainer.network.parameters().buffers_snapshot();
-        let outcome = self.calibrate(trainer).and_then(|()| self.knn(trainer));
-        trainer.network.parameters_mut().restore_buffers(before);
+    /// As [`Evaluation::knn`].
+    pub fn knn_calibrated(&self, encoder: &mut Encoder<'_>) -> Result<Evaluated, Error> {
+        let before = encoder.network.buffers_snapshot();
+        let outcome = self.calibrate(encoder).and_then(|()| self.knn(encoder));
+        encoder.network.restore_buffers(&before);
         outcome
     }
 
-    fn calibrate(&self, trainer: &mut Trainer) -> Result<(), Error> {
-        let world_size = trainer.communicator.world_size();
-        let rank = trainer.communicator.rank();
-        let global_rows = trainer.rows.iter().sum::<usize>().min(self.bank.len());
-        let mut images = Images::new(trainer.network.max_rows(), self.preprocess.size);
-        // A last, smaller batch would leave some rank without rows: it is dropped, as in training.
+    fn calibrate(&self, encoder: &mut Encoder<'_>) -> Result<(), Error> {
+        let Encoder { network, communicator, pool } = encoder;
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        // Ranks may have planned for rows that differ by one: every rank must have room for its share.
+        let rows = gather_counts(communicator, network.max_rows())?;
+        let rows = rows.into_iter().min().unwrap_or(1);
+        let global_rows = (rows * world_size).min(self.bank.len());
+        let own = share(global_rows, rank, world_size);
+        let mut images = Images::new(pool, &self.bank, &self.preprocess, network.max_rows());
+        // A last, smaller batch is dropped, as in training.
         for batch in 0..self.bank.len() / global_rows {
-            let own = share(global_rows, rank, world_size);
-            let own = batch * global_rows + own.start..batch * global_rows + own.end;
-            let mut unused = Features { values: Vec::new(), indices: Vec::new(), corrupt: Vec::new() };
-            let n = own.len();
-            images.fill(&trainer.pool, &self.bank, own, &self.preprocess, &mut unused);
-            // Rows whose image is corrupt keep what the pass before left in them: the count of rows must
-            // not differ from what the other ranks expect.
-            trainer
-                .network
-                .forward_train(&images.values[..n * images.image_len], n, &mut trainer.communicator)
+            let first = batch * global_rows;
+            let mut unused = Features::default();
+            images.fill(first + own.start..first + own.end, &mut unused)?;
+            // Where an image is corrupt, a row of the pass before (or a black image) stands in: the number of
+            // rows must not differ from what the other ranks expect.
+            network
+                .forward_train(images.rows(own.len()), own.len(), *communicator)
                 .map_err(Error::from_peer)?;
-            trainer.network.commit_buffers(BufferUpdate::Cumulative { count: batch as u64 });
+            network.commit_buffers(BufferUpdate::Cumulative { count: batch as u64 + 1 });
         }
         Ok(())
     }
 
-    fn encode_share(&self, trainer: &mut Trainer, dataset: &Dataset) -> Result<Features, Error> {
-        let own = share(dataset.len(), trainer.communicator.rank(), trainer.communicator.world_size());
-        features::encode(&mut trainer.network, &trainer.pool, dataset, own, &self.preprocess)
+    /// This rank's part of `dataset`, as unit rows.
+    fn encode_share(&self, encoder: &mut Encoder<'_>, dataset: &Dataset) -> Result<Features, Error> {
+        let own = share(dataset.len(), encoder.communicator.rank(), encoder.communicator.world_size());
+        let mut features = features::encode(encoder.network, encoder.pool, dataset, own, &self.preprocess)?;
+        knn::normalize_rows(&mut features.values, encoder.network.spec().feature_width());
+        Ok(features)
     }
 }
 
 /// The slice of `n` items that belongs to `rank`: contiguous, sizes differ by at most one.
-pub(crate) fn share(n: usize, rank: usize, world_size: usize) -> Range<usize> {
+fn share(n: usize, rank: usize, world_size: usize) -> Range<usize> {
     let (each, more) = (n / world_size, n % world_size);
     let start = rank * each + rank.min(more);
     start..start + each + usize::from(rank < more)
@@ -146,53 +176,212 @@ pub(crate) fn share(n: usize, rank: usize, world_size: usize) -> Range<usize> {
 /// Labels of `test` as class numbers of `bank`: two folders number their classes independently.
 fn labels_in_terms_of(bank: &Dataset, test: &Dataset) -> Result<Vec<u32>, Error> {
     let labels = test.labels().ok_or(Error::NoTestLabels)?;
-    let map: Vec<Option<u32>> = test
-        .class_names()
-        .iter()
-        .map(|name| bank.class_names().iter().position(|other| other == name).map(|i| i as u32))
-        .collect();
-    labels
-        .iter()
-        .map(|&label| {
-            map[label as usize].ok_or_else(|| Error::UnknownTestClass {
-                class: test.class_names()[label as usize].clone(),
-                known: bank.class_names().to_vec(),
-            })
-        })
-        .collect()
+    let number_in_bank = |name| bank.class_names().iter().position(|known| known == name);
+    let numbers: Vec<Option<usize>> = test.class_names().iter().map(number_in_bank).collect();
+    let in_bank = |&label: &u32| match numbers[label as usize] {
+        Some(number) => Ok(number as u32),
+        None => Err(Error::UnknownTestClass {
+            class: test.class_names()[label as usize].clone(),
+            known: bank.class_names().to_vec(),
+        }),
+    };
+    labels.iter().map(in_bank).collect()
 }
 
-fn count_equal(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).filter(|(a, b)| a == b).count()
-}
-
-fn gather_counts(trainer: &mut Trainer, n: usize) -> Result<Vec<usize>, Error> {
-    let mut counts = vec![0u64; trainer.communicator.world_size()];
-    trainer.communicator.all_gather(&[n as u64], &mut counts).map_err(Error::Collective)?;
+fn gather_counts(communicator: &mut Communicator, n: usize) -> Result<Vec<usize>, Error> {
+    let mut counts = vec![0u64; communicator.world_size()];
+    communicator.all_gather(&[n as u64], &mut counts).map_err(Error::Collective)?;
     Ok(counts.into_iter().map(|n| n as usize).collect())
 }
 
-fn gather_labels(trainer: &mut Trainer, local: &Features, labels: &[u32]) -> Result<Vec<u32>, Error> {
-    let own: Vec<u64> = local.indices.iter().map(|&i| u64::from(labels[i])).collect();
-    let counts = gather_counts(trainer, own.len())?;
-    let mut all = vec![0u64; counts.iter().sum()];
-    trainer.communicator.all_gather_counts(&own, &counts, &mut all).map_err(Error::Collective)?;
-    Ok(all.into_iter().map(|label| label as u32).collect())
-}
-
-/// Unit rows of all ranks, in rank order: `[sum(counts), width]`.
-fn gather_rows(trainer: &mut Trainer, own: &[f32], width: usize, counts: &[usize]) -> Result<Vec<f32>, Error> {
-    let mut unit = own.to_vec();
-    knn::normalize_rows(&mut unit, width);
+/// Rows of all ranks, in rank order: `[sum(counts), width]`.
+fn gather<T: collective::Element + Default>(
+    communicator: &mut Communicator,
+    own: &[T],
+    counts: &[usize],
+    width: usize,
+) -> Result<Vec<T>, Error> {
     let lengths: Vec<usize> = counts.iter().map(|n| n * width).collect();
-    let mut all = vec![0f32; lengths.iter().sum()];
-    trainer.communicator.all_gather_counts(&unit, &lengths, &mut all).map_err(Error::Collective)?;
+    let mut all = vec![T::default(); lengths.iter().sum()];
+    communicator.all_gather_counts(own, &lengths, &mut all).map_err(Error::Collective)?;
     Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
+
+    const CLASSES: [(&str, [u8; 3]); 3] = [("a", [150, 20, 20]), ("b", [20, 150, 20]), ("c", [90, 90, 20])];
+
+    fn dataset(root: &std::path::Path) -> Arc<Dataset> {
+        Arc::new(Dataset::open(root.to_str().unwrap()).unwrap())
+    }
+
+    /// Runs `evaluate` on every rank and returns what each found.
+    fn over_ranks<T: Send>(world_size: usize, evaluate: impl Fn(&mut Encoder<'_>) -> T + Sync) -> Vec<T> {
+        let evaluate = &evaluate;
+        std::thread::scope(|scope| {
+            let ranks = collective::loopback(world_size, 1).unwrap().into_iter().map(|mut group| {
+                scope.spawn(move || {
+                    let pool = Arc::new(Pool::new(1, &[]));
+                    let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+                    let communicator = &mut group[0];
+                    evaluate(&mut Encoder { network: &mut network, communicator, pool: &pool })
+                })
+            });
+            ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn evaluation(bank: &Arc<Dataset>, test: Option<&Arc<Dataset>>) -> Evaluation {
+        let preprocess = crate::model::preprocess(&fixtures::config());
+        Evaluation::new(Arc::clone(bank), test.cloned(), preprocess).unwrap().unwrap()
+    }
+
+    #[test]
+    fn any_number_of_ranks_finds_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(&dir.path().join("bank"), &CLASSES, 7);
+        fixtures::images(&dir.path().join("test"), &CLASSES[1..], 5);
+        let bank = dataset(&dir.path().join("bank"));
+        let test = dataset(&dir.path().join("test"));
+        // Class 0 of the test images is class 1 of the bank: its name decides.
+        for (test, n_queries) in [(None, 21), (Some(&test), 10)] {
+            let evaluation = evaluation(&bank, test);
+            let alone = over_ranks(1, |encoder| evaluation.knn_calibrated(encoder).unwrap());
+            assert_eq!((alone[0].n_queries, alone[0].n_bank), (n_queries, 21));
+            assert!(alone[0].top1 > 0.9, "solid colours are told apart: {:?}", alone[0]);
+            assert!(alone[0].feature_std > 0.0 && alone[0].effective_rank > 1.0, "{:?}", alone[0]);
+            for world_size in [2, 3] {
+                for rank in over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap()) {
+                    let alone = over_ranks(1, |encoder| evaluation.knn(encoder).unwrap()).remove(0);
+                    assert_eq!((rank.top1, rank.n_queries), (alone.top1, n_queries));
+                    assert!((rank.feature_std - alone.feature_std).abs() < 1e-6, "{rank:?} {alone:?}");
+                    assert!((rank.effective_rank - alone.effective_rank).abs() < 1e-3, "{rank:?} {alone:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_image_votes_for_itself_on_any_rank() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 1);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        for world_size in [1, 2, 3] {
+            // Alone in its class an image is right only by its own vote.
+            let ranks = over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap().top1);
+            assert_eq!(ranks, vec![0.0; world_size]);
+        }
+    }
+
+    #[test]
+    fn calibration_leaves_no_trace_but_its_result() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 7);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        over_ranks(2, |encoder| {
+            let before = (encoder.network.buffers_snapshot(), encoder.network.parameters().values.clone());
+            let raw = evaluation.knn(encoder).unwrap();
+            let calibrated = evaluation.knn_calibrated(encoder).unwrap();
+            assert!((raw.feature_std - calibrated.feature_std).abs() > 1e-4, "{raw:?} {calibrated:?}");
+            assert!(
+                before == (encoder.network.buffers_snapshot(), encoder.network.parameters().values.clone())
+            );
+            assert_eq!(evaluation.knn(encoder).unwrap(), raw);
+        });
+    }
+
+    #[test]
+    fn calibration_gives_the_mean_of_the_batches_statistics() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 7);
+        let bank = dataset(dir.path());
+        let evaluation = evaluation(&bank, None);
+        over_ranks(1, |encoder| {
+            evaluation.calibrate(encoder).unwrap();
+            let parameters = encoder.network.parameters();
+            // 21 images make two passes of 8; the last five are dropped.
+            assert_eq!(parameters.num_batches_tracked, 2);
+            let calibrated = parameters.buffer_values.clone();
+
+            let mut images = Images::new(encoder.pool, &bank, &evaluation.preprocess, 8);
+            let mut sum = vec![0f64; calibrated.len()];
+            for first in [0, 8] {
+                images.fill(first..first + 8, &mut Features::default()).unwrap();
+                encoder.network.forward_train(images.rows(8), 8, encoder.communicator).unwrap();
+                encoder.network.commit_buffers(BufferUpdate::Momentum(1.0));
+                let batch = &encoder.network.parameters().buffer_values;
+                sum.iter_mut().zip(batch).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
+            for (calibrated, sum) in calibrated.iter().zip(&sum) {
+                let mean = sum / 2.0;
+                assert!(
+                    (f64::from(*calibrated) - mean).abs() <= 1e-5 * mean.abs().max(1.0),
+                    "{calibrated} {mean}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn corrupt_images_are_left_out_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 6);
+        std::fs::write(dir.path().join("b/003.png"), b"\x89PNG, cut off").unwrap();
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        let ranks = over_ranks(2, |encoder| evaluation.knn_calibrated(encoder).unwrap());
+        assert_eq!((ranks[0].n_queries, ranks[0].n_bank, ranks[0].top1), (17, 17, ranks[1].top1));
+        // 18 images: the tenth is the second rank's.
+        assert_eq!(ranks[0].corrupt, []);
+        assert_eq!(ranks[1].corrupt.len(), 1);
+        assert_eq!(ranks[1].corrupt[0].0, "b/003.png");
+    }
+
+    #[test]
+    fn images_without_usable_labels_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(&dir.path().join("bank"), &CLASSES[..2], 1);
+        fixtures::images(&dir.path().join("test"), &CLASSES, 1);
+        let preprocess = crate::model::preprocess(&fixtures::config());
+        let (bank, test) = (dataset(&dir.path().join("bank")), dataset(&dir.path().join("test")));
+        let error = Evaluation::new(Arc::clone(&bank), Some(test), preprocess.clone()).err().unwrap();
+        assert!(
+            error.to_string().contains("class `c`, which the training images lack (they have a, b)"),
+            "{error}"
+        );
+
+        let flat = dataset(&dir.path().join("bank/a"));
+        let error = Evaluation::new(bank, Some(Arc::clone(&flat)), preprocess.clone()).err().unwrap();
+        assert!(matches!(error, Error::NoTestLabels), "{error}");
+        assert!(Evaluation::new(flat, None, preprocess).unwrap().is_none());
+    }
+
+    #[test]
+    fn ranks_with_statistics_of_their_own_evaluate_rank_0s() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES, 4);
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        let mut config = fixtures::config();
+        config.model.batch_norm = config::BatchNorm::Local;
+        let found = over_ranks(2, |encoder| {
+            let pool = Arc::new(Pool::new(1, &[]));
+            let mut network = fixtures::network(&config, 8, &pool);
+            let rank = encoder.communicator.rank() as f32;
+            network.parameters_mut().buffer_values.iter_mut().for_each(|x| *x += 3.0 * rank);
+            let mut encoder =
+                Encoder { network: &mut network, communicator: encoder.communicator, pool: &pool };
+            let together = evaluation.knn(&mut encoder).unwrap();
+            (together, network.parameters().buffer_values.clone())
+        });
+        assert_eq!(found[0].0, found[1].0);
+        assert_eq!(found[0].1, found[1].1);
+        assert_eq!(
+            found[0].0.feature_std,
+            over_ranks(2, |encoder| evaluation.knn(encoder).unwrap())[0].feature_std
+        );
+    }
 
     #[test]
     fn shares_are_contiguous_and_differ_by_at_most_one() {

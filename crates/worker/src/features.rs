@@ -1,6 +1,6 @@
 //! Backbone features of a data set, in its order: never augmented, running statistics.
 
-use data::{Dataset, Preprocess};
+use data::{Dataset, Preprocess, Scratch};
 use engine::kernels::Pool;
 use engine::network::Network;
 use std::ops::Range;
@@ -8,19 +8,20 @@ use std::ops::Range;
 use crate::Error;
 
 /// Features of the images that could be decoded.
+#[derive(Debug, Default)]
 pub struct Features {
-    /// `[indices.len(), width]`, as the backbone gives them: not normalised.
+    /// `[indices.len(), f]`, as the backbone gives them: not normalised.
     pub values: Vec<f32>,
     /// Which image each row is, ascending.
     pub indices: Vec<usize>,
-    /// Images left out because they could not be decoded, with the reason.
+    /// Images left out because they could not be decoded: path and reason.
     pub corrupt: Vec<(String, String)>,
 }
 
 /// Encodes `range` of `dataset` in passes of at most the network's planned rows.
 ///
 /// # Errors
-/// If not a single image of a non-empty range can be decoded.
+/// If a file cannot be read, or not a single image of a non-empty range can be decoded.
 pub fn encode(
     network: &mut Network<f32>,
     pool: &Pool,
@@ -28,66 +29,59 @@ pub fn encode(
     range: Range<usize>,
     preprocess: &Preprocess,
 ) -> Result<Features, Error> {
-    let width = network.spec().feature_width();
-    let mut features =
-        Features { values: Vec::with_capacity(range.len() * width), indices: Vec::new(), corrupt: Vec::new() };
-    let mut images = Images::new(network.max_rows(), preprocess.size);
+    let mut features = Features::default();
+    let mut images = Images::new(pool, dataset, preprocess, network.max_rows());
+    let is_empty = range.is_empty();
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min(start + network.max_rows());
-        let n = images.fill(pool, dataset, start..end, preprocess, &mut features);
-        features.values.extend_from_slice(network.forward_eval(&images.values[..n * images.image_len], n).features);
+        let n = images.fill(start..end, &mut features)?;
+        if n > 0 {
+            features.values.extend_from_slice(network.forward_eval(images.rows(n), n).features);
+        }
         start = end;
     }
-    if features.indices.is_empty() && !range.is_empty() {
+    if features.indices.is_empty() && !is_empty {
         return Err(Error::NothingDecoded { corrupt: features.corrupt });
     }
     Ok(features)
 }
 
-/// A pass's worth of preprocessed images.
-pub(crate) struct Images {
+/// Room for one pass's images, preprocessed on all threads.
+pub(crate) struct Images<'a> {
+    pool: &'a Pool,
+    dataset: &'a Dataset,
+    preprocess: &'a Preprocess,
     /// `[max_rows, size, size, 3]`.
-    pub values: Vec<f32>,
-    /// Length of one image.
-    pub image_len: usize,
+    values: Vec<f32>,
+    scratch: Vec<Scratch>,
 }
 
-impl Images {
-    pub fn new(max_rows: usize, size: usize) -> Images {
-        let image_len = size * size * 3;
-        Images { values: vec![0.0; max_rows * image_len], image_len }
+impl<'a> Images<'a> {
+    pub(crate) fn new(
+        pool: &'a Pool,
+        dataset: &'a Dataset,
+        preprocess: &'a Preprocess,
+        max_rows: usize,
+    ) -> Images<'a> {
+        let values = vec![0.0; max_rows * preprocess.size * preprocess.size * 3];
+        let scratch = (0..pool.threads()).map(|_| Scratch::default()).collect();
+        Images { pool, dataset, preprocess, values, scratch }
     }
 
-    /// Decodes `range` on all threads into the first rows and notes in `features` which images they are.
+    /// The first `n` rows.
+    pub(crate) fn rows(&self, n: usize) -> &[f32] {
+        &self.values[..n * self.image_len()]
+    }
+
+    /// Decodes `range` into the first rows, skipping corrupt images, and notes in `features` which they are.
     /// Returns the number of rows.
-    pub fn fill(
-        &mut self,
-        pool: &Pool,
-        dataset: &Dataset,
-        range: Range<usize>,
-        preprocess: &Preprocess,
-        features: &mut Features,
-    ) -> usize {
-        let image_len = self.image_len;
-        let mut outcomes: Vec<Result<(), String>> = vec![Ok(()); range.len()];
-        let per_thread = range.len().div_ceil(pool.threads()).max(1);
-        let parts: Vec<_> = self
-            .values
-            .chunks_mut(per_thread * image_len)
-            .zip(outcomes.chunks_mut(per_thread))
-            .enumerate()
-            .map(|(thread, (values, outcomes))| (range.start + thread * per_thread, values, outcomes))
-            .collect();
-        pool.for_each_part(parts, |_, (first, values, outcomes)| {
-            let mut scratch = data::Scratch::default();
-            for (i, (out, outcome)) in values.chunks_mut(image_len).zip(outcomes).enumerate() {
-                match dataset.decode(first + i) {
-                    Ok(image) => preprocess.view(&image, &mut scratch, out),
-                    Err(error) => *outcome = Err(error.to_string()),
-                }
-            }
-        });
+    ///
+    /// # Errors
+    /// If a file cannot be read at all.
+    pub(crate) fn fill(&mut self, range: Range<usize>, features: &mut Features) -> Result<usize, Error> {
+        let image_len = self.image_len();
+        let outcomes = self.decode(range.clone());
         let mut n = 0;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
@@ -96,9 +90,35 @@ impl Images {
                     features.indices.push(range.start + i);
                     n += 1;
                 }
-                Err(reason) => features.corrupt.push((dataset.path(range.start + i), reason)),
+                Err(data::Error::Image { path, reason }) => features.corrupt.push((path, reason)),
+                Err(error) => return Err(Error::Data(error)),
             }
         }
-        n
+        Ok(n)
+    }
+
+    /// Decodes image `range.start + i` into row `i`.
+    fn decode(&mut self, range: Range<usize>) -> Vec<Result<(), data::Error>> {
+        let image_len = self.image_len();
+        let mut outcomes: Vec<Result<(), data::Error>> = range.clone().map(|_| Ok(())).collect();
+        let per_thread = range.len().div_ceil(self.pool.threads()).max(1);
+        let parts = self
+            .values
+            .chunks_mut(per_thread * image_len)
+            .zip(outcomes.chunks_mut(per_thread))
+            .zip(&mut self.scratch)
+            .collect();
+        let Images { dataset, preprocess, .. } = self;
+        self.pool.for_each_part(parts, |thread, ((rows, outcomes), scratch)| {
+            let first = range.start + thread * per_thread;
+            for (i, (out, outcome)) in rows.chunks_mut(image_len).zip(outcomes).enumerate() {
+                *outcome = dataset.load(first + i).map(|image| preprocess.apply(&image, scratch, out));
+            }
+        });
+        outcomes
+    }
+
+    fn image_len(&self) -> usize {
+        self.preprocess.size * self.preprocess.size * 3
     }
 }

@@ -62,36 +62,43 @@ pub fn classify(pool: &Pool, path: KernelPath, bank: Bank<'_>, queries: Queries<
         .map(|(thread, part)| (thread * per_thread, part))
         .collect();
     pool.for_each_part(parts, |_, (first, predictions)| {
-        let mut similarity = vec![0f32; TILE * m];
+        let mut similarity = vec![0f32; TILE.min(predictions.len()) * m];
+        let mut nearest = Vec::with_capacity(m);
         for (tile, predictions) in predictions.chunks_mut(TILE).enumerate() {
             let row = first + tile * TILE;
             let rows = predictions.len();
-            let gemm = Gemm::new(rows, m, bank.width).b_transposed();
+            let gemm = Gemm { b_transposed: true, ..Gemm::new(rows, m, bank.width) };
             let tile_features = &queries.features[row * bank.width..(row + rows) * bank.width];
             matmul_serial(path, gemm, tile_features, bank.features, &mut similarity[..rows * m]);
             for (i, prediction) in predictions.iter_mut().enumerate() {
                 let itself = queries.offset_in_bank.map(|offset| offset + row + i);
-                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, itself, n_classes);
+                select_nearest(&similarity[i * m..(i + 1) * m], itself, &mut nearest);
+                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, &nearest, n_classes);
             }
         }
     });
     predictions
 }
 
-/// The class with the largest sum of weights among the nearest rows.
-fn vote(similarity: &[f32], labels: &[u32], itself: Option<usize>, n_classes: usize) -> u32 {
-    let mut nearest: Vec<u32> = (0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself).collect();
-    let by_similarity = |&a: &u32, &b: &u32| {
-        similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b))
-    };
+/// Bank rows by falling similarity, at most [`NEIGHBOURS`] of them and without the query `itself`; equally
+/// similar ones in the order of the bank.
+fn select_nearest(similarity: &[f32], itself: Option<usize>, nearest: &mut Vec<u32>) {
+    nearest.clear();
+    nearest.extend((0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself));
+    let by_similarity =
+        |&a: &u32, &b: &u32| similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b));
     if nearest.len() > NEIGHBOURS {
         nearest.select_nth_unstable_by(NEIGHBOURS - 1, by_similarity);
         nearest.truncate(NEIGHBOURS);
     }
-    // Sums of f64 depend on their order: fix it, so that the result does not depend on the selection.
+    // Sums of f64 depend on their order: this one does not depend on how the selection went.
     nearest.sort_unstable_by(by_similarity);
+}
+
+/// The class with the largest sum of weights; of equal ones the lowest.
+fn vote(similarity: &[f32], labels: &[u32], nearest: &[u32], n_classes: usize) -> u32 {
     let mut weights = vec![0f64; n_classes];
-    for &j in &nearest {
+    for &j in nearest {
         weights[labels[j as usize] as usize] += (f64::from(similarity[j as usize]) / TEMPERATURE).exp();
     }
     let mut best = 0;
@@ -108,7 +115,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(bank: &[[f32; 2]], labels: &[u32], queries: &[[f32; 2]], offset: Option<usize>, expected: &[u32]) {
+    fn check(
+        bank: &[[f32; 2]],
+        labels: &[u32],
+        queries: &[[f32; 2]],
+        offset: Option<usize>,
+        expected: &[u32],
+    ) {
         let pool = Pool::new(2, &[]);
         let flat = |rows: &[[f32; 2]]| {
             let mut rows: Vec<f32> = rows.iter().flatten().copied().collect();
@@ -123,7 +136,13 @@ mod tests {
 
     #[test]
     fn nearest_rows_win() {
-        check(&[[1., 0.], [0., 1.], [-1., 0.]], &[0, 1, 2], &[[2., 0.1], [0.1, 3.], [-1., -0.2]], None, &[0, 1, 2]);
+        check(
+            &[[1., 0.], [0., 1.], [-1., 0.]],
+            &[0, 1, 2],
+            &[[2., 0.1], [0.1, 3.], [-1., -0.2]],
+            None,
+            &[0, 1, 2],
+        );
         // One near neighbour outweighs three far ones: exp(1/0.07) against 3 exp(0).
         check(&[[1., 0.], [0., 1.], [0., 1.], [0., 1.]], &[1, 0, 0, 0], &[[1., 0.]], None, &[1]);
     }
@@ -156,5 +175,117 @@ mod tests {
         let labels: Vec<u32> = (0..n as u32).collect();
         // With every row a class of its own the nearest is the row itself.
         check(&rows, &labels, &rows, None, &labels);
+    }
+
+    /// Pseudo-random unit rows, a class each.
+    fn rows(n: usize, width: usize, n_classes: u32, seed: u64) -> (Vec<f32>, Vec<u32>) {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as f32 / (1u64 << 31) as f32 - 0.5
+        };
+        let mut features: Vec<f32> = (0..n * width).map(|_| next()).collect();
+        normalize_rows(&mut features, width);
+        let labels = (0..n).map(|_| ((next() + 0.5) * n_classes as f32) as u32).collect();
+        (features, labels)
+    }
+
+    /// The protocol as one would say it, a row at a time and in `f64`.
+    fn naive(bank: Bank<'_>, queries: Queries<'_>) -> Vec<u32> {
+        let classify = |(i, query): (usize, &[f32])| {
+            let mut scored: Vec<(f64, usize)> = bank
+                .features
+                .chunks_exact(bank.width)
+                .map(|row| row.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
+                .zip(0..)
+                .filter(|&(_, j)| queries.offset_in_bank.is_none_or(|offset| j != offset + i))
+                .collect();
+            scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            scored.truncate(200);
+            let score = |class| {
+                let votes = scored.iter().filter(|&&(_, j)| bank.labels[j] == class);
+                votes.map(|(cosine, _)| (cosine / 0.07).exp()).sum::<f64>()
+            };
+            let classes = 0..=bank.labels.iter().copied().max().unwrap();
+            classes.rev().max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap()
+        };
+        queries.features.chunks_exact(bank.width).enumerate().map(classify).collect()
+    }
+
+    #[test]
+    fn tiles_threads_and_kernels_classify_as_the_definition_does() {
+        for (m, n, width) in [(1, 3, 1), (30, 7, 5), (201, 64, 9), (450, 97, 33)] {
+            let (features, labels) = rows(m, width, 6, 11);
+            let (query_features, _) = rows(n, width, 6, 12);
+            let bank = Bank { features: &features, labels: &labels, width };
+            for threads in [1, 3] {
+                let pool = Pool::new(threads, &[]);
+                let queries = Queries { features: &query_features, offset_in_bank: None };
+                for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+                    assert_eq!(classify(&pool, path, bank, queries), naive(bank, queries), "{m} {path}");
+                }
+                // A part of the bank, left out of itself.
+                let own = m / 3..m;
+                let queries =
+                    Queries { features: &features[own.start * width..], offset_in_bank: Some(own.start) };
+                assert_eq!(classify(&pool, KernelPath::Portable, bank, queries), naive(bank, queries), "{m}");
+            }
+        }
+    }
+
+    #[test]
+    fn predictions_are_pytorchs() {
+        let golden = Golden::read();
+        let width = golden.width;
+        let bank = Bank { features: &golden.bank, labels: &golden.labels, width };
+        let pool = Pool::new(2, &[]);
+        let queries = Queries { features: &golden.queries, offset_in_bank: None };
+        assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.predicted);
+        let queries = Queries { features: &golden.bank, offset_in_bank: Some(0) };
+        assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.left_out);
+    }
+}
+
+/// What tests/golden/knn.py computed, for the tests here and in `spectrum`.
+#[cfg(test)]
+pub(crate) struct Golden {
+    /// Unit rows.
+    pub bank: Vec<f32>,
+    pub labels: Vec<u32>,
+    pub queries: Vec<f32>,
+    pub width: usize,
+    pub predicted: Vec<u32>,
+    pub left_out: Vec<u32>,
+    /// Standard deviation and effective rank of the bank.
+    pub spread: [f64; 2],
+}
+
+#[cfg(test)]
+impl Golden {
+    pub fn read() -> Golden {
+        let bytes = include_bytes!("../../../tests/golden/knn.safetensors");
+        let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let width = file.tensor("bank").unwrap().shape()[1];
+        let rows = |name| {
+            let data = file.tensor(name).unwrap().data();
+            let mut rows: Vec<f32> =
+                data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            normalize_rows(&mut rows, width);
+            rows
+        };
+        let classes = |name| {
+            let data = file.tensor(name).unwrap().data();
+            data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as u32).collect()
+        };
+        let spread = file.tensor("spread").unwrap().data().as_chunks().0.to_vec();
+        Golden {
+            bank: rows("bank"),
+            labels: classes("labels"),
+            queries: rows("queries"),
+            width,
+            predicted: classes("predicted"),
+            left_out: classes("left_out"),
+            spread: [0, 1].map(|i| f64::from_le_bytes(spread[i])),
+        }
     }
 }

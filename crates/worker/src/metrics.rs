@@ -14,6 +14,8 @@ pub struct Row {
     pub epoch: f64,
     /// Absent before the first update.
     pub update: Option<Update>,
+    /// Corrupt images met so far by any rank, each replaced by another.
+    pub corrupt_images: u64,
     /// Present where the step was evaluated.
     pub evaluated: Option<Evaluated>,
 }
@@ -29,14 +31,12 @@ pub struct Update {
     pub learning_rate: f64,
     /// Since the last row.
     pub rates: Rates,
-    /// Corrupt images met so far by any rank, each replaced by another.
-    pub corrupt_images: u64,
-    /// For each rank: rows it encoded in this step, bytes it sent since the start.
+    /// What each rank did.
     pub traffic: Traffic,
 }
 
 /// What each rank did: its share is its own rows and no others.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Rows (views) encoded in this step, by rank.
     pub rows_encoded: Vec<u64>,
@@ -61,7 +61,7 @@ impl Rates {
     }
 
     /// Steps a second.
-    fn steps_per_s(&self) -> f64 {
+    pub fn steps_per_s(&self) -> f64 {
         f64::from(self.steps) / self.busy.as_secs_f64().max(1e-9)
     }
 
@@ -87,9 +87,9 @@ impl Row {
                 counts("rows_encoded", update.traffic.rows_encoded),
                 counts("bytes_sent", update.traffic.bytes_sent),
             ]);
-            if update.corrupt_images > 0 {
-                values.push(count("corrupt_images", update.corrupt_images));
-            }
+        }
+        if self.corrupt_images > 0 {
+            values.push(count("corrupt_images", self.corrupt_images));
         }
         if let Some(evaluated) = self.evaluated {
             values.extend([
@@ -112,4 +112,47 @@ fn count(name: &str, value: u64) -> Metric {
 
 fn counts(name: &str, values: Vec<u64>) -> Metric {
     Metric { name: name.to_owned(), value: Some(metric::Value::Counts(Counts { values })) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(row: Row) -> Vec<String> {
+        row.into_proto(8).values.into_iter().map(|metric| metric.name).collect()
+    }
+
+    fn evaluated() -> Evaluated {
+        Evaluated {
+            top1: 0.5,
+            n_queries: 2,
+            n_bank: 2,
+            feature_std: 0.1,
+            effective_rank: 3.0,
+            corrupt: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let row = Row { evaluated: Some(evaluated()), ..Row::default() };
+        assert_eq!(names(row), ["epoch", "knn_top1", "feature_std", "effective_rank"]);
+        let mut rates = Rates::default();
+        rates.add(Duration::from_millis(300), Duration::from_millis(100));
+        rates.add(Duration::from_millis(100), Duration::from_millis(20));
+        let traffic = Traffic { rows_encoded: vec![8, 8], bytes_sent: vec![5, 6] };
+        let update = Update { loss: 2.0, chance_loss: 3.0, learning_rate: 0.1, rates, traffic };
+        let row = Row { step: 4, update: Some(update), corrupt_images: 1, ..Row::default() }.into_proto(8);
+        let value = |name: &str| {
+            let metric = row.values.iter().find(|metric| metric.name == name);
+            metric.unwrap_or_else(|| panic!("no {name}")).value.clone().unwrap()
+        };
+        assert_eq!(value("images_per_s"), metric::Value::Number(40.0));
+        assert_eq!(value("views_per_s"), metric::Value::Number(80.0));
+        assert_eq!(value("step_ms"), metric::Value::Number(200.0));
+        assert_eq!(value("data_wait_ms"), metric::Value::Number(60.0));
+        assert_eq!(value("rows_encoded"), metric::Value::Counts(Counts { values: vec![8, 8] }));
+        assert_eq!(value("corrupt_images"), metric::Value::Count(1));
+        assert_eq!(row.values.len(), 11);
+    }
 }

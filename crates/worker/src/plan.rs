@@ -1,1 +1,279 @@
 //! The resolved plan of a run on one rank: configuration and data set in, shapes and specifications out.
+//!
+//! Here, and nowhere else, the configuration's names become the engine's types. What can only be refused
+//! with the data in sight is refused here, by the name of its key.
+
+use collective::{Communicator, GradientReducer};
+use config::{Length, RunConfig};
+use data::{Augmentation, Dataset, LoaderOptions, Sampler};
+use engine::kernels::{KernelPath, Pool};
+use engine::models::ModelSpec;
+use engine::network::{Network, NetworkOptions};
+use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use engine::schedule::{Schedule, ScheduleKind};
+use objectives::{NtXent, Objective};
+use std::sync::Arc;
+
+use crate::step::Trainer;
+use crate::{Error, model};
+
+/// Views of an image in a batch.
+pub const VIEWS: usize = 2;
+
+/// Batches that a rank prepares ahead of the step.
+const PREFETCH: usize = 3;
+
+/// What a rank computes with.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// One core for each thread; empty: wherever the system puts them.
+    pub cores: Vec<usize>,
+}
+
+/// What one rank trains on, and how.
+pub struct Plan {
+    config: RunConfig,
+    rank: usize,
+    world_size: usize,
+    /// The training images.
+    pub dataset: Arc<Dataset>,
+    /// The images of `eval.data`.
+    pub test: Option<Arc<Dataset>>,
+    /// How the views are made.
+    pub augmentation: Augmentation,
+    /// The encoder and its head.
+    pub model: ModelSpec,
+    /// Rows (views) of every rank, in rank order.
+    pub rows: Vec<usize>,
+    /// Updates in one pass over the data.
+    pub steps_per_epoch: u64,
+    /// Updates of the whole run, and the learning rate of each.
+    pub schedule: Schedule,
+}
+
+impl Plan {
+    /// Opens the data and lays out this rank's part of the run.
+    ///
+    /// # Errors
+    /// If the data cannot be opened, or does not go with the rest of the configuration.
+    pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
+        let dataset = Arc::new(Dataset::open(&config.data.source).map_err(Error::Data)?);
+        let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
+        let global_batch = config.train.global_batch;
+        check_batch(global_batch, dataset.len(), world_size)?;
+        let steps_per_epoch =
+            Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
+        Ok(Plan {
+            rank,
+            world_size,
+            augmentation: augmentation(config)?,
+            model: model::spec(config),
+            rows: rows(global_batch, world_size),
+            steps_per_epoch,
+            schedule: schedule(config, steps_per_epoch),
+            config: config.clone(),
+            dataset,
+            test: test.map(Arc::new),
+        })
+    }
+
+    /// Updates of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.schedule.total_steps
+    }
+
+    /// The update after which the run ends, or is to end for now.
+    pub fn end_step(&self) -> u64 {
+        self.config.run.stop_after.unwrap_or(u64::MAX).min(self.total_steps())
+    }
+
+    /// Passes over the data after `step` updates.
+    pub fn epoch(&self, step: u64) -> f64 {
+        step as f64 / self.steps_per_epoch as f64
+    }
+
+    /// Rows (views) of all ranks.
+    pub fn global_rows(&self) -> usize {
+        self.rows.iter().sum()
+    }
+
+    /// Images in a step, of all ranks.
+    pub fn global_batch(&self) -> usize {
+        self.config.train.global_batch
+    }
+
+    /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
+    /// first of the rank's cores.
+    ///
+    /// # Errors
+    /// If the system starts no thread.
+    pub fn trainer(
+        &self,
+        compute: &Compute,
+        small: Communicator,
+        gradients: Communicator,
+    ) -> Result<Trainer, Error> {
+        // Its thread must not inherit the pin of this one.
+        let gradients = match self.world_size {
+            1 => None,
+            _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
+        };
+        let options = NetworkOptions {
+            max_rows: self.rows[self.rank],
+            seed: self.config.run.seed,
+            kernel_path: KernelPath::detect(),
+            convolution: model::convolution(&self.config),
+        };
+        let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
+        let network = Network::new(&self.model, options, Arc::clone(&pool));
+        Ok(Trainer {
+            optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
+            objective: objective(&self.config),
+            rows: self.rows.clone(),
+            communicator: small,
+            gradients,
+            network,
+            pool,
+        })
+    }
+
+    /// How this rank's batches are read, `start_step` updates being done.
+    pub fn loader_options(&self, start_step: u64) -> LoaderOptions {
+        LoaderOptions {
+            seed: self.config.run.seed,
+            global_batch: self.config.train.global_batch,
+            rank: self.rank,
+            world_size: self.world_size,
+            start_step,
+            threads: self.config.data.threads,
+            prefetch: PREFETCH,
+            max_corrupt_share: self.config.data.max_corrupt_share,
+        }
+    }
+}
+
+/// The update rule.
+pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
+    let config::Optimizer { momentum, eta, beta1, beta2, eps, .. } = config.optimizer;
+    OptimizerSpec {
+        kind: match config.optimizer.kind {
+            config::OptimizerKind::Sgd => OptimizerKind::Sgd { momentum },
+            config::OptimizerKind::Lars => OptimizerKind::Lars { momentum, eta },
+            config::OptimizerKind::AdamW => OptimizerKind::AdamW { beta1, beta2, eps },
+        },
+        weight_decay: config.optimizer.weight_decay,
+        decay_all: config.optimizer.decay_all,
+    }
+}
+
+/// The loss.
+pub fn objective(config: &RunConfig) -> Objective {
+    match config.objective.kind {
+        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
+    }
+}
+
+/// The pipeline that makes the views, which also says how images are prepared for evaluation.
+///
+/// # Errors
+/// If the data room does not know the pipeline's name.
+pub fn augmentation(config: &RunConfig) -> Result<Augmentation, Error> {
+    let size = config.data.size;
+    let augmentation = match config.data.augment {
+        config::Augment::None => Augmentation::none(size),
+        named => Augmentation::preset(&named.to_string(), size).map_err(Error::Data)?,
+    };
+    let data::Preprocess { mean, std, .. } = model::preprocess(config);
+    Ok(augmentation.normalised(mean, std))
+}
+
+fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
+    let total_steps = match config.run.length {
+        Length::Steps(steps) => steps,
+        Length::Epochs(epochs) => epochs * steps_per_epoch,
+    };
+    Schedule {
+        kind: match config.schedule.kind {
+            config::ScheduleKind::Cosine => ScheduleKind::Cosine,
+            config::ScheduleKind::Constant => ScheduleKind::Constant,
+        },
+        base_lr: config.optimizer.lr,
+        warmup_steps: config.schedule.warmup_steps.min(total_steps),
+        total_steps,
+    }
+}
+
+/// Rows of every rank: both views of its images.
+fn rows(global_batch: usize, world_size: usize) -> Vec<usize> {
+    (0..world_size).map(|rank| VIEWS * data::rank_range(global_batch, rank, world_size).len()).collect()
+}
+
+fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Result<(), Error> {
+    let refuse = |reason: String| {
+        Err(Error::Config { key: "train.global_batch", value: global_batch.to_string(), reason })
+    };
+    if global_batch > n_images {
+        return refuse(format!("the data set has {n_images} images; use at most that many"));
+    }
+    if global_batch < world_size {
+        return refuse(format!("each of the {world_size} workers needs at least one image"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> RunConfig {
+        RunConfig::from_toml(text).unwrap()
+    }
+
+    #[test]
+    fn rows_are_both_views_of_each_ranks_images() {
+        assert_eq!(rows(8, 1), [16]);
+        assert_eq!(rows(8, 3), [6, 6, 4]);
+        assert_eq!(rows(7, 4), [4, 4, 4, 2]);
+    }
+
+    #[test]
+    fn an_impossible_batch_is_refused_by_its_key() {
+        #[track_caller]
+        fn check(global_batch: usize, n_images: usize, world_size: usize, expected: &str) {
+            let error = check_batch(global_batch, n_images, world_size).unwrap_err();
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 2));
+        }
+        check(64, 63, 1, "train.global_batch = 64: the data set has 63 images; use at most that many");
+        check(2, 63, 3, "train.global_batch = 2: each of the 3 workers needs at least one image");
+        assert!(check_batch(64, 64, 4).is_ok());
+    }
+
+    #[test]
+    fn epochs_count_whole_batches_and_the_warm_up_ends_with_the_run() {
+        let epochs = config("[run]\nepochs = 3\n[schedule]\nwarmup_steps = 100\n[optimizer]\nlr = 0.5\n");
+        let plan = schedule(&epochs, 7);
+        assert_eq!((plan.total_steps, plan.warmup_steps, plan.base_lr), (21, 21, 0.5));
+        let steps = config("[run]\nsteps = 300\n[schedule]\nwarmup_steps = 100\n");
+        let plan = schedule(&steps, 7);
+        assert_eq!((plan.total_steps, plan.warmup_steps), (300, 100));
+    }
+
+    #[test]
+    fn names_become_the_engines_types() {
+        let config = config(
+            "[optimizer]\nkind = \"lars\"\nmomentum = 0.8\neta = 0.01\n[data]\nsize = 16\nstd = [0.5, 0.25, 0.125]\n",
+        );
+        assert_eq!(optimizer_spec(&config).kind, OptimizerKind::Lars { momentum: 0.8, eta: 0.01 });
+        let preprocess = augmentation(&config).unwrap().preprocess();
+        assert_eq!((preprocess.size, preprocess.mean, preprocess.std), (16, [0.0; 3], [0.5, 0.25, 0.125]));
+    }
+
+    #[test]
+    fn every_pipeline_that_can_be_configured_exists() {
+        for name in config::Augment::NAMES {
+            assert!(augmentation(&config(&format!("[data]\naugment = \"{name}\"\n"))).is_ok(), "{name}");
+        }
+    }
+}

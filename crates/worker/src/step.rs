@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
+use crate::evaluation::Encoder;
 
 /// PyTorch's batch-norm momentum.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
@@ -35,67 +36,70 @@ pub struct Trainer {
     pub rows: Vec<usize>,
 }
 
-/// What a step reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Mean over the global rows, in nats, of the batch before this step's update.
-    pub loss: f64,
-    /// Rows that this rank encoded.
-    pub rows_encoded: u64,
-}
-
 impl Trainer {
-    /// Encodes this rank's `images` (`[rows, h, w, 3]`), and updates the weights with the gradient of the
-    /// whole batch.
+    /// Encodes this rank's `images` (`[rows, h, w, 3]`, `[view][image]`), and makes update `step` with the
+    /// gradient of the whole batch. Returns the loss: the mean over the global rows, in nats, before it.
     ///
     /// Weights, optimizer and running statistics change only after the step's last collective has
     /// succeeded here: a step that fails leaves them as they were.
     ///
     /// # Errors
     /// If a peer is lost or the group is aborted, or the loss is not a finite number.
-    pub fn step(&mut self, images: &[f32], learning_rate: f64) -> Result<StepReport, Error> {
-        let n = self.rows[self.communicator.rank()];
-        let embeddings = self.network.forward_train(images, n, &mut self.communicator).map_err(Error::from_peer)?;
-        let step = self
+    pub fn step(&mut self, step: u64, images: &[f32], learning_rate: f64) -> Result<f64, Error> {
+        self.communicator.set_step(step);
+        if let Some(gradients) = &mut self.gradients {
+            gradients.set_step(step);
+        }
+        let (n, path) = (self.rows[self.communicator.rank()], self.network.kernel_path());
+        let embeddings =
+            self.network.forward_train(images, n, &mut self.communicator).map_err(Error::from_peer)?;
+        let objective = self
             .objective
-            .forward_backward(&self.pool, embeddings, &self.rows, &mut self.communicator)
+            .forward_backward(&self.pool, path, embeddings, &self.rows, &mut self.communicator)
             .map_err(Error::Collective)?;
-        if !step.loss.is_finite() {
-            return Err(Error::Diverged { loss: step.loss });
+        if !objective.loss.is_finite() {
+            return Err(Error::Diverged { step, loss: objective.loss });
         }
-
-        let mut bucket = Bucket::default();
-        let reducer = &mut self.gradients;
-        let mut submitted = Ok(());
-        self.network
-            .backward(&step.d_z, &mut self.communicator, &mut |range, gradient| {
-                if let (Some(reducer), true) = (reducer.as_mut(), submitted.is_ok()) {
-                    submitted = bucket.add(range, gradient, reducer);
-                }
-            })
-            .map_err(Error::from_peer)?;
-        submitted.map_err(Error::Collective)?;
-        if let Some(reducer) = &mut self.gradients {
-            bucket.send(reducer).map_err(Error::Collective)?;
-            let gradients = &mut self.network.parameters_mut().gradients;
-            // Every objective of today declares a sum: each rank holds its own rows' share of the
-            // gradient of the mean over all rows, so nothing is divided by the world size here.
-            match self.objective.reduction() {
-                objectives::Reduction::Sum => {}
-            }
-            for (ranges, values) in reducer.finish().map_err(Error::Collective)? {
-                let mut values = &values[..];
-                for range in ranges {
-                    let (summed, rest) = values.split_at(range.len());
-                    gradients[range].copy_from_slice(summed);
-                    values = rest;
-                }
-            }
-        }
+        self.backward(&objective.d_embeddings)?;
 
         self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
         self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
-        Ok(StepReport { loss: step.loss, rows_encoded: n as u64 })
+        Ok(objective.loss)
+    }
+
+    /// Leaves the gradient of the whole batch in the network's parameters.
+    fn backward(&mut self, d_embeddings: &[f32]) -> Result<(), Error> {
+        let Some(reducer) = &mut self.gradients else {
+            return self
+                .network
+                .backward(d_embeddings, &mut self.communicator, &mut |_, _| {})
+                .map_err(Error::from_peer);
+        };
+        let mut bucket = Bucket::default();
+        self.network
+            .backward(d_embeddings, &mut self.communicator, &mut |range, gradient| {
+                bucket.add(range, gradient);
+                if bucket.values.len() >= BUCKET_LEN {
+                    bucket.send(reducer);
+                }
+            })
+            .map_err(Error::from_peer)?;
+        bucket.send(reducer);
+        match self.objective.reduction() {
+            // Each rank holds its own rows' share of the gradient of the mean over all rows, so that
+            // nothing is divided by the world size, here or anywhere.
+            objectives::Reduction::Sum => {}
+        }
+        let gradients = &mut self.network.parameters_mut().gradients;
+        for (ranges, values) in reducer.finish().map_err(Error::Collective)? {
+            scatter(ranges, &values, gradients);
+        }
+        Ok(())
+    }
+
+    /// The parts that an evaluation needs.
+    pub fn encoder(&mut self) -> Encoder<'_> {
+        Encoder { network: &mut self.network, communicator: &mut self.communicator, pool: &self.pool }
     }
 
     /// Bytes that this rank has sent to its peers so far.
@@ -112,16 +116,118 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn add(&mut self, range: Range<usize>, gradient: &[f32], to: &mut GradientReducer) -> Result<(), collective::Error> {
+    fn add(&mut self, range: Range<usize>, gradient: &[f32]) {
         self.ranges.push(range);
         self.values.extend_from_slice(gradient);
-        if self.values.len() >= BUCKET_LEN { self.send(to) } else { Ok(()) }
     }
 
-    fn send(&mut self, to: &mut GradientReducer) -> Result<(), collective::Error> {
-        if self.ranges.is_empty() {
-            return Ok(());
+    fn send(&mut self, to: &mut GradientReducer) {
+        if !self.ranges.is_empty() {
+            to.submit(std::mem::take(&mut self.ranges), std::mem::take(&mut self.values));
         }
-        to.submit(std::mem::take(&mut self.ranges), std::mem::take(&mut self.values))
+    }
+}
+
+/// Puts a bucket's values back where they came from.
+fn scatter(ranges: Vec<Range<usize>>, mut values: &[f32], gradients: &mut [f32]) {
+    for range in ranges {
+        let (summed, rest) = values.split_at(range.len());
+        gradients[range].copy_from_slice(summed);
+        values = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Compute, Plan};
+    use config::RunConfig;
+    use data::Loader;
+
+    #[test]
+    fn a_bucket_goes_back_to_its_places() {
+        let mut bucket = Bucket::default();
+        bucket.add(4..6, &[4.0, 5.0]);
+        bucket.add(0..3, &[0.0, 1.0, 2.0]);
+        let mut gradients = [9.0; 7];
+        scatter(bucket.ranges, &bucket.values, &mut gradients);
+        assert_eq!(gradients, [0.0, 1.0, 2.0, 9.0, 4.0, 5.0, 9.0]);
+    }
+
+    fn config() -> RunConfig {
+        let text = "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"resnet20\"\n\
+                    stem = \"cifar\"\nhead = \"mlp-16-8\"\n[optimizer]\nlr = 0.01\n";
+        RunConfig::from_toml(text).unwrap()
+    }
+
+    /// Three steps over the same global batches by `world_size` ranks: each rank's losses, and its weights,
+    /// momentum and running statistics at the end.
+    fn train(world_size: usize) -> Vec<(Vec<f64>, [Vec<f32>; 3])> {
+        let config = config();
+        let groups = collective::loopback(world_size, 2).unwrap();
+        std::thread::scope(|scope| {
+            let ranks = groups.into_iter().map(|group| {
+                let config = &config;
+                scope.spawn(move || {
+                    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                    let plan = Plan::resolve(config, small.rank(), world_size).unwrap();
+                    let compute = Compute { threads: 1, cores: Vec::new() };
+                    let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
+                    let mut loader =
+                        Loader::new(plan.dataset.clone(), plan.augmentation.clone(), plan.loader_options(0))
+                            .unwrap();
+                    let losses = (1..=3).map(|step| {
+                        let batch = loader.next_batch().unwrap();
+                        trainer.step(step, &batch.images, 0.01).unwrap()
+                    });
+                    let losses = losses.collect();
+                    let parameters = trainer.network.parameters();
+                    let momentum = trainer.optimizer.state()[0].1.to_vec();
+                    (losses, [parameters.values.clone(), momentum, parameters.buffer_values.clone()])
+                })
+            });
+            let ranks: Vec<_> = ranks.collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+        let squared = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let difference = squared(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+        (difference / squared(&mut a.iter().map(|&a| f64::from(a)))).sqrt()
+    }
+
+    #[test]
+    fn any_number_of_ranks_makes_the_same_steps() {
+        let alone = train(1).remove(0);
+        for world_size in [2, 3] {
+            let ranks = train(world_size);
+            // All ranks hold the same bits, or they would drift apart.
+            assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{world_size} ranks");
+            for (a, b) in alone.0.iter().zip(&ranks[0].0) {
+                assert!((a / b - 1.0).abs() < 1e-5, "losses {:?} {:?}", alone.0, ranks[0].0);
+            }
+            for (what, (a, b)) in
+                ["weights", "momentum", "statistics"].iter().zip(alone.1.iter().zip(&ranks[0].1))
+            {
+                let difference = relative_difference(a, b);
+                assert!(difference < 1e-3, "{what} of {world_size} ranks differ by {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_changes_nothing() {
+        let config = config();
+        let plan = Plan::resolve(&config, 0, 1).unwrap();
+        let compute = Compute { threads: 1, cores: Vec::new() };
+        let mut trainer = plan.trainer(&compute, Communicator::alone(), Communicator::alone()).unwrap();
+        let before = trainer.network.parameters().clone();
+        let images = vec![f32::NAN; 14 * 8 * 8 * 3];
+        let error = trainer.step(5, &images, 0.01).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
+        let after = trainer.network.parameters();
+        assert_eq!((&before.values, &before.buffer_values), (&after.values, &after.buffer_values));
+        assert_eq!(trainer.optimizer.updates, 0);
     }
 }

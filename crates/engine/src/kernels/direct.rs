@@ -113,7 +113,7 @@ impl Plan {
     }
 
     fn d_weights_len(&self) -> usize {
-        self.taps.depth() * self.outputs.stored()
+        self.taps.depth * self.outputs.stored()
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -216,7 +216,7 @@ impl DirectConv {
         let Self { isa, plan, workers, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
         let pixels = plan.shape.out_h() * plan.shape.out_w();
-        let (depth, c_out) = (plan.taps.depth(), plan.shape.c_out);
+        let (depth, c_out) = (plan.taps.depth, plan.shape.c_out);
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);

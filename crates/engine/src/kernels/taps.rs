@@ -12,8 +12,12 @@ use super::window::{Output, PANEL_BYTES};
 /// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
 #[derive(Clone, Debug)]
 pub(super) struct Taps {
-    /// Where each row finds its number in the first window.
-    offsets: Vec<usize>,
+    /// Rows of the gradient.
+    pub(super) depth: usize,
+    /// Rows of the gradient that lie side by side in the first window.
+    run: usize,
+    /// Distance of two such runs.
+    row: usize,
     /// Where each row of windows begins, over the images of a block.
     runs: Vec<usize>,
     /// Windows in a row.
@@ -29,7 +33,9 @@ impl Taps {
         let ConvShape { c_in, kernel, stride, .. } = *shape;
         let run = kernel * c_in;
         Self {
-            offsets: (0..kernel).flat_map(|y| (0..run).map(move |i| y * frame.row() + i)).collect(),
+            depth: kernel * run,
+            run,
+            row: frame.row(),
             runs: (0..images)
                 .flat_map(|image| {
                     (0..shape.out_h()).map(move |y| image * frame.len() + y * stride * frame.row())
@@ -38,11 +44,6 @@ impl Taps {
             len: shape.out_w(),
             step: stride * c_in,
         }
-    }
-
-    /// Rows of the gradient.
-    pub(super) fn depth(&self) -> usize {
-        self.offsets.len()
     }
 
     /// Sums over all windows of a block, into `output.c [depth, panel.width]`.
@@ -72,11 +73,10 @@ impl Taps {
                 b: &dy[part.start * line..part.end * line],
                 width: panel.width,
             };
-            for (group, offsets) in self.offsets.chunks(isa.rows()).enumerate() {
-                let mut rows = Rows { count: offsets.len(), ..Rows::default() };
-                rows.a_offsets[..offsets.len()].copy_from_slice(offsets);
-                for (row, c) in rows.c_offsets.iter_mut().enumerate() {
-                    *c = (group * isa.rows() + row) * panel.width;
+            for first in (0..self.depth).step_by(isa.rows()) {
+                let mut rows = Rows::default();
+                for row in first..(first + isa.rows()).min(self.depth) {
+                    rows.push(row / self.run * self.row + row % self.run, row * panel.width);
                 }
                 strip(isa, &terms, &rows, &mut target);
             }

@@ -1,0 +1,140 @@
+//! Processes that cannot outlive their agent.
+//!
+//! Linux can kill a child when its parent dies (`PR_SET_PDEATHSIG`), but by "parent" it means the
+//! *thread* that forked. A runtime's threads come and go, so every worker is spawned from one thread that
+//! lives as long as the [`Spawner`].
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid, getppid};
+use std::io;
+use std::process::Stdio;
+use std::sync::mpsc;
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+
+/// Environment that workers inherit, besides variables whose name begins with [`OWN_PREFIX`].
+const INHERITED: [&str; 11] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "NO_COLOR",
+];
+const OWN_PREFIX: &str = "HIMPUN_";
+
+struct Request {
+    command: Command,
+    reply: oneshot::Sender<io::Result<Child>>,
+}
+
+/// The thread that workers are spawned from. Dropping it kills them all.
+pub(crate) struct Spawner {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Spawner {
+    /// Starts the thread. Must be called within a tokio runtime, which will watch the children.
+    pub fn start() -> io::Result<Spawner> {
+        let (requests, inbox) = mpsc::channel::<Request>();
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new().name("spawner".into()).spawn(move || {
+            let _entered = runtime.enter();
+            for Request { mut command, reply } in inbox {
+                // Whoever asked has gone: the child is dropped and, by `kill_on_drop`, killed.
+                drop(reply.send(command.spawn()));
+            }
+        })?;
+        Ok(Spawner { requests })
+    }
+
+    /// Runs `program arguments` as `himpun` in a process group of its own, with its outputs piped.
+    pub async fn spawn(&self, program: &std::path::Path, arguments: &[String]) -> io::Result<Child> {
+        let mut command = Command::new(program);
+        command
+            .arg0("himpun")
+            .args(arguments)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| {
+                name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with(OWN_PREFIX))
+            }))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        die_with_parent(&mut command);
+        let (reply, answer) = oneshot::channel();
+        let gone = || io::Error::other("the spawning thread has ended");
+        self.requests.send(Request { command, reply }).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+#[expect(unsafe_code, reason = "code between fork and exec; the safe interface has none")]
+fn die_with_parent(command: &mut Command) {
+    let agent: Pid = getpid();
+    let arm = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // An agent that died before the line above is not noticed by it.
+        if getppid() == agent { Ok(()) } else { Err(io::Error::from(io::ErrorKind::NotFound)) }
+    };
+    // SAFETY: between fork and exec only async-signal-safe work is allowed; `arm` makes two system calls
+    // and allocates nothing (both error values are plain codes).
+    unsafe { command.pre_exec(arm) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::path::Path;
+    use tokio::io::AsyncReadExt as _;
+
+    fn shell(script: &str) -> [String; 2] {
+        ["-c".into(), script.into()]
+    }
+
+    #[tokio::test]
+    async fn children_die_with_the_thread_that_forked_them() {
+        let spawner = Spawner::start().unwrap();
+        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell("exec sleep 600")).await.unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        drop(spawner);
+        assert_eq!(child.wait().await.unwrap().signal(), Some(Signal::SIGKILL as i32));
+    }
+
+    #[tokio::test]
+    async fn a_child_has_its_own_group_and_name_and_no_foreign_descriptors() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let spawner = Spawner::start().unwrap();
+        let inode = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let script = "tr '\\0' ' ' < /proc/$$/cmdline; echo; cut -d' ' -f1,5 /proc/$$/stat; for fd in /proc/$$/fd/*; do readlink $fd || true; done";
+        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell(script)).await.unwrap();
+        let pid = child.id().unwrap();
+        let mut out = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
+        assert!(child.wait().await.unwrap().success());
+        let lines: Vec<&str> = out.lines().collect();
+        assert!(lines[0].starts_with("himpun -c "), "{out}");
+        assert_eq!(lines[1], format!("{pid} {pid}"));
+        assert_eq!(lines[2], "/dev/null", "{out}");
+        // Nothing of this process: neither its listener nor the runtime's poller.
+        assert!(!lines.contains(&inode.to_str().unwrap()), "{out}");
+        assert!(!out.contains("eventpoll"), "{out}");
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_an_error() {
+        let error = Spawner::start().unwrap().spawn(Path::new("/nonexistent"), &[]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,177 @@
+//! Why a checkpoint cannot be written or trusted, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Everything this room can fail with. Messages name the file, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        /// Verb phrase: `read`, `rename`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that the manifest lists, or the manifest itself, is gone.
+    #[error("{} is missing", file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file is shorter or longer than it was when it was written.
+    #[error(
+        "{} {}: {actual} bytes instead of {expected}",
+        file.display(), if actual < expected { "is truncated" } else { "has grown" }
+    )]
+    Length {
+        /// The file.
+        file: PathBuf,
+        /// Bytes that the manifest lists.
+        expected: u64,
+        /// Bytes that are there.
+        actual: u64,
+    },
+    /// A file's bytes are not those that were written.
+    #[error("{} was altered: its BLAKE3 digest is {actual} instead of {expected}", file.display())]
+    Altered {
+        /// The file.
+        file: PathBuf,
+        /// Digest at the time of writing, in hexadecimal.
+        expected: String,
+        /// Digest of what is there.
+        actual: String,
+    },
+    /// A file cannot be what it claims to be.
+    #[error("{} is not valid: {reason}", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Bytes of a shard are not a safetensors file that we would have written.
+    #[error("not a valid shard: {reason}")]
+    Shard {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that is needed is not in the checkpoint.
+    #[error("the checkpoint has no tensor `{name}`")]
+    NoSuchTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor is there, but not as its reader needs it.
+    #[error("tensor `{name}` is {actual} instead of {expected}")]
+    WrongTensor {
+        /// Its name.
+        name: String,
+        /// Type and shape that are needed.
+        expected: String,
+        /// Type and shape that it has.
+        actual: String,
+    },
+    /// Nothing at a path is a checkpoint that can be used.
+    #[error("no usable checkpoint at {}{}", path.display(), listed(problems))]
+    NoneUsable {
+        /// A run directory, or what was thought to be one.
+        path: PathBuf,
+        /// What is wrong with those that are there.
+        problems: Vec<Error>,
+    },
+    /// Somebody else is writing a checkpoint of the same run.
+    #[error("another checkpoint is being written in {}", path.display())]
+    Busy {
+        /// The run's `checkpoints` directory.
+        path: PathBuf,
+    },
+    /// A shard was sent that cannot be taken now.
+    #[error("shard {shard} {reason}")]
+    Refused {
+        /// Index of the shard.
+        shard: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The digest of a received shard is not the one that its sender stated.
+    #[error("shard {shard} arrived with BLAKE3 digest {actual} instead of {expected}")]
+    Received {
+        /// Index of the shard.
+        shard: usize,
+        /// What the sender stated.
+        expected: String,
+        /// What arrived.
+        actual: String,
+    },
+    /// A commit before all shards had arrived.
+    #[error("shards {missing:?} of {n_shards} have not arrived")]
+    Incomplete {
+        /// Indices of those that are missing.
+        missing: Vec<usize>,
+        /// How many there must be.
+        n_shards: usize,
+    },
+    /// A name that no export format has.
+    #[error("unknown export format `{name}`, expected {expected}")]
+    UnknownFormat {
+        /// The name that was given.
+        name: String,
+        /// The names that exist.
+        expected: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// The process's exit code: 2 usage, 3 corrupt state, 75 try again, 1 otherwise.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Missing { .. }
+            | Self::Length { .. }
+            | Self::Altered { .. }
+            | Self::Malformed { .. }
+            | Self::Shard { .. }
+            | Self::NoSuchTensor { .. }
+            | Self::WrongTensor { .. } => 3,
+            Self::NoneUsable { problems, .. } if !problems.is_empty() => 3,
+            Self::NoneUsable { .. } | Self::UnknownFormat { .. } => 2,
+            Self::Busy { .. } | Self::Received { .. } => 75,
+            Self::Io { .. } | Self::Refused { .. } | Self::Incomplete { .. } => 1,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing { .. } | Self::Length { .. } | Self::Altered { .. } | Self::Malformed { .. } => {
+                Some(
+                    "restore the file from a copy, or remove the checkpoint's directory: the one before is used then",
+                )
+            }
+            Self::NoneUsable { problems, .. } if !problems.is_empty() => {
+                Some("restore the named files from a copy, or start the run anew")
+            }
+            Self::NoneUsable { .. } => Some(
+                "give a run directory, or one of its checkpoints/step-*; `himpun checkpoint list` shows them",
+            ),
+            Self::NoSuchTensor { .. } | Self::WrongTensor { .. } => {
+                Some("use the configuration that the checkpoint was written with")
+            }
+            Self::Busy { .. } => Some("wait until it is done"),
+            _ => None,
+        }
+    }
+}
+
+fn listed(problems: &[Error]) -> String {
+    problems.iter().map(|problem| format!("; {problem}")).collect()
+}

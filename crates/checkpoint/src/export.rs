@@ -1,0 +1,179 @@
+//! The encoder in the form that other programs read: safetensors under PyTorch's names.
+
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::Error;
+use crate::staging::{sync_dir, write_durably};
+use crate::state::{Dtype, State, Tensor, encode_shard};
+
+/// Which tensors, under which names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Backbone and head: `backbone.conv1.weight`, `head.0.bias`.
+    StateDict,
+    /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
+    Torchvision,
+}
+
+impl Format {
+    /// Every format by the name that the command line uses.
+    pub const NAMES: [(&str, Format); 2] =
+        [("state-dict", Format::StateDict), ("torchvision", Format::Torchvision)];
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Format, Error> {
+        let found = Format::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, format)| *format).ok_or_else(|| Error::UnknownFormat {
+            name: name.to_owned(),
+            expected: Format::NAMES.map(|(known, _)| known).join(" or "),
+        })
+    }
+}
+
+/// Takes the tensors that `format` asks for out of a checkpoint.
+///
+/// # Errors
+/// If the checkpoint has none of them, or one is neither `f32` nor a count of batches.
+pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
+    match format {
+        Format::StateDict => state_dict(state),
+        Format::Torchvision => torchvision(state),
+    }
+}
+
+/// Backbone and head, running statistics and `num_batches_tracked` included.
+///
+/// # Errors
+/// As [`tensors`].
+pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
+    select(state, |name| {
+        let name = name.strip_prefix("model.")?;
+        (name.starts_with("backbone.") || name.starts_with("head.")).then_some(name)
+    })
+}
+
+/// The backbone under plain names.
+///
+/// # Errors
+/// As [`tensors`].
+pub fn torchvision(state: &State) -> Result<Vec<Tensor>, Error> {
+    select(state, |name| name.strip_prefix("model.backbone."))
+}
+
+fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Tensor>, Error> {
+    let mut selected = Vec::new();
+    for tensor in state.tensors() {
+        let Some(name) = rename(&tensor.name) else { continue };
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::I64) {
+            return Err(Error::WrongTensor {
+                name: tensor.name.clone(),
+                expected: "F32, or an I64 count".to_owned(),
+                actual: format!("{} {:?}", tensor.dtype, tensor.shape),
+            });
+        }
+        selected.push(Tensor { name: name.to_owned(), ..tensor.clone() });
+    }
+    if selected.is_empty() {
+        return Err(Error::NoSuchTensor { name: "model.backbone.*".to_owned() });
+    }
+    // The checkpoint's order depends on how the tensors were dealt to ranks; this one does not.
+    selected.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(selected)
+}
+
+/// Writes a safetensors file; `path` is replaced at once and is never half written. The same tensors give
+/// the same bytes.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_safetensors(path: &Path, tensors: &[Tensor]) -> Result<(), Error> {
+    write_atomically(path, &encode_shard(tensors))
+}
+
+/// Writes any file the same way.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The process id keeps two exports to the same file from writing into each other's.
+    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    write_durably(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(Error::io("write", path))?;
+    sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::decode_shard;
+
+    fn state() -> State {
+        State::new([
+            Tensor::from_f32("model.head.0.weight", &[1, 2], &[5.0, 6.0]),
+            Tensor::from_f32("model.backbone.conv1.weight", &[1, 1, 1, 2], &[1.0, 2.0]),
+            Tensor::from_f32("model.backbone.bn1.running_mean", &[1], &[3.0]),
+            Tensor::from_i64("model.backbone.bn1.num_batches_tracked", 7),
+            Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.0; 2]),
+            Tensor::from_u64("counters.updates", 7),
+        ])
+        .unwrap()
+    }
+
+    fn names(tensors: &[Tensor]) -> Vec<&str> {
+        tensors.iter().map(|tensor| tensor.name.as_str()).collect()
+    }
+
+    #[test]
+    fn formats_have_the_names_that_pytorch_gives() {
+        let dict = tensors(&state(), "state-dict".parse().unwrap()).unwrap();
+        let expected = [
+            "backbone.bn1.num_batches_tracked",
+            "backbone.bn1.running_mean",
+            "backbone.conv1.weight",
+            "head.0.weight",
+        ];
+        assert_eq!(names(&dict), expected);
+        let backbone = tensors(&state(), "torchvision".parse().unwrap()).unwrap();
+        assert_eq!(names(&backbone), ["bn1.num_batches_tracked", "bn1.running_mean", "conv1.weight"]);
+        assert_eq!(backbone[0].shape, [0usize; 0]);
+        assert_eq!(backbone[0].to_i64().unwrap(), 7);
+        assert_eq!(
+            "onnx".parse::<Format>().unwrap_err().to_string(),
+            "unknown export format `onnx`, expected state-dict or torchvision"
+        );
+    }
+
+    #[test]
+    fn a_state_without_a_model_is_no_export() {
+        let state = State::new([Tensor::from_u64("counters.updates", 7)]).unwrap();
+        assert_eq!(state_dict(&state).unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn files_are_the_same_bytes_in_whatever_order_the_shards_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
+        let mut reversed = state().tensors().to_vec();
+        reversed.reverse();
+        write_safetensors(&a, &state_dict(&state()).unwrap()).unwrap();
+        write_safetensors(&b, &state_dict(&State::new(reversed).unwrap()).unwrap()).unwrap();
+        let bytes = fs::read(&a).unwrap();
+        assert_eq!(bytes, fs::read(&b).unwrap());
+        let read = State::new(decode_shard(&bytes).unwrap()).unwrap();
+        assert_eq!(read.get("backbone.conv1.weight").unwrap().shape, [1, 1, 1, 2]);
+        // Nothing but the two files is left, and an existing one is replaced.
+        write_safetensors(&a, &torchvision(&state()).unwrap()).unwrap();
+        assert_ne!(fs::read(&a).unwrap(), bytes);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

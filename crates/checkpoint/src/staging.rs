@@ -1,0 +1,244 @@
+//! A checkpoint while it is written: under a name that nobody reads.
+//!
+//! Shards are written and synced in `.step-00000012.gen-3.tmp`; the manifest comes after them, and the
+//! rename to `step-00000012` after it. A crash at any point leaves either the complete checkpoint or a
+//! leftover under the other name, which the next staging removes. The generation is part of that name, so
+//! that a late writer of an older group cannot write into its successor's files.
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, hex, shard_file};
+use crate::store::{CheckpointInfo, checkpoint_dir, checkpoints_dir};
+use crate::{Error, store};
+
+/// A checkpoint that is being written. Dropped without a commit it leaves files that the next one removes.
+#[derive(Debug)]
+pub struct Staging {
+    run_dir: PathBuf,
+    dir: PathBuf,
+    step: u64,
+    generation: u64,
+    shards: Shards,
+    /// Held until the staging ends, by whatever way: the kernel releases it when the process is killed.
+    _lock: File,
+}
+
+/// What has become of each shard. Shared with the writers, which report to it.
+type Shards = Arc<Mutex<Vec<Progress>>>;
+
+#[derive(Debug, Clone)]
+enum Progress {
+    Awaited,
+    Open,
+    Durable(Shard),
+}
+
+impl Staging {
+    /// Starts a checkpoint of `n_shards` files and removes what crashed ones have left.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another staging of the same run is alive, in this process or another.
+    pub fn begin(run_dir: &Path, step: u64, generation: u64, n_shards: usize) -> Result<Staging, Error> {
+        let checkpoints = checkpoints_dir(run_dir);
+        fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
+        sync_dir(run_dir)?;
+        let lock = lock(&checkpoints)?;
+        remove_leftovers(&checkpoints)?;
+        let dir = checkpoints.join(format!(".step-{step:08}.gen-{generation}.tmp"));
+        fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
+        let shards = Arc::new(Mutex::new(vec![Progress::Awaited; n_shards]));
+        Ok(Staging { run_dir: run_dir.to_owned(), dir, step, generation, shards, _lock: lock })
+    }
+
+    /// Completed updates of the state that is being written.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Membership version of the group that writes.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Opens shard `index` for writing. A writer that is dropped before it finished can be replaced.
+    ///
+    /// # Errors
+    /// If there is no such shard, or it is being written or has arrived.
+    pub fn shard(&self, index: usize) -> Result<ShardWriter, Error> {
+        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        let n_shards = shards.len();
+        let refused = |reason: String| Err(Error::Refused { shard: index, reason });
+        match shards.get(index) {
+            None => return refused(format!("is none of the {n_shards} of this checkpoint")),
+            Some(Progress::Open) => return refused("is being written already".to_owned()),
+            Some(Progress::Durable(_)) => return refused("has arrived already".to_owned()),
+            Some(Progress::Awaited) => {}
+        }
+        let name = shard_file(index, n_shards);
+        let path = self.dir.join(&name);
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        shards[index] = Progress::Open;
+        let hasher = blake3::Hasher::new();
+        Ok(ShardWriter { index, name, path, file, bytes: 0, hasher, shards: Arc::clone(&self.shards) })
+    }
+
+    /// Publishes the checkpoint: afterwards it exists under its own name, on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] if a shard is missing; the staging is then over.
+    pub fn commit(self, description: Description) -> Result<CheckpointInfo, Error> {
+        let manifest = Manifest::new(self.step, self.generation, description, self.durable()?);
+        let path = self.dir.join(MANIFEST_FILE);
+        write_durably(&path, manifest.to_json().as_bytes())?;
+        sync_dir(&self.dir)?;
+
+        let target = checkpoint_dir(&self.run_dir, self.step);
+        let replaced = self.dir.with_extension("replaced.tmp");
+        if target.exists() {
+            // The run came by this step before, on a way that it left by going back to an older checkpoint
+            // (this one was damaged, say). A directory that is not empty cannot be renamed over.
+            fs::rename(&target, &replaced).map_err(Error::io("move aside", &target))?;
+        }
+        fs::rename(&self.dir, &target).map_err(Error::io("rename", &self.dir))?;
+        sync_dir(&checkpoints_dir(&self.run_dir))?;
+        if replaced.exists() {
+            fs::remove_dir_all(&replaced).map_err(Error::io("remove", &replaced))?;
+        }
+        Ok(CheckpointInfo::new(target, &manifest))
+    }
+
+    /// Gives the checkpoint up and removes its files.
+    ///
+    /// # Errors
+    /// If they cannot be removed.
+    pub fn abort(self) -> Result<(), Error> {
+        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+    }
+
+    fn durable(&self) -> Result<Vec<Shard>, Error> {
+        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut durable = Vec::with_capacity(shards.len());
+        let mut missing = Vec::new();
+        for (index, progress) in shards.iter().enumerate() {
+            match progress {
+                Progress::Durable(shard) => durable.push(shard.clone()),
+                Progress::Awaited | Progress::Open => missing.push(index),
+            }
+        }
+        if missing.is_empty() {
+            Ok(durable)
+        } else {
+            Err(Error::Incomplete { missing, n_shards: shards.len() })
+        }
+    }
+}
+
+/// Writes one shard, in order, and digests it on the way.
+#[derive(Debug)]
+pub struct ShardWriter {
+    index: usize,
+    name: String,
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    hasher: blake3::Hasher,
+    shards: Shards,
+}
+
+impl ShardWriter {
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends a chunk that its sender placed at `offset`.
+    ///
+    /// # Errors
+    /// If a chunk before it is missing or it repeats one.
+    pub fn write_at(&mut self, offset: u64, chunk: &[u8]) -> Result<(), Error> {
+        if offset != self.bytes {
+            let reason = format!("continues at byte {offset} instead of {}", self.bytes);
+            return Err(Error::Refused { shard: self.index, reason });
+        }
+        self.append(chunk)
+    }
+
+    /// Appends a chunk.
+    ///
+    /// # Errors
+    /// If the disk refuses it.
+    pub fn append(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        self.file.write_all(chunk).map_err(Error::io("write", &self.path))?;
+        self.hasher.update(chunk);
+        self.bytes += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the shard: it is then on the disk, and is what its sender digested.
+    ///
+    /// # Errors
+    /// [`Error::Received`] if it is not; the shard can then be sent again.
+    pub fn finish(self, expected: &Digest) -> Result<Shard, Error> {
+        let actual = *self.hasher.finalize().as_bytes();
+        if actual != *expected {
+            return Err(Error::Received { shard: self.index, expected: hex(expected), actual: hex(&actual) });
+        }
+        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        let shard = Shard { file: self.name.clone(), bytes: self.bytes, blake3: hex(&actual) };
+        self.report(Progress::Durable(shard.clone()));
+        Ok(shard)
+    }
+
+    fn report(&self, progress: Progress) {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)[self.index] = progress;
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(shards[self.index], Progress::Open) {
+            shards[self.index] = Progress::Awaited;
+        }
+    }
+}
+
+/// Locks the directory itself: no file of its own could be left behind or copied along.
+fn lock(checkpoints: &Path) -> Result<File, Error> {
+    let dir = File::open(checkpoints).map_err(Error::io("open", checkpoints))?;
+    match dir.try_lock() {
+        Ok(()) => Ok(dir),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: checkpoints.to_owned() }),
+        Err(TryLockError::Error(source)) => {
+            Err(Error::Io { action: "lock", path: checkpoints.to_owned(), source })
+        }
+    }
+}
+
+/// Removes what stagings and retirements that ended half-way have left. Only under the lock: nobody else
+/// writes then.
+fn remove_leftovers(checkpoints: &Path) -> Result<(), Error> {
+    for path in store::entries(checkpoints)? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(".step-") && name.ends_with(".tmp") {
+            tracing::info!(path = %path.display(), "removing the leftover of an unfinished checkpoint");
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file and waits until it is on the disk; its name is durable once its directory is synced.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Waits until the names in `dir` are on the disk.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+}

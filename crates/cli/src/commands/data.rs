@@ -1,0 +1,141 @@
+//! `himpun data views|stats`: what training sees, and what a data set holds.
+
+use anyhow::Context as _;
+use checkpoint::export::write_safetensors;
+use clap::{ArgGroup, Args, Subcommand};
+use config::RunConfig;
+use data::Dataset;
+use image::RgbImage;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use worker::views::ImageViews;
+
+use crate::failure::{Exit, Failure};
+use crate::layers::{self, LayerArguments};
+use crate::output;
+
+/// Look into a data set
+#[derive(Subcommand)]
+pub enum Command {
+    /// Write the two augmented views of an image, exactly as training sees them
+    Views(ViewsArguments),
+    /// Count images and classes, measure sizes, mean and deviation, and name what cannot be decoded
+    Stats(StatsArguments),
+}
+
+/// Which image, of which run or configuration.
+#[derive(Args)]
+#[command(group = ArgGroup::new("target").required(true).multiple(true).args(["out", "png"]))]
+pub struct ViewsArguments {
+    #[command(flatten)]
+    layers: LayerArguments,
+    /// Take configuration and data set from this run
+    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config", "data", "set"])]
+    run: Option<PathBuf>,
+    /// The data pass, counted from 0
+    #[arg(long, default_value_t = 0)]
+    epoch: u64,
+    /// The image's place in the data set, counted from 0
+    #[arg(long)]
+    index: usize,
+    /// Write `view_0` and `view_1`, f32 [3, size, size], as safetensors
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write both side by side as a picture
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
+}
+
+/// Which data set.
+#[derive(Args)]
+pub struct StatsArguments {
+    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
+    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    data: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Carries the command out.
+pub fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Views(arguments) => views(arguments),
+        Command::Stats(arguments) => stats(arguments),
+    }
+}
+
+fn views(arguments: ViewsArguments) -> Result<Exit, Failure> {
+    let config = match &arguments.run {
+        Some(run_dir) => layers::of_run(run_dir)?,
+        None => arguments.layers.resolve(config::ORPHAN_TTL)?,
+    };
+    let shown = worker::views::views(&config, arguments.epoch, arguments.index)?;
+    if shown.index != arguments.index {
+        let text = format!(
+            "image {} cannot be decoded; {} takes its place, as in training",
+            arguments.index, shown.path
+        );
+        output::warning(&text);
+    }
+    if let Some(out) = &arguments.out {
+        write_safetensors(out, &shown.tensors())?;
+    }
+    if let Some(png) = &arguments.png {
+        write_png(png, &shown, &config)?;
+    }
+    Ok(Exit::DONE)
+}
+
+/// Both views side by side, mean and deviation taken out again.
+fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), Failure> {
+    let size = views.size;
+    let (mean, std) = (config.data.mean.unwrap_or([0.0; 3]), config.data.std.unwrap_or([1.0; 3]));
+    let picture = RgbImage::from_fn(2 * size as u32, size as u32, |x, y| {
+        let (view, x, y) = (x as usize / size, x as usize % size, y as usize);
+        let pixel = &views.images[view][(y * size + x) * 3..][..3];
+        image::Rgb(std::array::from_fn(|c| ((f64::from(pixel[c]) * std[c] + mean[c]) * 255.0).round() as u8))
+    });
+    picture
+        .save_with_format(path, image::ImageFormat::Png)
+        .with_context(|| format!("failed to write {}", path.display()))?;
+    Ok(())
+}
+
+fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
+    let dataset = Dataset::open(&arguments.data)?;
+    let stats = data::stats(&dataset, agent::available_cores().len())?;
+    if arguments.json {
+        output::json(&json!({
+            "source": dataset.origin(),
+            "images": stats.len,
+            "classes": dataset.class_names(),
+            "class_counts": stats.class_counts,
+            "widths": stats.widths,
+            "heights": stats.heights,
+            "mean": stats.mean,
+            "std": stats.std,
+            "corrupt": stats.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+        }));
+        return Ok(Exit::DONE);
+    }
+    let range =
+        |[low, high]: [usize; 2]| if low == high { low.to_string() } else { format!("{low} to {high}") };
+    let channels = |values: [f64; 3]| values.map(|value| format!("{value:.4}")).join(", ");
+    let mut rows = vec![
+        vec!["source".to_owned(), dataset.origin().to_owned()],
+        vec!["images".to_owned(), stats.len.to_string()],
+        vec!["size".to_owned(), format!("{} x {} pixels", range(stats.widths), range(stats.heights))],
+        vec!["mean".to_owned(), channels(stats.mean)],
+        vec!["std".to_owned(), channels(stats.std)],
+        vec!["corrupt".to_owned(), stats.corrupt.len().to_string()],
+    ];
+    for (name, count) in dataset.class_names().iter().zip(&stats.class_counts) {
+        rows.push(vec![format!("class {name}"), count.to_string()]);
+    }
+    output::data(&output::table(&rows));
+    for image in &stats.corrupt {
+        output::warning(&format!("{}: {}", image.path, image.reason));
+    }
+    Ok(Exit::DONE)
+}

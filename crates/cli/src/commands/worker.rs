@@ -1,0 +1,55 @@
+//! `himpun worker`: one process of a run, started by an agent and by nobody else.
+
+use clap::Args;
+
+use crate::failure::{Exit, Failure};
+
+/// Train one rank's share of a run (started by agents)
+#[derive(Args)]
+pub struct Arguments {
+    /// The coordinator, host:port
+    #[arg(long)]
+    coordinator: String,
+    /// The run
+    #[arg(long)]
+    run: String,
+    /// The coordinator's incarnation
+    #[arg(long)]
+    incarnation: u64,
+    /// The run's membership
+    #[arg(long)]
+    generation: u64,
+    /// The agent that started this process
+    #[arg(long)]
+    agent_id: String,
+    /// The slot on the agent's node
+    #[arg(long)]
+    slot: u32,
+    /// Names this process among all that ever held the slot
+    #[arg(long)]
+    nonce: String,
+    /// Compute threads
+    #[arg(long)]
+    threads: usize,
+    /// Cores to run on; none: any
+    #[arg(long, value_delimiter = ',')]
+    cores: Vec<usize>,
+}
+
+/// Trains; the worker reports its own errors, because they go to the coordinator as well.
+pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, cores } =
+        arguments;
+    let code = worker::run(worker::Options {
+        coordinator,
+        run_id: run,
+        incarnation,
+        generation,
+        agent_id,
+        slot,
+        nonce,
+        threads,
+        cores,
+    });
+    Ok(Exit::of_run(code))
+}

@@ -1,0 +1,190 @@
+//! How a command ends: the exit codes of the contract, and what an error carries besides its message.
+
+use proto::Refusal;
+use std::process::ExitCode;
+use tonic::{Code, Status};
+
+/// An exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit(pub u8);
+
+impl Exit {
+    /// Done.
+    pub const DONE: Exit = Exit(0);
+    /// The run, or what was asked, failed.
+    pub const FAILED: Exit = Exit(1);
+    /// Usage or configuration.
+    pub const USAGE: Exit = Exit(2);
+    /// Diverged, or corrupt state.
+    pub const CORRUPT: Exit = Exit(3);
+    /// Try again: unreachable or busy.
+    pub const TRY_AGAIN: Exit = Exit(75);
+    /// Stopped by a signal, with a checkpoint.
+    pub const DRAINED: Exit = Exit(85);
+
+    /// The exit code that a run ended with.
+    pub fn of_run(code: i32) -> Exit {
+        // Codes are bytes; whatever is not one is a failure all the same.
+        u8::try_from(code).map_or(Exit::FAILED, Exit)
+    }
+
+    /// What a shell reports of a process that a signal ended.
+    pub fn by_signal(number: i32) -> Exit {
+        Exit::of_run(128 + number)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.0)
+    }
+}
+
+/// An error, what to do about it, and the exit code it ends the process with.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened, with its causes.
+    pub error: anyhow::Error,
+    /// What the user can do.
+    pub hint: Option<String>,
+    /// Last lines of the log of the worker that failed.
+    pub log_tail: Vec<String>,
+}
+
+impl Failure {
+    /// An error with its exit code.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Failure {
+        Failure { exit, error: error.into(), hint: None, log_tail: Vec::new() }
+    }
+
+    /// A command that cannot be carried out as it was given.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::new(Exit::USAGE, anyhow::Error::msg(message.into()))
+    }
+
+    /// Says what to do about it.
+    pub fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::new(Exit::FAILED, error)
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Failure {
+        let hint = error.hint();
+        Failure { hint, ..Failure::new(Exit::USAGE, error) }
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::from(Refusal::from(&status))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        let exit = match refusal.code {
+            _ if refusal.retryable => Exit::TRY_AGAIN,
+            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => {
+                Exit::USAGE
+            }
+            Code::DataLoss => Exit::CORRUPT,
+            _ => Exit::FAILED,
+        };
+        let failure = Failure::new(exit, anyhow::Error::msg(refusal.message));
+        if refusal.hint.is_empty() { failure } else { failure.hint(refusal.hint) }
+    }
+}
+
+impl From<agent::Error> for Failure {
+    fn from(error: agent::Error) -> Failure {
+        match error {
+            agent::Error::Address { .. } => Failure::new(Exit::USAGE, error),
+            agent::Error::Refused { coordinator, refusal } => {
+                let failure = Failure::from(refusal);
+                let context = format!("the coordinator at {coordinator} refused this agent");
+                Failure { error: failure.error.context(context), ..failure }
+            }
+            agent::Error::Spawner(_) => Failure::new(Exit::FAILED, error),
+        }
+    }
+}
+
+impl From<coordinator::Error> for Failure {
+    fn from(error: coordinator::Error) -> Failure {
+        let hint = error.hint().map(str::to_owned);
+        let exit = match error {
+            coordinator::Error::DirectoryInUse { .. }
+            | coordinator::Error::Bind { .. }
+            | coordinator::Error::Unprotected { .. } => Exit::USAGE,
+            _ => Exit::FAILED,
+        };
+        Failure { hint, ..Failure::new(exit, error) }
+    }
+}
+
+impl From<checkpoint::Error> for Failure {
+    fn from(error: checkpoint::Error) -> Failure {
+        let hint = error.hint().map(str::to_owned);
+        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+    }
+}
+
+impl From<worker::Error> for Failure {
+    fn from(error: worker::Error) -> Failure {
+        let hint = error.hint();
+        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+    }
+}
+
+impl From<data::Error> for Failure {
+    fn from(error: data::Error) -> Failure {
+        worker::Error::Data(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: Code, retryable: bool, expected: Exit) {
+        let refusal = Refusal {
+            code,
+            message: "no".into(),
+            reason: "because".into(),
+            retryable,
+            hint: "do".into(),
+            current_generation: 0,
+        };
+        let failure = Failure::from(Status::from(refusal));
+        assert_eq!((failure.exit, failure.hint.as_deref()), (expected, Some("do")));
+    }
+
+    #[test]
+    fn refusals_end_with_the_contracts_codes() {
+        check(Code::InvalidArgument, false, Exit::USAGE);
+        check(Code::NotFound, false, Exit::USAGE);
+        check(Code::FailedPrecondition, false, Exit::USAGE);
+        check(Code::FailedPrecondition, true, Exit::TRY_AGAIN);
+        check(Code::Unavailable, true, Exit::TRY_AGAIN);
+        check(Code::DataLoss, false, Exit::CORRUPT);
+        check(Code::Internal, false, Exit::FAILED);
+    }
+
+    #[test]
+    fn a_code_that_is_no_byte_is_a_failure() {
+        assert_eq!(Exit::of_run(85), Exit(85));
+        assert_eq!(Exit::of_run(-1), Exit::FAILED);
+        assert_eq!(Exit::of_run(300), Exit::FAILED);
+        assert_eq!(Exit::by_signal(9), Exit(137));
+    }
+}

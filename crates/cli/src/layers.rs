@@ -1,0 +1,103 @@
+//! The arguments that make up a configuration, shared by the commands that start or look into a run.
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use config::{Layers, RunConfig};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::failure::Failure;
+
+/// `--preset`, `--config`, `--data`, `--set`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LayerArguments {
+    /// Start from a named configuration (`himpun presets`); `quickstart` if neither this nor --config is given
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Read a TOML file over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Train on these images: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<String>,
+    /// Set one key; wins over everything else and may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl LayerArguments {
+    /// Lays the layers over each other; paths are made absolute, because workers start elsewhere.
+    pub fn resolve(&self, orphan_ttl: Duration) -> Result<RunConfig, Failure> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("failed to read the configuration {}", path.display()))
+                    .map_err(|error| Failure::new(crate::failure::Exit::USAGE, error))?;
+                Some((path.clone(), text))
+            }
+        };
+        let mut config = config::resolve(&Layers {
+            preset: self.preset.as_deref(),
+            config: file,
+            data: self.data.as_deref(),
+            set: &self.set,
+            orphan_ttl,
+        })?;
+        config.data.source = absolute_source(&config.data.source)?;
+        config.eval.data = config.eval.data.as_deref().map(absolute_source).transpose()?;
+        Ok(config)
+    }
+}
+
+/// Reads the configuration that a run was started with.
+pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
+    let path = run_dir.join("config.toml");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("failed to read {}", path.display()))
+        .map_err(|error| {
+        Failure::new(crate::failure::Exit::USAGE, error).hint("name the directory of a run")
+    })?;
+    RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
+}
+
+/// How many ranks wrote the run's newest checkpoint: a resumed run keeps their number unless told otherwise.
+pub fn world_size_of(run_dir: &Path) -> Option<u32> {
+    let (checkpoints, _) = checkpoint::list(run_dir).ok()?;
+    checkpoints.last().map(|checkpoint| checkpoint.world_size)
+}
+
+/// The built-in set stays as it is; a path becomes absolute, its split kept.
+pub fn absolute_source(source: &str) -> Result<String, Failure> {
+    if source == "builtin" || source.starts_with("builtin#") {
+        return Ok(source.to_owned());
+    }
+    let absolute =
+        std::path::absolute(source).with_context(|| format!("failed to make {source} absolute"))?;
+    Ok(absolute.to_string_lossy().into_owned())
+}
+
+/// What a run computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best that is there: in this version, the CPU
+    #[default]
+    Auto,
+    /// The cores of the machine
+    Cpu,
+    /// NVIDIA GPUs
+    Cuda,
+}
+
+impl Device {
+    /// The name that the coordinator knows.
+    pub fn name(self) -> Result<&'static str, Failure> {
+        match self {
+            Device::Auto => Ok("auto"),
+            Device::Cpu => Ok("cpu"),
+            Device::Cuda => {
+                Err(Failure::usage("no CUDA device support in this version").hint("use --device cpu or auto"))
+            }
+        }
+    }
+}

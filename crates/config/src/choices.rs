@@ -1,0 +1,195 @@
+//! The closed sets of names that keys take.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A name that is not in its set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown name `{name}`, expected {expected}")]
+pub struct UnknownChoice {
+    /// What was given.
+    pub name: String,
+    /// The names that exist.
+    pub expected: String,
+}
+
+/// Declares an enum with the name that each of its values has in a configuration.
+macro_rules! choices {
+    ($(#[$doc:meta])* $Name:ident { $($(#[$value_doc:meta])* $Value:ident = $name:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $Name {
+            $($(#[$value_doc])* $Value,)+
+        }
+
+        impl $Name {
+            /// Every value's name.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+        }
+
+        impl fmt::Display for $Name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $($Name::$Value => $name,)+ })
+            }
+        }
+
+        impl FromStr for $Name {
+            type Err = UnknownChoice;
+
+            fn from_str(name: &str) -> Result<Self, UnknownChoice> {
+                match name {
+                    $($name => Ok($Name::$Value),)+
+                    _ => Err(UnknownChoice { name: name.to_owned(), expected: Self::NAMES.join(", ") }),
+                }
+            }
+        }
+    };
+}
+
+choices! {
+    /// `model.arch`: the residual networks.
+    Arch {
+        /// torchvision's `resnet18`.
+        ResNet18 = "resnet18",
+        /// torchvision's `resnet34`.
+        ResNet34 = "resnet34",
+        /// torchvision's `resnet50`.
+        ResNet50 = "resnet50",
+        /// He's CIFAR network of 20 layers.
+        ResNet20 = "resnet20",
+    }
+}
+
+choices! {
+    /// `model.stem`: how images enter the network.
+    Stem {
+        /// 7x7 of stride 2, then a max pool of stride 2.
+        Imagenet = "imagenet",
+        /// 3x3 of stride 1.
+        Cifar = "cifar",
+    }
+}
+
+choices! {
+    /// `model.batch_norm`: rows that share their statistics.
+    BatchNorm {
+        /// All rows of all ranks.
+        Global = "global",
+        /// This rank's rows.
+        Local = "local",
+    }
+}
+
+choices! {
+    /// `train.convolution`: the algorithm of stride-1 3x3 convolutions.
+    Convolution {
+        /// The fastest.
+        Auto = "auto",
+        /// Direct convolution everywhere.
+        Direct = "direct",
+    }
+}
+
+choices! {
+    /// `objective.kind`: the loss.
+    ObjectiveKind {
+        /// NT-Xent over the gathered batch.
+        Simclr = "simclr",
+    }
+}
+
+choices! {
+    /// `optimizer.kind`: the update rule.
+    OptimizerKind {
+        /// Stochastic gradient descent with momentum.
+        Sgd = "sgd",
+        /// Layer-wise adaptive rates over SGD.
+        Lars = "lars",
+        /// Adam with decoupled weight decay.
+        AdamW = "adamw",
+    }
+}
+
+choices! {
+    /// `schedule.kind`: what follows the warm-up.
+    ScheduleKind {
+        /// Half a cosine to 0 at the end of the run.
+        Cosine = "cosine",
+        /// No change.
+        Constant = "constant",
+    }
+}
+
+choices! {
+    /// `data.augment`: the augmentation pipelines.
+    Augment {
+        /// Both views are the image itself.
+        None = "none",
+        /// SimCLR's for CIFAR: crop, flip, jitter of strength 0.5, gray.
+        SimclrCifar = "simclr-cifar",
+        /// SimCLR's for ImageNet: crop, flip, jitter of strength 1, gray, blur.
+        SimclrImagenet = "simclr-imagenet",
+        /// MoCo's of version 1.
+        MocoV1 = "moco-v1",
+        /// MoCo's of version 2: with blur.
+        MocoV2 = "moco-v2",
+        /// MoCo's of version 3: the views differ in blur and solarisation.
+        MocoV3 = "moco-v3",
+        /// Non-parametric instance discrimination's.
+        Npid = "npid",
+    }
+}
+
+/// `model.head`: the projection between features and embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Head {
+    /// `simclr-v1`: two layers with batch norm.
+    SimclrV1,
+    /// `simclr-v2`: three layers with batch norm.
+    SimclrV2,
+    /// `mlp-<hidden>-<out>`: two layers with biases.
+    Mlp {
+        /// Width between them.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
+    /// `linear-<out>`: one layer with bias.
+    Linear {
+        /// Width of the embeddings.
+        out: usize,
+    },
+}
+
+impl Head {
+    /// The forms that exist.
+    pub const FORMS: &'static [&'static str] =
+        &["simclr-v1", "simclr-v2", "mlp-<hidden>-<out>", "linear-<out>"];
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Head::SimclrV1 => f.write_str("simclr-v1"),
+            Head::SimclrV2 => f.write_str("simclr-v2"),
+            Head::Mlp { hidden, out } => write!(f, "mlp-{hidden}-{out}"),
+            Head::Linear { out } => write!(f, "linear-{out}"),
+        }
+    }
+}
+
+impl FromStr for Head {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownChoice> {
+        let unknown = || UnknownChoice { name: name.to_owned(), expected: Head::FORMS.join(", ") };
+        let width = |text: &str| text.parse().ok().filter(|&width: &usize| width > 0).ok_or_else(unknown);
+        match name.split('-').collect::<Vec<_>>()[..] {
+            ["simclr", "v1"] => Ok(Head::SimclrV1),
+            ["simclr", "v2"] => Ok(Head::SimclrV2),
+            ["mlp", hidden, out] => Ok(Head::Mlp { hidden: width(hidden)?, out: width(out)? }),
+            ["linear", out] => Ok(Head::Linear { out: width(out)? }),
+            _ => Err(unknown()),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What can be wrong with a configuration.
+
+use std::path::PathBuf;
+
+use crate::layers::RESUMABLE;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No key has this name.
+    #[error("unknown key `{key}`")]
+    UnknownKey {
+        /// What was given.
+        key: String,
+        /// The known key that resembles it most.
+        nearest: Option<&'static str>,
+    },
+    /// The value is not one that the key takes.
+    #[error("{key} = {value}: expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What was given, as TOML.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+    /// Two keys of one file exclude each other.
+    #[error("`{0}` and `{1}` are both set")]
+    Conflict(&'static str, &'static str),
+    /// A key without a default was not set.
+    #[error("`{0}` is not set")]
+    Missing(&'static str),
+    /// No preset has this name.
+    #[error("unknown preset `{name}`, expected one of {}", known.join(", "))]
+    UnknownPreset {
+        /// What was given.
+        name: String,
+        /// The presets that exist.
+        known: Vec<&'static str>,
+    },
+    /// `--set` takes `key=value`.
+    #[error("`{0}` is not of the form key=value")]
+    Assignment(String),
+    /// The text is not TOML.
+    #[error("not valid TOML")]
+    Syntax(#[source] Box<toml::de::Error>),
+    /// Something is wrong in a file.
+    #[error("failed to take {} as the configuration", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A run is resumed as it was configured, but for its length and cadences.
+    #[error("`{key}` cannot change when a run is resumed")]
+    NotResumable {
+        /// The key.
+        key: &'static str,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),
+            Error::UnknownKey { nearest: None, .. } => {
+                Some("`himpun presets show quickstart` shows how keys are written".to_owned())
+            }
+            Error::Missing("data.source") => Some("say where the images are: --data PATH".to_owned()),
+            Error::NotResumable { .. } => {
+                Some(format!("these can: {}; start a new run to change anything else", RESUMABLE.join(", ")))
+            }
+            Error::File { source, .. } => source.hint(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The one list of keys: name, range, meaning, and the field behind each.
+
+use toml::Value;
+
+use crate::run_config::{Length, RunConfig};
+use crate::setting::Setting;
+use crate::{Error, nearest};
+
+/// One key of the configuration.
+pub(crate) struct Key {
+    /// `section.field`.
+    pub name: &'static str,
+    /// A few words on what it sets, written beside it.
+    pub doc: &'static str,
+    /// The value as TOML; `None` if it is unset.
+    pub write: fn(&RunConfig) -> Option<Value>,
+    /// Sets the field, or says what it would take.
+    read: fn(&mut RunConfig, &Value) -> Result<(), String>,
+}
+
+impl Key {
+    /// The key of that name, if there is one.
+    pub(crate) fn find(name: &str) -> Result<&'static Key, Error> {
+        KEYS.iter().find(|key| key.name == name).ok_or_else(|| Error::UnknownKey {
+            key: name.to_owned(),
+            nearest: nearest::nearest(name, KEYS.iter().map(|key| key.name)),
+        })
+    }
+
+    pub(crate) fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    pub(crate) fn field(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, field)| field)
+    }
+
+    pub(crate) fn set(&self, config: &mut RunConfig, value: &Value) -> Result<(), Error> {
+        (self.read)(config, value).map_err(|expected| Error::Value {
+            key: self.name,
+            value: value.to_string(),
+            expected,
+        })
+    }
+}
+
+/// Reads a value and holds it against its range, which `words` describe.
+fn settle<T: Setting>(value: &Value, words: &str, in_range: fn(&T) -> bool) -> Result<T, String> {
+    T::read(value).filter(in_range).ok_or_else(|| format!("{}{words}", T::expected()))
+}
+
+macro_rules! key {
+    ($section:ident.$field:ident, $doc:literal) => {
+        key!($section.$field, $doc, "", |_| true)
+    };
+    ($section:ident.$field:ident, $doc:literal, $words:literal, $in_range:expr) => {
+        Key {
+            name: concat!(stringify!($section), ".", stringify!($field)),
+            doc: $doc,
+            write: |config| config.$section.$field.write(),
+            read: |config, value| {
+                config.$section.$field = settle(value, $words, $in_range)?;
+                Ok(())
+            },
+        }
+    };
+}
+
+/// Every key, in the order in which it is written.
+pub(crate) const KEYS: &[Key] = &[
+    key!(run.seed, "of weights, order and augmentation"),
+    Key {
+        name: "run.steps",
+        doc: "optimizer updates; unsets run.epochs",
+        write: |config| match config.run.length {
+            Length::Steps(steps) => steps.write(),
+            Length::Epochs(_) => None,
+        },
+        read: |config, value| {
+            config.run.length = Length::Steps(settle(value, ", at least 1", |steps| *steps >= 1)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "run.epochs",
+        doc: "passes over the data; unsets run.steps",
+        write: |config| match config.run.length {
+            Length::Epochs(epochs) => epochs.write(),
+            Length::Steps(_) => None,
+        },
+        read: |config, value| {
+            config.run.length = Length::Epochs(settle(value, ", at least 1", |epochs| *epochs >= 1)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "run.stop_after",
+        doc: "ends cleanly at this step, schedule unchanged; 0 unsets it",
+        write: |config| config.run.stop_after.write(),
+        read: |config, value| {
+            let step: Option<u64> = settle(value, "", |_| true)?;
+            config.run.stop_after = step.filter(|step| *step > 0);
+            Ok(())
+        },
+    },
+    key!(train.global_batch, "images of a step, over all ranks", ", at least 2", |images| *images >= 2),
+    key!(train.convolution, "auto (fastest) or direct"),
+    key!(model.arch, "backbone"),
+    key!(model.stem, "imagenet (7x7, max pool) or cifar (3x3)"),
+    key!(model.head, "projection head"),
+    key!(model.batch_norm, "statistics over all ranks' rows, or each rank's own"),
+    key!(model.zero_init_residual, "residual blocks start as the identity"),
+    key!(objective.kind, "loss"),
+    key!(objective.temperature, "divides cosine similarities", " greater than 0", |t| *t > 0.0),
+    key!(optimizer.kind, "update rule"),
+    key!(optimizer.lr, "learning rate after the warm-up", " greater than 0", |lr| *lr > 0.0),
+    key!(optimizer.momentum, "of sgd and lars", " from 0 to below 1", |m| (0.0..1.0).contains(m)),
+    key!(optimizer.weight_decay, "not of biases and batch norm, unless decay_all", " of at least 0", |w| *w
+        >= 0.0),
+    key!(optimizer.eta, "trust coefficient of lars", " greater than 0", |eta| *eta > 0.0),
+    key!(optimizer.beta1, "of adamw", " from 0 to below 1", |beta| (0.0..1.0).contains(beta)),
+    key!(optimizer.beta2, "of adamw", " from 0 to below 1", |beta| (0.0..1.0).contains(beta)),
+    key!(optimizer.eps, "of adamw", " greater than 0", |eps| *eps > 0.0),
+    key!(optimizer.decay_all, "biases and batch norm decay as well"),
+    key!(schedule.kind, "what follows the warm-up"),
+    key!(schedule.warmup_steps, "updates of linear warm-up; cut to the run"),
+    key!(data.source, "builtin, a path, or path#split", " that is not empty", |source: &String| !source
+        .is_empty()),
+    key!(data.size, "side of a view, in pixels", " from 8 to 1024", |size| (8..=1024).contains(size)),
+    key!(data.augment, "augmentation pipeline"),
+    key!(data.mean, "subtracted from each channel in [0, 1]"),
+    key!(data.std, "divides each channel", ", each greater than 0", |std: &Option<[f64; 3]>| {
+        std.is_none_or(|channels| channels.iter().all(|channel| *channel > 0.0))
+    }),
+    key!(data.threads, "of each worker, decoding ahead", " from 1 to 256", |n| (1..=256).contains(n)),
+    key!(data.max_corrupt_share, "of images that may fail to decode", " from 0 to 1", |s| (0.0..=1.0)
+        .contains(s)),
+    key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
+    key!(eval.data, "images to classify; unset: the training images"),
+    key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),
+    key!(checkpoint.keep, "newest checkpoints that stay", ", at least 1", |n| *n >= 1),
+    key!(checkpoint.at_start, "also one before the first forward pass"),
+    key!(metrics.every, "steps between rows of metrics.jsonl", ", at least 1", |n| *n >= 1),
+    key!(cluster.orphan_ttl, "how long workers go on without a coordinator"),
+];

@@ -1,0 +1,311 @@
+//! How a configuration comes about: preset, then file, then `--data`, then `--set`; and what a resumed run may change.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::{Table, Value};
+
+use crate::keys::{KEYS, Key};
+use crate::run_config::{Length, RunConfig};
+use crate::{Error, presets};
+
+/// What a user gives of a configuration. Later fields win over earlier ones.
+#[derive(Clone, Debug)]
+pub struct Layers<'a> {
+    /// Name of a preset. With neither preset nor file it is `quickstart`.
+    pub preset: Option<&'a str>,
+    /// A file's path, for messages, and its text.
+    pub config: Option<(PathBuf, String)>,
+    /// Replaces `data.source`, and unsets the preset's `eval.data`.
+    pub data: Option<&'a str>,
+    /// `key=value`, in order.
+    pub set: &'a [String],
+    /// `cluster.orphan_ttl` where no layer sets it: zero in `himpun train`, else [`ORPHAN_TTL`](crate::ORPHAN_TTL).
+    pub orphan_ttl: Duration,
+}
+
+/// The keys that may change when a run is resumed: its length, and how often it does what leaves training untouched.
+pub const RESUMABLE: &[&str] = &[
+    "run.steps",
+    "run.epochs",
+    "run.stop_after",
+    "eval.knn_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.at_start",
+    "metrics.every",
+];
+
+/// Lays the layers over the defaults.
+///
+/// # Errors
+/// Unknown keys or presets, values out of range, a missing data source.
+pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
+    let mut config = RunConfig::default();
+    config.cluster.orphan_ttl = layers.orphan_ttl;
+    let mut keys = Vec::new();
+    let preset = layers.preset.or(layers.config.is_none().then_some(presets::QUICKSTART));
+    if let Some(name) = preset {
+        keys = apply_text(&mut config, presets::text(name)?)?;
+    }
+    if layers.data.is_some() {
+        config.eval.data = None;
+    }
+    if let Some((path, text)) = &layers.config {
+        let in_file = |error| Error::File { path: path.clone(), source: Box::new(error) };
+        keys.extend(apply_text(&mut config, text).map_err(in_file)?);
+    }
+    if let Some(source) = layers.data {
+        keys.push("data.source".to_owned());
+        assign(&mut config, "data.source", &Value::String(source.to_owned()))?;
+    }
+    for assignment in layers.set {
+        let (key, value) = parse_assignment(assignment)?;
+        assign(&mut config, key, &value)?;
+        keys.push(key.to_owned());
+    }
+    if !keys.iter().any(|key| key == "data.source") {
+        return Err(Error::Missing("data.source"));
+    }
+    cut_warmup(&mut config);
+    Ok(config)
+}
+
+/// Lays `set` over a stored configuration.
+///
+/// # Errors
+/// If a key is not one of [`RESUMABLE`], or its value is out of range.
+pub fn resume(stored: &RunConfig, set: &[String]) -> Result<RunConfig, Error> {
+    let mut config = stored.clone();
+    for assignment in set {
+        let (name, value) = parse_assignment(assignment)?;
+        let key = Key::find(name)?;
+        if !RESUMABLE.contains(&key.name) {
+            return Err(Error::NotResumable { key: key.name });
+        }
+        key.set(&mut config, &value)?;
+    }
+    cut_warmup(&mut config);
+    Ok(config)
+}
+
+/// Lays a TOML text over `config`; returns the keys that it sets.
+pub(crate) fn apply_text(config: &mut RunConfig, text: &str) -> Result<Vec<String>, Error> {
+    let table: Table = text.parse().map_err(|error| Error::Syntax(Box::new(error)))?;
+    let mut values = Vec::new();
+    flatten("", &table, &mut values);
+    let sets = |name| values.iter().any(|(key, _)| key == name);
+    if sets("run.steps") && sets("run.epochs") {
+        return Err(Error::Conflict("run.steps", "run.epochs"));
+    }
+    for (name, value) in &values {
+        assign(config, name, value)?;
+    }
+    Ok(values.into_iter().map(|(key, _)| key).collect())
+}
+
+fn assign(config: &mut RunConfig, name: &str, value: &Value) -> Result<(), Error> {
+    Key::find(name)?.set(config, value)
+}
+
+/// Nested tables as dotted names. An empty table under an unknown name is kept, so that it is refused.
+fn flatten<'a>(prefix: &str, table: &'a Table, values: &mut Vec<(String, &'a Value)>) {
+    for (name, value) in table {
+        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) if !inner.is_empty() => flatten(&name, inner, values),
+            Value::Table(_) if KEYS.iter().any(|key| key.section() == name) => {}
+            _ => values.push((name, value)),
+        }
+    }
+}
+
+/// `key=value`. What is not TOML is text, so that names and paths need no quotes in a shell.
+fn parse_assignment(assignment: &str) -> Result<(&str, Value), Error> {
+    let (key, text) = assignment.split_once('=').ok_or_else(|| Error::Assignment(assignment.to_owned()))?;
+    let (key, text) = (key.trim(), text.trim());
+    let value = match format!("value = {text}").parse::<Table>() {
+        Ok(mut table) if table.len() == 1 => table.remove("value"),
+        _ => None,
+    };
+    Ok((key, value.unwrap_or_else(|| Value::String(text.to_owned()))))
+}
+
+/// A warm-up longer than the run is cut to it. A length in epochs is known only where the data set is open.
+fn cut_warmup(config: &mut RunConfig) {
+    if let Length::Steps(steps) = config.run.length {
+        config.schedule.warmup_steps = config.schedule.warmup_steps.min(steps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ORPHAN_TTL;
+    use crate::choices::{Arch, OptimizerKind};
+
+    fn layers<'a>(set: &'a [String]) -> Layers<'a> {
+        Layers { preset: None, config: None, data: None, set, orphan_ttl: ORPHAN_TTL }
+    }
+
+    fn assignments(set: &[&str]) -> Vec<String> {
+        set.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn set(set: &[&str]) -> Result<RunConfig, Error> {
+        resolve(&layers(&assignments(set)))
+    }
+
+    /// The message that refuses an assignment, hint included.
+    #[track_caller]
+    fn refused(assignment: &str) -> String {
+        let error = set(&[assignment]).unwrap_err();
+        format!("{error}; {}", error.hint().unwrap_or_default())
+    }
+
+    #[track_caller]
+    fn check(assignment: &str, expected: &str) {
+        assert_eq!(refused(assignment).trim_end_matches("; "), expected);
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        check("optimizer.lrr=0.1", "unknown key `optimizer.lrr`; did you mean `optimizer.lr`?");
+        check("modle.arch=resnet20", "unknown key `modle.arch`; did you mean `model.arch`?");
+        check(
+            "optimizer.wieght_decay=0",
+            "unknown key `optimizer.wieght_decay`; did you mean `optimizer.weight_decay`?",
+        );
+        check("run=3", "unknown key `run`; `himpun presets show quickstart` shows how keys are written");
+        check("steps", "`steps` is not of the form key=value");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_with_their_range() {
+        check("train.global_batch=1", "train.global_batch = 1: expected a whole number, at least 2");
+        check(
+            "train.global_batch=many",
+            "train.global_batch = \"many\": expected a whole number, at least 2",
+        );
+        check("train.global_batch=-4", "train.global_batch = -4: expected a whole number, at least 2");
+        check("train.global_batch=2.5", "train.global_batch = 2.5: expected a whole number, at least 2");
+        check("objective.temperature=0", "objective.temperature = 0: expected a number greater than 0");
+        check("objective.temperature=inf", "objective.temperature = inf: expected a number greater than 0");
+        check("objective.kind=moco", "objective.kind = \"moco\": expected `simclr`");
+        check("optimizer.kind=adam", "optimizer.kind = \"adam\": expected one of sgd, lars, adamw");
+        check("optimizer.momentum=1", "optimizer.momentum = 1: expected a number from 0 to below 1");
+        check(
+            "model.head=mlp-0-3",
+            "model.head = \"mlp-0-3\": expected one of simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>",
+        );
+        check(
+            "data.augment=simclr-cifra",
+            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid",
+        );
+        check(
+            "data.std=[1,1,0]",
+            "data.std = [1, 1, 0]: expected three numbers, one a channel, or nothing to unset it, each greater than 0",
+        );
+        check(
+            "cluster.orphan_ttl=5",
+            "cluster.orphan_ttl = 5: expected a duration such as \"15min\", \"30s\" or \"500ms\"",
+        );
+        check("run.seed=-1", "run.seed = -1: expected a whole number");
+    }
+
+    #[test]
+    fn quickstart_holds_where_nothing_is_given() {
+        assert_eq!(set(&[]).unwrap(), {
+            let mut config = RunConfig::default();
+            apply_text(&mut config, presets::text("quickstart").unwrap()).unwrap();
+            config
+        });
+        assert_eq!(set(&[]).unwrap().data.mean, None);
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let text = "[optimizer]\nkind = \"adamw\"\nlr = 0.001\n[run]\nepochs = 3\n".to_owned();
+        let set = assignments(&["optimizer.lr=0.002"]);
+        let config = resolve(&Layers {
+            preset: Some("quickstart"),
+            config: Some((PathBuf::from("c.toml"), text)),
+            ..layers(&set)
+        })
+        .unwrap();
+        assert_eq!((config.optimizer.kind, config.optimizer.lr), (OptimizerKind::AdamW, 0.002));
+        assert_eq!(config.model.arch, Arch::ResNet20, "the preset's");
+        assert_eq!(config.run.length, Length::Epochs(3), "unsets the preset's steps");
+    }
+
+    #[test]
+    fn steps_and_epochs_unset_each_other_and_both_in_one_file_are_refused() {
+        assert_eq!(set(&["run.epochs=2"]).unwrap().run.length, Length::Epochs(2));
+        assert_eq!(set(&["run.epochs=2", "run.steps=9"]).unwrap().run.length, Length::Steps(9));
+        let both = RunConfig::from_toml("[run]\nsteps = 1\nepochs = 2\n").unwrap_err();
+        assert_eq!(both.to_string(), "`run.steps` and `run.epochs` are both set");
+    }
+
+    #[test]
+    fn a_warm_up_is_cut_to_the_run() {
+        assert_eq!(set(&["run.steps=3", "schedule.warmup_steps=50"]).unwrap().schedule.warmup_steps, 3);
+        assert_eq!(set(&["run.epochs=3", "schedule.warmup_steps=50"]).unwrap().schedule.warmup_steps, 50);
+    }
+
+    #[test]
+    fn data_replaces_the_source_and_loses_the_presets_evaluation_set() {
+        let fashion = Layers { preset: Some("simclr-fashion-mnist-small"), ..layers(&[]) };
+        assert!(resolve(&fashion).unwrap().eval.data.is_some());
+        let own = Layers { data: Some("/photos"), ..fashion.clone() };
+        let config = resolve(&own).unwrap();
+        assert_eq!((config.data.source.as_str(), config.eval.data), ("/photos", None));
+        let set = assignments(&["eval.data=/test"]);
+        assert_eq!(
+            resolve(&Layers { set: &set, ..own.clone() }).unwrap().eval.data.as_deref(),
+            Some("/test")
+        );
+        let file = Some((PathBuf::from("c.toml"), "[eval]\ndata = \"/test\"\n".to_owned()));
+        assert_eq!(resolve(&Layers { config: file, ..own }).unwrap().eval.data.as_deref(), Some("/test"));
+    }
+
+    #[test]
+    fn a_preset_without_images_asks_for_them() {
+        let error = resolve(&Layers { preset: Some("simclr-cifar10"), ..layers(&[]) }).unwrap_err();
+        assert_eq!(error.to_string(), "`data.source` is not set");
+        assert!(error.hint().unwrap().contains("--data"));
+    }
+
+    #[test]
+    fn errors_in_a_file_name_it() {
+        let file =
+            |text: &str| Layers { config: Some((PathBuf::from("c.toml"), text.to_owned())), ..layers(&[]) };
+        let Error::File { path, source } = resolve(&file("[modle]\n")).unwrap_err() else {
+            panic!("not of the file")
+        };
+        assert_eq!((path.to_str(), source.to_string().as_str()), (Some("c.toml"), "unknown key `modle`"));
+        assert!(
+            matches!(resolve(&file("= 3")), Err(Error::File { source, .. }) if matches!(*source, Error::Syntax(_)))
+        );
+    }
+
+    #[test]
+    fn a_resumed_run_changes_only_its_length_and_cadences() {
+        let stored = set(&["run.steps=8", "run.stop_after=3"]).unwrap();
+        let resumed = |set: &[&str]| resume(&stored, &assignments(set));
+        assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
+        assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
+        assert_eq!(resumed(&[]).unwrap(), stored);
+        let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
+        assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");
+        assert!(matches!(resumed(&["optimizer.lrr=1.0"]), Err(Error::UnknownKey { .. })));
+    }
+
+    #[test]
+    fn text_needs_no_quotes_and_empty_text_unsets() {
+        let config =
+            set(&["data.source=/a/b c", "data.mean=[0.5, 0.5, 0.5]", "data.mean=", "cluster.orphan_ttl=1s"])
+                .unwrap();
+        assert_eq!((config.data.source.as_str(), config.data.mean), ("/a/b c", None));
+        assert_eq!(config.cluster.orphan_ttl, Duration::from_secs(1));
+        assert_eq!(set(&["data.source=\"/quoted\""]).unwrap().data.source, "/quoted");
+    }
+}

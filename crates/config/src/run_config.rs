@@ -1,0 +1,336 @@
+//! Everything that can be set about a run, and what holds where nothing is set.
+
+use std::time::Duration;
+
+use crate::choices::{
+    Arch, Augment, BatchNorm, Convolution, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+};
+use crate::{Error, keys, layers};
+
+/// How long workers go on without their coordinator, unless set: `cluster.orphan_ttl` on a cluster.
+pub const ORPHAN_TTL: Duration = Duration::from_secs(15 * 60);
+
+/// The configuration of a run. Section `foo` holds the keys `foo.*`.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(missing_docs, reason = "each section is documented as a type")]
+pub struct RunConfig {
+    pub run: Run,
+    pub train: Train,
+    pub model: Model,
+    pub objective: Objective,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    pub data: Data,
+    pub eval: Eval,
+    pub checkpoint: Checkpoint,
+    pub metrics: Metrics,
+    pub cluster: Cluster,
+}
+
+/// Length and seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Seed of weights, order and augmentation.
+    pub seed: u64,
+    /// `run.steps` or `run.epochs`: each unsets the other.
+    pub length: Length,
+    /// Ends cleanly at this step, the schedule unchanged. Set to 0 it is unset.
+    pub stop_after: Option<u64>,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Optimizer updates.
+    Steps(u64),
+    /// Passes over the data set, each of whole batches.
+    Epochs(u64),
+}
+
+/// The step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Train {
+    /// Images of a step, over all ranks.
+    pub global_batch: usize,
+    /// Which convolution algorithm.
+    pub convolution: Convolution,
+}
+
+/// The network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// Backbone.
+    pub arch: Arch,
+    /// How images enter it.
+    pub stem: Stem,
+    /// Projection head.
+    pub head: Head,
+    /// Rows over which batch norm takes its statistics.
+    pub batch_norm: BatchNorm,
+    /// Whether every residual block starts as the identity.
+    pub zero_init_residual: bool,
+}
+
+/// The loss.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Objective {
+    /// Which loss.
+    pub kind: ObjectiveKind,
+    /// Divides cosine similarities.
+    pub temperature: f64,
+}
+
+/// The update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    /// Which rule.
+    pub kind: OptimizerKind,
+    /// Learning rate at the end of the warm-up.
+    pub lr: f64,
+    /// Of SGD and LARS.
+    pub momentum: f64,
+    /// Added to the gradient (SGD, LARS) or decoupled from it (AdamW).
+    pub weight_decay: f64,
+    /// Trust coefficient of LARS.
+    pub eta: f64,
+    /// Decay of AdamW's first moment.
+    pub beta1: f64,
+    /// Decay of AdamW's second moment.
+    pub beta2: f64,
+    /// Added to AdamW's denominator.
+    pub eps: f64,
+    /// Whether biases and batch-norm parameters decay as well.
+    pub decay_all: bool,
+}
+
+/// The learning rate over the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// What follows the warm-up.
+    pub kind: ScheduleKind,
+    /// Updates of linear warm-up; a warm-up longer than the run is cut to it.
+    pub warmup_steps: u64,
+}
+
+/// Images and what is made of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Data {
+    /// `builtin`, a path, or `path#split`.
+    pub source: String,
+    /// Side of the views, in pixels.
+    pub size: usize,
+    /// Augmentation pipeline.
+    pub augment: Augment,
+    /// Subtracted from each channel (of values in [0, 1]) after augmentation.
+    pub mean: Option<[f64; 3]>,
+    /// Divides each channel after that.
+    pub std: Option<[f64; 3]>,
+    /// Threads of each worker that decode and augment ahead of the step.
+    pub threads: usize,
+    /// Share of images that may fail to decode before the run fails.
+    pub max_corrupt_share: f64,
+}
+
+/// kNN evaluation; never, unless set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Eval {
+    /// Every so many steps, before the first and at the end; 0: never.
+    pub knn_every: u64,
+    /// Images to classify by the training images; unset: each training image by the others.
+    pub data: Option<String>,
+}
+
+/// What is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Every so many steps; 0: only at the end.
+    pub every: u64,
+    /// How many of the newest stay.
+    pub keep: usize,
+    /// Whether one is taken before the first forward pass; it is never retired.
+    pub at_start: bool,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    /// A row every so many steps; the last step always has one.
+    pub every: u64,
+}
+
+/// Many machines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// How long workers go on without their coordinator.
+    pub orphan_ttl: Duration,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run { seed: 0, length: Length::Epochs(100), stop_after: None }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train { global_batch: 256, convolution: Convolution::Auto }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            arch: Arch::ResNet18,
+            stem: Stem::Imagenet,
+            head: Head::SimclrV1,
+            batch_norm: BatchNorm::Global,
+            zero_init_residual: true,
+        }
+    }
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Objective { kind: ObjectiveKind::Simclr, temperature: 0.1 }
+    }
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Optimizer {
+            kind: OptimizerKind::Sgd,
+            lr: 0.3,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            eta: 0.001,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            decay_all: false,
+        }
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule { kind: ScheduleKind::Cosine, warmup_steps: 0 }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data {
+            source: "builtin".to_owned(),
+            size: 32,
+            augment: Augment::SimclrCifar,
+            mean: None,
+            std: None,
+            threads: 2,
+            max_corrupt_share: 0.01,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint { every: 0, keep: 3, at_start: false }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics { every: 1 }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster { orphan_ttl: ORPHAN_TTL }
+    }
+}
+
+impl RunConfig {
+    /// Reads a configuration on its own, without a preset below it.
+    ///
+    /// # Errors
+    /// If the text is not TOML, or a key is unknown, or a value is out of its range.
+    pub fn from_toml(text: &str) -> Result<RunConfig, Error> {
+        let mut config = RunConfig::default();
+        layers::apply_text(&mut config, text)?;
+        Ok(config)
+    }
+
+    /// Writes every key with its value and what it means; keys that are unset stand as comments.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        let mut section = "";
+        for key in keys::KEYS {
+            if key.section() != section {
+                let gap = if section.is_empty() { "" } else { "\n" };
+                section = key.section();
+                text.push_str(&format!("{gap}[{section}]\n"));
+            }
+            let line = match (key.write)(self) {
+                Some(value) => format!("{} = {value}", key.field()),
+                None => format!("# {} is not set", key.field()),
+            };
+            text.push_str(&format!("{line:<32}  # {}\n", key.doc));
+        }
+        text
+    }
+
+    /// Checks every value against its range. What [`resolve`](crate::resolve) and [`from_toml`](Self::from_toml)
+    /// return has passed already; this is for a configuration that a program has changed.
+    ///
+    /// # Errors
+    /// The first value that is out of its range.
+    pub fn validate(&self) -> Result<(), Error> {
+        let mut scratch = self.clone();
+        for key in keys::KEYS {
+            if let Some(value) = (key.write)(self) {
+                key.set(&mut scratch, &value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_written_and_read_back() {
+        let config = RunConfig::default();
+        let text = config.to_toml();
+        for key in keys::KEYS {
+            assert!(
+                text.contains(&format!("\n{} = ", key.field()))
+                    || text.contains(&format!("# {} is not set", key.field()))
+            );
+        }
+        assert_eq!(RunConfig::from_toml(&text).unwrap(), config, "{text}");
+    }
+
+    #[test]
+    fn what_is_set_survives_writing() {
+        let text = "[run]\nsteps = 7\nstop_after = 3\n[model]\nhead = \"mlp-64-32\"\n[data]\nstd = [0.25, 0.2, 1]\n\
+                    [optimizer]\nlr = 1e-7\n[cluster]\norphan_ttl = \"1500ms\"\n[eval]\ndata = \"/a b/\\\"c\"\n";
+        let config = RunConfig::from_toml(text).unwrap();
+        assert_eq!(config.run.length, Length::Steps(7));
+        assert_eq!(config.data.std, Some([0.25, 0.2, 1.0]));
+        assert_eq!(config.cluster.orphan_ttl, Duration::from_millis(1500));
+        assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn validate_finds_what_a_program_broke() {
+        let mut config = RunConfig::default();
+        assert!(config.validate().is_ok());
+        config.train.global_batch = 1;
+        assert_eq!(
+            config.validate().unwrap_err().to_string(),
+            "train.global_batch = 1: expected a whole number, at least 2"
+        );
+    }
+}

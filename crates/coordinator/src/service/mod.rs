@@ -1,0 +1,159 @@
+//! The gRPC services: they read and write the wire, and ask the owner.
+
+pub(crate) mod agent;
+pub(crate) mod control;
+mod submission;
+pub(crate) mod sync;
+pub(crate) mod worker;
+
+use proto::{PROTOCOL, Refusal};
+use tonic::{Code, Status};
+
+use crate::checkpoints;
+use crate::owner::CallError;
+use crate::run_dir;
+use crate::state::Refused;
+
+/// A refusal with the hint that fits it.
+pub(crate) fn refusal(code: Code, reason: &str, message: String, hint: &str) -> Status {
+    Refusal {
+        code,
+        message,
+        reason: reason.to_owned(),
+        retryable: false,
+        hint: hint.to_owned(),
+        current_generation: 0,
+    }
+    .into()
+}
+
+/// Refuses a peer of another protocol by naming both.
+pub(crate) fn check_protocol(theirs: u32, who: &str) -> Result<(), Status> {
+    if theirs == PROTOCOL {
+        return Ok(());
+    }
+    Err(refusal(
+        Code::FailedPrecondition,
+        "protocol_mismatch",
+        format!("{who} speaks protocol {theirs}, this coordinator protocol {PROTOCOL}"),
+        "start coordinator, agents and commands from the same version of himpun",
+    ))
+}
+
+/// Runs what blocks on the disk where it may.
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Status>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    Status: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(error) => Err(Status::internal(format!("a task of the coordinator failed: {error}"))),
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Status {
+        match error {
+            CallError::Refused(refused) => refused.into(),
+            CallError::RunDir(error) => error.into(),
+            CallError::Gone => Status::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Status {
+        let (code, reason, hint) = match &refused {
+            Refused::UnknownRun(_) => (Code::NotFound, "unknown_run", "`himpun runs` lists the runs"),
+            Refused::NoRuns => (Code::NotFound, "no_runs", "`himpun submit` starts one"),
+            Refused::Ambiguous { .. } => (Code::InvalidArgument, "ambiguous_run", "give more of the id"),
+            Refused::Stale { .. } => (Code::FailedPrecondition, "stale_fence", ""),
+            Refused::FromTheFuture { .. } => (Code::FailedPrecondition, "unknown_fence", ""),
+            Refused::NotAMember { .. } => (Code::FailedPrecondition, "not_a_member", ""),
+            Refused::Ended { .. } => (Code::FailedPrecondition, "run_ended", ""),
+            Refused::NotStarted { .. } => {
+                (Code::FailedPrecondition, "run_not_started", "try again when it runs")
+            }
+            Refused::RunExists(_) => (Code::AlreadyExists, "run_exists", "choose another id"),
+            Refused::AgentConnected(_) => {
+                (Code::AlreadyExists, "agent_connected", "give every agent an `--id` of its own")
+            }
+        };
+        let current_generation = match &refused {
+            Refused::Stale { ours, .. } | Refused::FromTheFuture { ours, .. } => ours.generation,
+            Refused::NotAMember { generation, .. } => *generation,
+            _ => 0,
+        };
+        // An agent whose connection broke may be back before its old session is missed.
+        let retryable = matches!(refused, Refused::AgentConnected(_));
+        Refusal {
+            code,
+            message: refused.to_string(),
+            reason: reason.to_owned(),
+            retryable,
+            hint: hint.to_owned(),
+            current_generation,
+        }
+        .into()
+    }
+}
+
+impl From<run_dir::Error> for Status {
+    fn from(error: run_dir::Error) -> Status {
+        let (code, reason, hint) = match &error {
+            run_dir::Error::Occupied(_) => (
+                Code::AlreadyExists,
+                "run_dir_occupied",
+                "choose another directory, or go on with that run: `--resume`",
+            ),
+            run_dir::Error::NoRun(_) => (Code::NotFound, "no_run", "give the directory of a run"),
+            run_dir::Error::Active(_) => {
+                (Code::FailedPrecondition, "run_active", "stop that run, or wait for its end")
+            }
+            run_dir::Error::Damaged { .. } => (Code::DataLoss, "damaged_events", "remove the damaged line"),
+            run_dir::Error::Io { .. } => (Code::Internal, "run_dir_io", ""),
+        };
+        refusal(code, reason, error.to_string(), hint)
+    }
+}
+
+impl From<checkpoints::Error> for Status {
+    fn from(error: checkpoints::Error) -> Status {
+        use checkpoint::Error as Inner;
+        use checkpoints::Error;
+        let (code, reason) = match &error {
+            Error::NotOpen(_) => (Code::FailedPrecondition, "checkpoint_not_open"),
+            Error::Chunk { .. } => (Code::DataLoss, "damaged_chunk"),
+            Error::Length { .. } => (Code::DataLoss, "wrong_length"),
+            Error::NoShard { .. } => (Code::NotFound, "no_shard"),
+            Error::Read { .. } => (Code::Internal, "checkpoint_io"),
+            Error::Checkpoint(inner) => match inner {
+                Inner::Received { .. } => (Code::DataLoss, "damaged_shard"),
+                Inner::Busy { .. } => (Code::Aborted, "checkpoint_busy"),
+                Inner::Incomplete { .. } => (Code::FailedPrecondition, "shards_missing"),
+                Inner::Refused { .. } => (Code::FailedPrecondition, "shard_refused"),
+                Inner::Missing { .. } => (Code::NotFound, "checkpoint_missing"),
+                inner if inner.exit_code() == 3 => (Code::DataLoss, "damaged_checkpoint"),
+                _ => (Code::Internal, "checkpoint_io"),
+            },
+        };
+        let hint = match &error {
+            Error::Checkpoint(inner) => inner.hint().unwrap_or_default(),
+            _ => "",
+        };
+        refusal(code, reason, with_causes(&error), hint)
+    }
+}
+
+/// An error and its causes in one line: a status has no chain.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

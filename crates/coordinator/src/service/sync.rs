@@ -1,0 +1,239 @@
+//! Checkpoint sync: shards stream in from the workers, and back to them.
+
+use bytes::Bytes;
+use checkpoint::ShardWriter;
+use proto::v1::checkpoint_service_server::CheckpointService;
+use proto::v1::{
+    AbortCheckpointRequest, AbortCheckpointResponse, BeginCheckpointRequest, BeginCheckpointResponse,
+    CheckpointInfo, Chunk, CommitCheckpointRequest, Digest, Fence, GetCheckpointRequest,
+    GetCheckpointResponse, GetShardRequest, PutShardMessage, ShardHeader, ShardReceipt, put_shard_message,
+};
+use proto::{MissingField, transport};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{blocking, refusal};
+use crate::checkpoints::{self, Checkpoints, Error, Plan};
+use crate::owner::Owner;
+use crate::state::Input;
+
+/// Chunks between the network and the disk; HTTP/2's windows hold back the rest.
+const IN_FLIGHT: usize = 4;
+
+/// Serves [`CheckpointService`].
+pub(crate) struct CheckpointSync {
+    pub owner: Owner,
+    pub checkpoints: Checkpoints,
+}
+
+#[tonic::async_trait]
+impl CheckpointService for CheckpointSync {
+    async fn begin(
+        &self,
+        request: Request<BeginCheckpointRequest>,
+    ) -> Result<Response<BeginCheckpointResponse>, Status> {
+        let BeginCheckpointRequest { fence, step, n_shards, metadata_json } = request.into_inner();
+        let fence = fence.ok_or(MissingField("fence"))?;
+        if n_shards == 0 {
+            return Err(MissingField("n_shards").into());
+        }
+        let bad_metadata =
+            |error: serde_json::Error| Status::invalid_argument(format!("metadata_json: {error}"));
+        let metadata = if metadata_json.is_empty() {
+            serde_json::Map::new()
+        } else {
+            serde_json::from_str(&metadata_json).map_err(bad_metadata)?
+        };
+        let plan_of = fence.clone();
+        let (config_toml, run_dir, world_size) = self
+            .owner
+            .read(move |state| {
+                let (record, world_size) = state.admit(&plan_of)?;
+                Ok::<_, crate::state::Refused>((
+                    record.config_toml.clone(),
+                    record.run_dir.clone(),
+                    world_size,
+                ))
+            })
+            .await??;
+        let keep = config::RunConfig::from_toml(&config_toml)
+            .map_err(|error| Status::internal(format!("the stored configuration: {error}")))?
+            .checkpoint
+            .keep;
+        let plan = Plan {
+            fence,
+            run_dir: PathBuf::from(run_dir),
+            step,
+            n_shards: n_shards as usize,
+            keep,
+            world_size: world_size as u32,
+            config_toml,
+            metadata,
+        };
+        let checkpoints = self.checkpoints.clone();
+        let checkpoint_id = blocking(move || checkpoints.begin(plan)).await?;
+        Ok(Response::new(BeginCheckpointResponse { checkpoint_id }))
+    }
+
+    async fn put_shard(
+        &self,
+        request: Request<Streaming<PutShardMessage>>,
+    ) -> Result<Response<ShardReceipt>, Status> {
+        let mut inbox = request.into_inner();
+        let Some(put_shard_message::Message::Header(header)) = next(&mut inbox).await? else {
+            return Err(MissingField("header").into());
+        };
+        let fence = header.fence.clone().ok_or(MissingField("fence"))?;
+        self.admit(&fence).await?;
+        let checkpoints = self.checkpoints.clone();
+        let (id, shard) = (header.checkpoint_id.clone(), header.shard);
+        let writer = blocking(move || checkpoints.shard(&fence, &id, shard)).await?;
+        receive(inbox, writer, header).await.map(Response::new)
+    }
+
+    async fn commit(
+        &self,
+        request: Request<CommitCheckpointRequest>,
+    ) -> Result<Response<CheckpointInfo>, Status> {
+        let CommitCheckpointRequest { fence, checkpoint_id } = request.into_inner();
+        let fence = fence.ok_or(MissingField("fence"))?;
+        self.admit(&fence).await?;
+        let (checkpoints, of) = (self.checkpoints.clone(), fence.clone());
+        let info = blocking(move || checkpoints.commit(&of, &checkpoint_id)).await?;
+        self.owner.tell(Input::CheckpointCommitted { fence, info: info.clone() }).await?;
+        Ok(Response::new(info))
+    }
+
+    async fn abort(
+        &self,
+        request: Request<AbortCheckpointRequest>,
+    ) -> Result<Response<AbortCheckpointResponse>, Status> {
+        let AbortCheckpointRequest { fence, checkpoint_id } = request.into_inner();
+        let fence = fence.ok_or(MissingField("fence"))?;
+        self.admit(&fence).await?;
+        let checkpoints = self.checkpoints.clone();
+        blocking(move || checkpoints.abort(&fence, &checkpoint_id)).await?;
+        Ok(Response::new(AbortCheckpointResponse {}))
+    }
+
+    async fn get(
+        &self,
+        request: Request<GetCheckpointRequest>,
+    ) -> Result<Response<GetCheckpointResponse>, Status> {
+        let GetCheckpointRequest { fence, step } = request.into_inner();
+        let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
+        let manifest_json = blocking(move || checkpoints::manifest_json(&run_dir, step)).await?;
+        Ok(Response::new(GetCheckpointResponse { manifest_json }))
+    }
+
+    type GetShardStream = ReceiverStream<Result<Chunk, Status>>;
+
+    async fn get_shard(
+        &self,
+        request: Request<GetShardRequest>,
+    ) -> Result<Response<Self::GetShardStream>, Status> {
+        let GetShardRequest { fence, step, shard } = request.into_inner();
+        let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
+        let (chunks, stream) = mpsc::channel(IN_FLIGHT);
+        // The thread ends with the file or with the stream's reader; its error goes down the stream.
+        tokio::task::spawn_blocking(move || {
+            let sent =
+                checkpoints::read_shard(&run_dir, step, shard, transport::CHUNK_BYTES, |offset, data| {
+                    let crc32c = crc32c::crc32c(&data);
+                    chunks.blocking_send(Ok(Chunk { offset, data: Bytes::from(data), crc32c })).is_ok()
+                });
+            if let Err(error) = sent {
+                chunks.blocking_send(Err(error.into())).ok();
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl CheckpointSync {
+    /// The directory of the run whose present membership the fence is of.
+    async fn admit(&self, fence: &Fence) -> Result<PathBuf, Status> {
+        let fence = fence.clone();
+        let run_dir =
+            self.owner.read(move |state| state.admit(&fence).map(|(record, _)| record.run_dir.clone()));
+        Ok(PathBuf::from(run_dir.await??))
+    }
+}
+
+/// Writes chunks as they come; the receipt follows once the shard is on the disk and is what was sent.
+async fn receive(
+    mut inbox: Streaming<PutShardMessage>,
+    writer: ShardWriter,
+    header: ShardHeader,
+) -> Result<ShardReceipt, Status> {
+    let ShardHeader { shard, total_bytes, .. } = header;
+    let (chunks, queue) = mpsc::channel(IN_FLIGHT);
+    let writing = tokio::task::spawn_blocking(move || write(writer, queue, shard, total_bytes));
+    let trailer = async {
+        loop {
+            match next(&mut inbox).await? {
+                Some(put_shard_message::Message::Chunk(chunk)) => {
+                    // The writer has ended with an error, which is told below.
+                    if chunks.send(chunk).await.is_err() {
+                        return Ok(None);
+                    }
+                }
+                Some(put_shard_message::Message::Trailer(trailer)) => return Ok(Some(trailer)),
+                Some(put_shard_message::Message::Header(_)) => {
+                    return Err(Status::invalid_argument("a second header"));
+                }
+                None => {
+                    let cut = format!("the stream of shard {shard} ended before its trailer");
+                    return Err(refusal(tonic::Code::DataLoss, "shard_truncated", cut, ""));
+                }
+            }
+        }
+    }
+    .await;
+    drop(chunks);
+    let written =
+        writing.await.map_err(|error| Status::internal(format!("writing a shard failed: {error}")))?;
+    let trailer = trailer?;
+    let writer = written?;
+    let digest = trailer.and_then(|trailer| trailer.digest).ok_or(MissingField("digest"))?;
+    let expected: [u8; 32] = digest
+        .blake3
+        .as_slice()
+        .try_into()
+        .map_err(|_| Status::invalid_argument("a digest of not 32 bytes"))?;
+    let durable = blocking(move || writer.finish(&expected).map_err(Error::from)).await?;
+    Ok(ShardReceipt { durable_bytes: durable.bytes, digest: Some(Digest { blake3: expected.to_vec() }) })
+}
+
+fn write(
+    mut writer: ShardWriter,
+    mut chunks: mpsc::Receiver<Chunk>,
+    shard: u32,
+    total_bytes: u64,
+) -> Result<ShardWriter, Error> {
+    while let Some(chunk) = chunks.blocking_recv() {
+        let actual = crc32c::crc32c(&chunk.data);
+        if actual != chunk.crc32c {
+            return Err(Error::Chunk { shard, offset: chunk.offset, expected: chunk.crc32c, actual });
+        }
+        let end = chunk.offset.saturating_add(chunk.data.len() as u64);
+        if end > total_bytes {
+            return Err(Error::Length { shard, expected: total_bytes, actual: end });
+        }
+        writer.write_at(chunk.offset, &chunk.data)?;
+    }
+    if writer.bytes() != total_bytes {
+        return Err(Error::Length { shard, expected: total_bytes, actual: writer.bytes() });
+    }
+    Ok(writer)
+}
+
+async fn next(inbox: &mut Streaming<PutShardMessage>) -> Result<Option<put_shard_message::Message>, Status> {
+    match inbox.message().await? {
+        None => Ok(None),
+        Some(PutShardMessage { message: Some(message) }) => Ok(Some(message)),
+        Some(PutShardMessage { message: None }) => Err(MissingField("message").into()),
+    }
+}

@@ -1,0 +1,164 @@
+//! Following the workers of a run, from their start to their end.
+
+use proto::v1::{Assign, Fence, MemberChanged, Severity, WorkerId, event, worker_down};
+use std::time::Duration;
+
+use super::input::{Command, Exit, News, Refused};
+use super::record::Stage;
+use super::run::{Phase, Run, Verdict};
+use super::{State, verdict};
+
+impl State {
+    pub(super) fn news(
+        &mut self,
+        fence: &Fence,
+        worker: &WorkerId,
+        news: News,
+        now: Duration,
+        out: &mut Vec<Command>,
+    ) -> Result<(), Refused> {
+        let incarnation = self.incarnation;
+        let run = self.runs.iter_mut().find(|run| run.id() == fence.run_id);
+        let run = run.ok_or_else(|| Refused::UnknownRun(fence.run_id.clone()))?;
+        run.check_fence(fence, incarnation)?;
+        let rank = run.rank_of(worker)?;
+        run.take_up(rank, news, now, incarnation, out);
+        run.judge(incarnation, now, out);
+        Ok(())
+    }
+}
+
+impl Run {
+    fn take_up(&mut self, rank: usize, news: News, now: Duration, incarnation: u64, out: &mut Vec<Command>) {
+        let name = self.name_of(rank);
+        let member = &mut self.members[rank];
+        match news {
+            News::Started { pid } => {
+                member.pid = pid;
+                out.push(self.member_note(rank, "started"));
+            }
+            News::Attached { data_address, pid } => {
+                member.pid = pid;
+                member.data_address = Some(data_address);
+                self.assign_when_complete(incarnation, out);
+            }
+            News::Connected => {
+                member.connected = true;
+                self.assign_when_complete(incarnation, out);
+            }
+            News::Disconnected => {
+                member.connected = false;
+                self.suspect(rank, now);
+            }
+            News::Beat(progress) => {
+                member.progress = Some(progress);
+                self.record.summary.step = self.record.summary.step.max(progress.step);
+            }
+            News::Ready { step, total_steps } => {
+                member.ready = true;
+                self.record.summary.total_steps = total_steps;
+                self.record.summary.step = step;
+                self.run_when_ready(incarnation, now, out);
+            }
+            News::Metrics(row) => {
+                self.record.summary.absorb(&row);
+                out.push(Command::WriteMetrics(self.record.run_id.clone(), row));
+            }
+            News::Paused { paused, step } => self.paused(paused, step, out),
+            News::Finished { step, stopped_early } => {
+                self.finished(step, stopped_early, incarnation, now, out)
+            }
+            News::Notice { severity, text } => out.push(self.note(severity, text, None)),
+            News::Failed(failure) => {
+                let severity = if failure.peer { Severity::Info } else { Severity::Warn };
+                let text = format!("{name} reports: {}", failure.error);
+                member.failure = Some(failure);
+                self.suspect(rank, now);
+                out.push(self.note(severity, text, None));
+            }
+            News::Exited { exit, stderr_tail } => {
+                member.exit = Some(exit);
+                member.stderr_tail = stderr_tail;
+                out.push(self.member_note(rank, &describe(exit)));
+                let all_gone = self.members.iter().all(|member| member.exit.is_some());
+                if exit != Exit::Code(0) || all_gone {
+                    self.suspect(rank, now);
+                }
+            }
+        }
+    }
+
+    /// Ranks and addresses go out once every worker listens and can be told.
+    fn assign_when_complete(&mut self, incarnation: u64, out: &mut Vec<Command>) {
+        let peers: Option<Vec<String>> = self
+            .members
+            .iter()
+            .map(|member| member.data_address.clone().filter(|_| member.connected))
+            .collect();
+        let (Phase::Starting, Some(peers)) = (&self.phase, peers) else { return };
+        self.phase = Phase::Forming;
+        for rank in 0..self.members.len() {
+            let assign = Assign {
+                rank: rank as u32,
+                world_size: peers.len() as u32,
+                peers: peers.clone(),
+                checkpoint_step: self.record.checkpoint_step,
+            };
+            out.push(self.to_worker(rank, incarnation, worker_down::Message::Assign(assign)));
+        }
+        out.push(self.state_note());
+    }
+
+    fn run_when_ready(&mut self, incarnation: u64, now: Duration, out: &mut Vec<Command>) {
+        if self.phase == Phase::Forming && self.members.iter().all(|member| member.ready) {
+            self.phase = Phase::Running { paused: false, stopping: false };
+            out.push(Command::Persist(self.record.clone()));
+            out.push(self.state_note());
+            self.give_pending(incarnation, now, out);
+        }
+    }
+
+    fn paused(&mut self, now_paused: bool, step: u64, out: &mut Vec<Command>) {
+        self.record.summary.step = self.record.summary.step.max(step);
+        if let Phase::Running { paused, .. } = &mut self.phase
+            && *paused != now_paused
+        {
+            *paused = now_paused;
+            out.push(self.state_note());
+        }
+    }
+
+    fn finished(
+        &mut self,
+        step: u64,
+        stopped_early: bool,
+        incarnation: u64,
+        now: Duration,
+        out: &mut Vec<Command>,
+    ) {
+        self.record.summary.step = step;
+        let (stage, reason) = if stopped_early {
+            (Stage::Stopped, format!("stopped after step {step}, as asked"))
+        } else {
+            (Stage::Finished, format!("finished with step {step}"))
+        };
+        self.begin_end(Verdict { stage, exit_code: 0, ..verdict::failed(reason) }, incarnation, now, out);
+    }
+
+    fn member_note(&self, rank: usize, change: &str) -> Command {
+        let kind = MemberChanged {
+            worker: Some(self.members[rank].worker.clone()),
+            rank: rank as u32,
+            change: change.to_owned(),
+        };
+        self.note(Severity::Info, format!("{} {change}", self.name_of(rank)), Some(event::Kind::Member(kind)))
+    }
+}
+
+fn describe(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exited with code {code}"),
+        Exit::Signal(signal) => format!("was ended by {}", verdict::signal_name(signal)),
+        Exit::AgentLost => "was lost with its agent".to_owned(),
+    }
+}

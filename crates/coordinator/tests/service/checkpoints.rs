@@ -1,0 +1,150 @@
+//! Checkpoint sync, and what it refuses.
+
+use crate::support::{Bench, assert_refused, collect, shard, tensors};
+use proto::Refusal;
+use proto::v1::put_shard_message::Message;
+use proto::v1::*;
+use tonic::Code;
+
+async fn begin(bench: &Bench, fence: &Fence, n_shards: u32) -> String {
+    let request = BeginCheckpointRequest {
+        fence: Some(fence.clone()),
+        step: 5,
+        n_shards,
+        metadata_json: String::new(),
+    };
+    bench.checkpoints().begin(request).await.unwrap().into_inner().checkpoint_id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_come_back_as_they_were_sent() {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(2).await;
+    let fence = workers[0].fence.clone();
+    let id = begin(&bench, &fence, 2).await;
+    let bytes = tensors(750_000);
+    bench.put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
+    let commit = CommitCheckpointRequest { fence: Some(fence.clone()), checkpoint_id: id.clone() };
+
+    // Refused as long as a shard is missing, and there is nothing under the checkpoint's name.
+    let early = bench.checkpoints().commit(commit.clone()).await.unwrap_err();
+    assert_refused(&Refusal::from(&early), Code::FailedPrecondition, "shards_missing", "[0] of 2");
+    assert!(!bench.run_dir("run").join("checkpoints/step-00000005").exists());
+
+    let id = begin(&bench, &fence, 2).await;
+    bench.put(shard(fence.clone(), &id, 0, &tensors(0))).await.unwrap();
+    bench.put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
+    let commit = CommitCheckpointRequest { checkpoint_id: id, ..commit };
+    let info = bench.checkpoints().commit(commit).await.unwrap().into_inner();
+    assert_eq!((info.step, info.bytes, info.world_size), (5, (bytes.len() + tensors(0).len()) as u64, 2));
+
+    let get = GetCheckpointRequest { fence: Some(fence.clone()), step: 5 };
+    let manifest = bench.checkpoints().get(get).await.unwrap().into_inner().manifest_json;
+    let stored =
+        std::fs::read_to_string(bench.run_dir("run").join("checkpoints/step-00000005/manifest.json"))
+            .unwrap();
+    assert_eq!(manifest, stored);
+    let get = GetShardRequest { fence: Some(fence.clone()), step: 5, shard: 1 };
+    let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
+    assert_eq!(chunks.len(), 3);
+    let mut received = Vec::new();
+    for chunk in chunks {
+        assert_eq!(chunk.offset, received.len() as u64);
+        assert_eq!(chunk.crc32c, crc32c::crc32c(&chunk.data));
+        received.extend_from_slice(&chunk.data);
+    }
+    assert!(received == bytes);
+    let absent = GetShardRequest { shard: 2, ..get };
+    let absent =
+        bench.checkpoints().get_shard(absent).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_refused(&Refusal::from(&absent), Code::NotFound, "no_shard", "no shard 2");
+
+    let verify = VerifyCheckpointRequest { run_id: "run".to_owned(), step: 5 };
+    let verified = bench.control().verify_checkpoint(verify.clone()).await.unwrap().into_inner();
+    assert_eq!((verified.checkpoint, verified.problems), (Some(info), vec![]));
+    let missing = VerifyCheckpointRequest { step: 6, ..verify };
+    let missing = bench.control().verify_checkpoint(missing).await.unwrap_err();
+    assert_refused(&Refusal::from(&missing), Code::NotFound, "checkpoint_missing", "step 6");
+}
+
+/// What `damage` makes of a good stream is refused, and the shard can be sent again.
+async fn check_damage(damage: impl FnOnce(&mut Vec<Message>), code: Code, reason: &str, words: &str) {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(1).await;
+    let fence = workers[0].fence.clone();
+    let id = begin(&bench, &fence, 1).await;
+    let bytes: Vec<u8> = (0..250).collect();
+    let mut messages = shard(fence.clone(), &id, 0, &bytes);
+    damage(&mut messages);
+    assert_refused(&bench.put(messages).await.unwrap_err(), code, reason, words);
+    bench.put(shard(fence.clone(), &id, 0, &bytes)).await.unwrap();
+    let commit = CommitCheckpointRequest { fence: Some(fence), checkpoint_id: id };
+    bench.checkpoints().commit(commit).await.unwrap();
+}
+
+fn flip(message: &mut Message, fix_crc: bool) {
+    let Message::Chunk(chunk) = message else { panic!("not a chunk") };
+    let mut data = chunk.data.to_vec();
+    data[7] ^= 1;
+    chunk.data = data.into();
+    if fix_crc {
+        chunk.crc32c = crc32c::crc32c(&chunk.data);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_on_the_way_is_refused() {
+    check_damage(|m| flip(&mut m[2], false), Code::DataLoss, "damaged_chunk", "byte 100 of shard 0").await;
+    check_damage(|m| flip(&mut m[2], true), Code::DataLoss, "damaged_shard", "shard 0").await;
+    check_damage(|m| drop(m.remove(2)), Code::FailedPrecondition, "shard_refused", "byte 200 instead of 100")
+        .await;
+    check_damage(|m| drop(m.remove(3)), Code::DataLoss, "wrong_length", "200 bytes instead of the 250").await;
+    check_damage(|m| m.truncate(3), Code::DataLoss, "shard_truncated", "before its trailer").await;
+    let longer = |m: &mut Vec<Message>| {
+        let Message::Header(header) = &mut m[0] else { panic!("no header") };
+        header.total_bytes = 120;
+    };
+    check_damage(longer, Code::DataLoss, "wrong_length", "instead of the 120").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_fence_takes_no_checkpoint() {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(1).await;
+    let stale = Fence { generation: 0, ..workers[0].fence.clone() };
+    let refusal = bench.checkpoint(&stale, 5, b"late").await.unwrap_err();
+    assert_refused(&refusal, Code::FailedPrecondition, "stale_fence", "generation 0");
+    assert_eq!(refusal.current_generation, 1);
+
+    // Nor does one who begins well and is replaced meanwhile.
+    let id = begin(&bench, &workers[0].fence, 1).await;
+    let put = bench.put(shard(stale, &id, 0, b"late")).await.unwrap_err();
+    assert_refused(&put, Code::FailedPrecondition, "stale_fence", "generation 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_checkpoint_is_gone_with_its_run_and_old_ones_are_retired() {
+    let bench = Bench::start().await;
+    let (agent, workers) = bench.running(1).await;
+    let fence = workers[0].fence.clone();
+    for step in 1..=3 {
+        bench.checkpoint(&fence, step, b"weights").await.unwrap();
+    }
+    let id = begin(&bench, &fence, 1).await;
+    let abort = AbortCheckpointRequest { fence: Some(fence.clone()), checkpoint_id: id.clone() };
+    bench.checkpoints().abort(abort.clone()).await.unwrap();
+    let again = bench.checkpoints().abort(abort).await.unwrap_err();
+    assert_refused(&Refusal::from(&again), Code::FailedPrecondition, "checkpoint_not_open", &id);
+    begin(&bench, &fence, 1).await;
+    agent.exited(&workers[0], None, Some(9)).await;
+    drop(workers);
+    bench.until("run", RunState::Failed).await;
+
+    let names = std::fs::read_dir(bench.run_dir("run").join("checkpoints")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["step-00000002", "step-00000003"]);
+    let listed = ListCheckpointsRequest { run_id: "run".to_owned() };
+    let listed = bench.control().list_checkpoints(listed).await.unwrap().into_inner().checkpoints;
+    assert_eq!(listed.iter().map(|info| info.step).collect::<Vec<_>>(), [2, 3]);
+}

@@ -1,0 +1,226 @@
+use std::path::Path;
+
+use super::*;
+use crate::augment::Op;
+use crate::fixtures::write_dataset;
+
+fn options(global_batch: usize) -> LoaderOptions {
+    LoaderOptions {
+        seed: 3,
+        global_batch,
+        rank: 0,
+        world_size: 1,
+        start_step: 0,
+        threads: 2,
+        prefetch: 2,
+        max_corrupt_share: 0.5,
+    }
+}
+
+fn open(root: &Path) -> Arc<Dataset> {
+    Arc::new(Dataset::open(root.to_str().unwrap()).unwrap())
+}
+
+fn augmentation() -> Augmentation {
+    Augmentation::preset("simclr-imagenet", 12).unwrap()
+}
+
+fn batches(dataset: &Arc<Dataset>, options: LoaderOptions, n: usize) -> Vec<Batch> {
+    let mut loader = Loader::new(Arc::clone(dataset), augmentation(), options).unwrap();
+    (0..n).map(|_| loader.next_batch().unwrap()).collect()
+}
+
+#[test]
+fn batches_are_what_the_sampler_deals_and_views_of_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 21, &[]);
+    let dataset = open(folder.path());
+    let sampler = Sampler { seed: 3, len: 21 };
+    let len = augmentation().view_len();
+    for (step, batch) in batches(&dataset, options(8), 5).into_iter().enumerate() {
+        let (epoch, indices) = sampler.local_batch(step as u64, 8, 0, 1);
+        assert_eq!((batch.step, batch.epoch, &batch.indices), (step as u64, epoch, &indices));
+        assert_eq!(batch.images.len(), 16 * len);
+        for (row, &index) in indices.iter().enumerate() {
+            let views = views_of(&dataset, &augmentation(), (3, epoch, index)).unwrap();
+            assert_eq!(views.index, index);
+            assert_eq!(batch.images[row * len..][..len], views.images[..len], "first view of {index}");
+            assert_eq!(batch.images[(8 + row) * len..][..len], views.images[len..], "second view of {index}");
+        }
+    }
+}
+
+/// The same images give the same bits, wherever and whenever they are prepared, corrupt ones included.
+#[test]
+fn views_do_not_depend_on_threads_ranks_or_restarts() {
+    const STEPS: usize = 6;
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 40, &[4, 17, 18, 33]);
+    let dataset = open(folder.path());
+    let reference = batches(&dataset, options(10), STEPS);
+    let same = |what: &str, batches: &[Batch], from: usize| {
+        for (batch, reference) in batches.iter().zip(&reference[from..]) {
+            assert_eq!((batch.step, &batch.indices), (reference.step, &reference.indices), "{what}");
+            assert!(batch.images == reference.images, "{what}: step {}", batch.step);
+        }
+    };
+    for (threads, prefetch) in [(1, 1), (1, 3), (5, 1), (3, 4)] {
+        let what = format!("{threads} threads, {prefetch} ahead");
+        same(
+            &what,
+            &batches(&open(folder.path()), LoaderOptions { threads, prefetch, ..options(10) }, STEPS),
+            0,
+        );
+    }
+    for start_step in 1..STEPS {
+        let resumed = batches(
+            &dataset,
+            LoaderOptions { start_step: start_step as u64, ..options(10) },
+            STEPS - start_step,
+        );
+        same("resumed", &resumed, start_step);
+    }
+    let len = augmentation().view_len();
+    for world_size in [2, 3, 4, 12] {
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| {
+                batches(&open(folder.path()), LoaderOptions { rank, world_size, ..options(10) }, STEPS)
+            })
+            .collect();
+        for (step, reference) in reference.iter().enumerate() {
+            let view = |second: bool| -> Vec<f32> {
+                ranks
+                    .iter()
+                    .flat_map(|batches| {
+                        let batch = &batches[step];
+                        let (one, two) = batch.images.split_at(batch.indices.len() * len);
+                        if second { two } else { one }.to_vec()
+                    })
+                    .collect()
+            };
+            assert!(
+                [view(false), view(true)].concat() == reference.images,
+                "world size {world_size}, step {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_corrupt_image_is_reported_once_and_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 30, &[3, 20]);
+    let dataset = open(folder.path());
+    let batches = batches(&dataset, options(10), 9);
+    let mut replaced: Vec<_> =
+        batches.iter().flat_map(|batch| &batch.replaced).map(|r| r.path.as_str()).collect();
+    replaced.sort_unstable();
+    assert_eq!(replaced, ["a/003.png", "b/020.png"]);
+    assert!(batches.iter().flat_map(|batch| &batch.replaced).all(|r| r.reason.contains("neither JPEG")));
+
+    let shown = |epoch| views_of(&dataset, &augmentation(), (3, epoch, 20)).unwrap().index;
+    let over_epochs: Vec<usize> = (0..20).map(shown).collect();
+    assert!(over_epochs.iter().all(|index| ![3, 20].contains(index)), "{over_epochs:?}");
+    assert!(over_epochs.iter().any(|&index| index != over_epochs[0]), "another one every epoch");
+    assert_eq!((0..20).map(shown).collect::<Vec<_>>(), over_epochs);
+}
+
+#[test]
+fn replacements_are_chained_until_one_decodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let all_but_one: Vec<usize> = (0..150).filter(|&index| index != 77).collect();
+    write_dataset(folder.path(), 150, &all_but_one);
+    let dataset = open(folder.path());
+    for epoch in 0..5 {
+        assert_eq!(views_of(&dataset, &augmentation(), (3, epoch, 5)).unwrap().index, 77);
+    }
+    write_dataset(folder.path(), 150, &[77]);
+    write_dataset(folder.path(), 150, &(0..150).collect::<Vec<_>>());
+    let error = views_of(&open(folder.path()), &augmentation(), (3, 0, 5)).unwrap_err();
+    assert_eq!(error.to_string(), "none of the 150 images can be decoded");
+}
+
+#[test]
+fn too_many_corrupt_images_end_the_run_with_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 20, &[1, 5, 12]);
+    let run = |max_corrupt_share| {
+        let options = LoaderOptions { max_corrupt_share, threads: 1, ..options(20) };
+        let mut loader = Loader::new(open(folder.path()), augmentation(), options).unwrap();
+        loader.next_batch().map(|batch| batch.replaced.len())
+    };
+    assert_eq!(run(0.15).unwrap(), 3, "a share that is just allowed");
+    let Err(Error::TooManyCorrupt { paths, len: 20, .. }) = run(0.1) else {
+        panic!("three of twenty are more")
+    };
+    assert_eq!(paths, ["a/001.png", "a/005.png", "b/012.png"]);
+    let Err(Error::TooManyCorrupt { paths, .. }) = run(0.0) else { panic!("none is allowed") };
+    assert_eq!(paths.len(), 1);
+}
+
+#[test]
+fn a_missing_file_is_an_error_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 6, &[]);
+    let dataset = open(folder.path());
+    std::fs::remove_file(folder.path().join("a/001.png")).unwrap();
+    let error = Loader::new(dataset, augmentation(), options(6)).unwrap().next_batch().unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("a/001.png")), "{error:?}");
+}
+
+#[test]
+fn a_panic_reaches_the_caller_and_later_batches_still_come() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 8, &[]);
+    let mut broken = augmentation();
+    broken.views[1].ops = vec![Op::Blur { p: 1.0, kernel: 99 }];
+    let mut loader = Loader::new(open(folder.path()), broken, options(4)).unwrap();
+    for step in 0..3 {
+        let error = loader.next_batch().unwrap_err();
+        let expected = format!(
+            "a data loader thread panicked while preparing step {step}: a kernel of 99 pixels on an image of 12"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn buffers_are_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 12, &[]);
+    let mut loader = Loader::new(open(folder.path()), augmentation(), options(4)).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let batch = loader.next_batch().unwrap();
+        seen.insert(batch.images.as_ptr());
+        loader.recycle(batch);
+    }
+    // Two ahead, one with the consumer.
+    assert!(seen.len() <= 3, "{} buffers", seen.len());
+}
+
+#[test]
+fn a_batch_larger_than_the_set_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 8, &[]);
+    let error = Loader::new(open(folder.path()), augmentation(), options(9)).err().unwrap();
+    assert!(
+        error.to_string().starts_with("a global batch of 9 images cannot be drawn from a data set of 8"),
+        "{error}"
+    );
+}
+
+/// Dropping joins the threads, whether they wait for room, are at work, or wait for nothing.
+#[test]
+fn dropping_ends_the_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 12, &[]);
+    let dataset = open(folder.path());
+    for taken in [0, 1, 5] {
+        let mut loader = Loader::new(Arc::clone(&dataset), augmentation(), options(4)).unwrap();
+        for _ in 0..taken {
+            loader.next_batch().unwrap();
+        }
+    }
+    assert_eq!(Arc::strong_count(&dataset), 1, "no thread holds the set any more");
+}

@@ -1,0 +1,260 @@
+//! Data sets: what lies behind the text in `data.source`, whose grammar [`Dataset`] gives.
+//!
+//! One file per format finds images and their classes; `listing.rs` is what folders and archives share.
+
+mod archive;
+mod builtin;
+mod cifar;
+mod files;
+mod idx;
+mod listing;
+mod pixels;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::{Error, Image, decode};
+use archive::Archive;
+use builtin::Split;
+use files::Folder;
+use listing::Arranged;
+use pixels::Pixels;
+
+/// Labelled or unlabelled images in a fixed order.
+///
+/// | text | what it opens |
+/// | --- | --- |
+/// | `builtin` | the built-in set, training images; `builtin#test` for the others |
+/// | a folder | JPEG, PNG and WebP files in it, or IDX or CIFAR files |
+/// | a tar, plain or compressed by gzip or zstd | such files in it |
+/// | an IDX or CIFAR file | its images |
+/// | any of these`#split` | the images of that subfolder, or the `train` or `test` half of IDX and CIFAR files |
+///
+/// Where a folder or tar holds a `train` and a `test` (or `val`) folder and nothing says which, `train` is taken and
+/// [`Dataset::note`] says so. Classes are the folders that the images lie in; a folder that only wraps others is
+/// passed through.
+///
+/// The order is that of the files' relative paths, bytewise, or the order in the file that holds them all.
+pub struct Dataset {
+    origin: String,
+    source: Source,
+    labels: Option<Vec<u32>>,
+    class_names: Vec<String>,
+    note: Option<String>,
+    cache: Cache,
+}
+
+enum Source {
+    Builtin(Split),
+    Folder(Folder),
+    Archive(Archive),
+    Pixels(Pixels),
+}
+
+impl Dataset {
+    /// Opens a source; nothing is decoded yet.
+    ///
+    /// # Errors
+    /// If nothing is there, it holds no images, a split is not in it, or a file that holds the whole set is
+    /// damaged.
+    pub fn open(source: &str) -> Result<Dataset, Error> {
+        match with_split(source) {
+            Some(("builtin", split)) => return Dataset::open_builtin(source, split),
+            None if source == "builtin" => return Dataset::open_builtin(source, "train"),
+            _ => {}
+        }
+        // A path may contain a #: it is taken as a path if there is such a file.
+        let (path, split) = match with_split(source) {
+            Some((path, split)) if !Path::new(source).exists() => (Path::new(path), Some(split)),
+            _ => (Path::new(source), None),
+        };
+        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound { path: path.to_owned() },
+            _ => Error::Io { path: path.to_owned(), source: error },
+        })?;
+        if metadata.is_dir() {
+            Dataset::open_folder(source, path, split)
+        } else {
+            Dataset::open_file(source, path, split)
+        }
+    }
+
+    fn open_builtin(origin: &str, split: &str) -> Result<Dataset, Error> {
+        let split = match split {
+            "train" => Split::Train,
+            "test" => Split::Test,
+            other => return Err(no_such_split(Path::new("builtin"), other, "train and test")),
+        };
+        let labels = (0..split.len()).map(builtin::label).collect();
+        let class_names = builtin::CLASS_NAMES.map(str::to_owned).to_vec();
+        Ok(Dataset::new(origin, Source::Builtin(split), Some(labels), class_names, None))
+    }
+
+    fn open_folder(origin: &str, root: &Path, split: Option<&str>) -> Result<Dataset, Error> {
+        if let Some(pixels) = idx::open_folder(root, split)? {
+            return Ok(Dataset::of_pixels(origin, pixels));
+        }
+        if let Some(pixels) = cifar::open_folder(root, split)? {
+            return Ok(Dataset::of_pixels(origin, pixels));
+        }
+        let (found, skipped) = files::walk(root)?;
+        let Arranged { items, labels, class_names, note } = listing::arrange(root, found, skipped, split)?;
+        let paths = items.into_iter().map(|(path, ())| path).collect();
+        let folder = Folder { root: root.to_owned(), paths };
+        Ok(Dataset::new(origin, Source::Folder(folder), labels, class_names, note))
+    }
+
+    fn open_file(origin: &str, path: &Path, split: Option<&str>) -> Result<Dataset, Error> {
+        if let Some(pixels) = idx::open_file(path)? {
+            return Dataset::of_one_file(origin, path, split, pixels);
+        }
+        if path.extension().is_some_and(|extension| extension == "bin") {
+            return Dataset::of_one_file(origin, path, split, cifar::open_file(path)?);
+        }
+        let (found, skipped, bytes) = archive::index(path)?;
+        let Arranged { items, labels, class_names, note } = listing::arrange(path, found, skipped, split)?;
+        Ok(Dataset::new(origin, Source::Archive(Archive { items, bytes }), labels, class_names, note))
+    }
+
+    fn of_one_file(origin: &str, path: &Path, split: Option<&str>, pixels: Pixels) -> Result<Dataset, Error> {
+        match split {
+            None => Ok(Dataset::of_pixels(origin, pixels)),
+            Some(split) => Err(no_such_split(path, split, "one only: name the folder, or another file")),
+        }
+    }
+
+    fn of_pixels(origin: &str, mut pixels: Pixels) -> Dataset {
+        let (labels, class_names, note) =
+            (pixels.labels.take(), std::mem::take(&mut pixels.class_names), pixels.note.take());
+        Dataset::new(origin, Source::Pixels(pixels), labels, class_names, note)
+    }
+
+    fn new(
+        origin: &str,
+        source: Source,
+        labels: Option<Vec<u32>>,
+        class_names: Vec<String>,
+        note: Option<String>,
+    ) -> Dataset {
+        let cache = Cache::new(source.len());
+        Dataset { origin: origin.to_owned(), source, labels, class_names, note, cache }
+    }
+
+    /// The text that was opened.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Counts the images: at least one.
+    #[expect(clippy::len_without_is_empty, reason = "an empty set is not opened")]
+    pub fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    /// The class of every image, where the source has classes.
+    pub fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_deref()
+    }
+
+    /// The names of the classes by label, sorted for folders; empty without labels.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// A choice that was made in opening and that the user should be told, such as which half was taken.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Names an image: its path within the source, or the file it lies in and its number there.
+    pub fn path_of(&self, index: usize) -> String {
+        match &self.source {
+            Source::Builtin(split) => {
+                format!(
+                    "{}/{}/{index:04}",
+                    split.name(),
+                    builtin::CLASS_NAMES[builtin::label(index) as usize]
+                )
+            }
+            Source::Folder(folder) => folder.paths[index].to_string_lossy().into_owned(),
+            Source::Archive(archive) => archive.items[index].0.to_string_lossy().into_owned(),
+            Source::Pixels(pixels) => pixels.path_of(index),
+        }
+    }
+
+    /// Decodes an image, or takes it from memory: a set that is small when decoded is kept.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if it is corrupt, [`Error::Io`] if it cannot be read.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn load(&self, index: usize) -> Result<Arc<Image>, Error> {
+        if let Some(image) = self.cache.get(index) {
+            return Ok(image);
+        }
+        let image = match &self.source {
+            Source::Builtin(split) => builtin::render(*split, index),
+            Source::Folder(folder) => self.decode(index, &folder.read(index)?)?,
+            Source::Archive(archive) => self.decode(index, &archive.read(index)?)?,
+            Source::Pixels(pixels) => pixels.image(index),
+        };
+        let image = Arc::new(image);
+        self.cache.offer(index, &image);
+        Ok(image)
+    }
+
+    fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {
+        decode(bytes).map_err(|reason| Error::Image { path: self.path_of(index), reason })
+    }
+
+    /// Identifies the set: its images' names, order and classes, not their pixels. Equal on every host that
+    /// sees the same set, whatever path it lies at.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for index in 0..self.len() {
+            hasher.update(self.path_of(index).as_bytes());
+            hasher.update(&[0]);
+            if let Some(labels) = &self.labels {
+                hasher.update(&labels[index].to_le_bytes());
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        match self {
+            Source::Builtin(split) => split.len(),
+            Source::Folder(folder) => folder.paths.len(),
+            Source::Archive(archive) => archive.items.len(),
+            Source::Pixels(pixels) => pixels.len(),
+        }
+    }
+}
+
+fn with_split(source: &str) -> Option<(&str, &str)> {
+    source.rsplit_once('#').filter(|(path, split)| !path.is_empty() && !split.is_empty())
+}
+
+fn no_such_split(origin: &Path, wanted: &str, available: &str) -> Error {
+    Error::NoSuchSplit {
+        origin: origin.display().to_string(),
+        wanted: wanted.to_owned(),
+        available: available.to_owned(),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+fn malformed(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Malformed { path: PathBuf::from(path), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! The largest batch anyone trains with: 65,536 rows of 128, and no similarity matrix in memory.
+//!
+//! One test, alone in its process, since it measures what the process allocates.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use collective::loopback;
+use engine::kernels::{KernelPath, Pool};
+use objectives::unit::UnitRows;
+use objectives::{Compute, NtXent};
+
+const GLOBAL_ROWS: usize = 65_536;
+const OWN_ROWS: usize = 1024;
+const WIDTH: usize = 128;
+
+/// The system's allocator, which remembers how much was ever allocated at once.
+struct Counting;
+
+static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[expect(unsafe_code, reason = "an allocator is unsafe by its nature; this one only counts")]
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let allocated = ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(allocated, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
+    // The other rank holds all other rows. It takes part in the gathers and computes nothing, which would
+    // take minutes; the log-sum-exps it hands out are those of rows that are all alike.
+    let rows = [OWN_ROWS, GLOBAL_ROWS - OWN_ROWS];
+    let embeddings: Vec<f32> = (0..OWN_ROWS * WIDTH).map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
+    let others = UnitRows::new(&vec![1f32; rows[1] * WIDTH], WIDTH).unit;
+    let mut everything = vec![0f32; GLOBAL_ROWS * WIDTH];
+    let mut log_sums = vec![0f32; GLOBAL_ROWS];
+    let mut group = loopback(2, 1).unwrap();
+    let mut other = group.pop().unwrap().pop().unwrap();
+    let mut own = group.pop().unwrap().pop().unwrap();
+    let pool = Pool::new(2, &[]);
+    let compute = Compute { pool: &pool, path: KernelPath::detect() };
+
+    let peer = thread::spawn(move || {
+        let counts = rows.map(|rows| rows * WIDTH);
+        other.all_gather_counts(&others, &counts, &mut everything).unwrap();
+        let all_alike = (10.0 + (GLOBAL_ROWS as f64).ln()) as f32;
+        other.all_gather_counts(&vec![all_alike; rows[1]], &rows, &mut log_sums).unwrap();
+        other.all_reduce_sum(&mut [0f64]).unwrap();
+    });
+    let before = ALLOCATED.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let step = NtXent::new(0.1).forward_backward(compute, &embeddings, &rows, &mut own).unwrap();
+    let used = PEAK.load(Ordering::Relaxed) - before;
+    peer.join().unwrap();
+
+    assert!(step.loss.is_finite() && step.d_embeddings.iter().all(|d| d.is_finite()));
+    let gathered = GLOBAL_ROWS * WIDTH * size_of::<f32>();
+    let own_part = GLOBAL_ROWS * size_of::<f32>() + OWN_ROWS * WIDTH * size_of::<f32>() * 4;
+    let limit = gathered + own_part + (4 << 20);
+    assert!(used < limit, "{used} bytes at the peak, {limit} allowed");
+    let of_own_rows = OWN_ROWS * GLOBAL_ROWS * size_of::<f32>();
+    assert!(limit < of_own_rows / 3, "the limit would not notice this rank's rows of the matrix");
+}

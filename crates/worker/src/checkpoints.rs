@@ -1,0 +1,163 @@
+//! When a checkpoint is taken, what it records, and how a run goes on from one.
+
+use config::RunConfig;
+use proto::v1::Phase;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+use crate::embed::CONFIG_KEY;
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::step::Trainer;
+use crate::{Error, snapshot, sync};
+
+/// Between attempts to save the last checkpoint of a run whose coordinator is away.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What results depend on, to the bit, besides configuration and data.
+const EXACTNESS: [(&str, &str); 4] = [
+    ("world_size", "world size"),
+    ("threads", "threads per worker"),
+    ("kernel_path", "kernel path"),
+    ("convolution", "convolution"),
+];
+
+/// The checkpoints of this run, as one rank takes part in them.
+pub struct Checkpoints<'a> {
+    session: &'a Session,
+    config: &'a RunConfig,
+    plan: &'a Plan,
+    /// The last step that was saved, or that the run came from.
+    saved: Option<u64>,
+}
+
+impl<'a> Checkpoints<'a> {
+    /// None taken yet.
+    pub fn new(session: &'a Session, config: &'a RunConfig, plan: &'a Plan) -> Checkpoints<'a> {
+        Checkpoints { session, config, plan, saved: None }
+    }
+
+    /// Saves the state after `step` updates, unless that is saved already; collective. A coordinator out of
+    /// reach is not an error: training goes on, and the next checkpoint makes up for it.
+    ///
+    /// # Errors
+    /// If the coordinator refuses the checkpoint, or a peer is lost.
+    pub fn save(&mut self, trainer: &mut Trainer, step: u64) -> Result<bool, Error> {
+        if self.saved == Some(step) {
+            return Ok(true);
+        }
+        let Trainer { network, optimizer, communicator, .. } = trainer;
+        self.session.progress(Phase::Checkpointing, step, communicator.sequence());
+        snapshot::agree_on_buffers(network, communicator).map_err(Error::Collective)?;
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let shard = checkpoint::encode_shard(&snapshot::shard_of(network, optimizer, rank, world_size));
+        let metadata = self.metadata(trainer, step);
+        if sync::save(self.session, &mut trainer.communicator, step, shard, metadata)? {
+            self.saved = Some(step);
+            if rank == 0 {
+                tracing::info!(step, "checkpoint saved");
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// As [`Checkpoints::save`], also if that step is saved: whoever asked waits for a commit.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`].
+    pub fn save_as_ordered(&mut self, trainer: &mut Trainer, step: u64) -> Result<bool, Error> {
+        self.saved = None;
+        self.save(trainer, step)
+    }
+
+    /// As [`Checkpoints::save`], trying until it is done or the session is over.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`], or if the coordinator stays away for longer than `cluster.orphan_ttl`.
+    pub fn save_finally(&mut self, trainer: &mut Trainer, step: u64) -> Result<(), Error> {
+        while !self.save(trainer, step)? {
+            self.session.check()?;
+            self.session.block_on(tokio::time::sleep(RETRY));
+        }
+        Ok(())
+    }
+
+    /// Loads the state of `step`, and says what has changed since that results depend on.
+    ///
+    /// # Errors
+    /// If the checkpoint is not to be had, is damaged, or is of another network.
+    pub fn restore(&mut self, trainer: &mut Trainer, step: u64) -> Result<(), Error> {
+        let unfit = |source| Error::Checkpoint { step, source };
+        let (manifest, state) = sync::fetch(self.session, step)?;
+        snapshot::restore_network(&mut trainer.network, &state).map_err(unfit)?;
+        snapshot::restore_optimizer(&mut trainer.optimizer, &trainer.network, &state).map_err(unfit)?;
+        self.saved = Some(step);
+        if trainer.communicator.rank() == 0 {
+            tracing::info!(step, "continuing from a checkpoint");
+            for change in changes(&manifest.metadata, &self.metadata(trainer, step)) {
+                self.session.warn(change);
+            }
+        }
+        Ok(())
+    }
+
+    fn metadata(&self, trainer: &Trainer, step: u64) -> Map<String, Value> {
+        let metadata = json!({
+            CONFIG_KEY: self.config.to_toml(),
+            "world_size": trainer.communicator.world_size(),
+            "threads": trainer.pool.threads(),
+            "kernel_path": trainer.network.kernel_path().to_string(),
+            "convolution": self.config.train.convolution.to_string(),
+            "epoch": self.plan.epoch(step),
+            "step": step,
+        });
+        match metadata {
+            Value::Object(map) => map,
+            _ => unreachable!("written as an object"),
+        }
+    }
+}
+
+/// One sentence for everything that makes this run differ from an undisturbed one.
+fn changes(before: &Map<String, Value>, now: &Map<String, Value>) -> Vec<String> {
+    let changed = EXACTNESS.iter().filter(|(key, _)| before.get(*key) != now.get(*key));
+    let sentence = |(key, name): &(&str, &str)| {
+        let text = |map: &Map<String, Value>| match map.get(*key) {
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+            None => "unknown".to_owned(),
+        };
+        format!(
+            "resumed with another {name}: {} instead of {}; results agree with an undisturbed run within \
+             rounding, not bit for bit",
+            text(now),
+            text(before)
+        )
+    };
+    changed.map(sentence).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_costs_exactness_is_named() {
+        let map = |world_size: u64, path: &str| {
+            let value = json!({ "world_size": world_size, "threads": 1, "kernel_path": path,
+                "convolution": "auto", "epoch": world_size });
+            value.as_object().unwrap().clone()
+        };
+        assert_eq!(changes(&map(2, "avx2"), &map(2, "avx2")), [""; 0]);
+        let found = changes(&map(2, "avx2"), &map(4, "avx512"));
+        assert_eq!(found.len(), 2);
+        assert!(found[0].starts_with("resumed with another world size: 4 instead of 2;"), "{}", found[0]);
+        assert!(
+            found[1].starts_with("resumed with another kernel path: avx512 instead of avx2;"),
+            "{}",
+            found[1]
+        );
+        assert!(changes(&Map::new(), &map(2, "avx2"))[0].contains("world size: 2 instead of unknown"));
+    }
+}

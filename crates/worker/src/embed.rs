@@ -1,0 +1,313 @@
+//! What a checkpoint is good for outside of training: features of images, and their kNN accuracy.
+
+use checkpoint::{Manifest, Tensor, export};
+use collective::Communicator;
+use config::RunConfig;
+use data::Dataset;
+use engine::kernels::{KernelPath, Pool};
+use engine::network::{Network, NetworkOptions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use crate::evaluation::{Encoder, Evaluated, Evaluation};
+use crate::{Error, features, model, npy, snapshot};
+
+/// Where a manifest's metadata keep the run's resolved configuration.
+pub const CONFIG_KEY: &str = "config_toml";
+
+/// A pass is planned for as many images as fit into this many bytes.
+const PASS_BYTES: usize = 1 << 30;
+
+/// More images than this at once gain nothing.
+const MAX_PASS: usize = 128;
+
+/// What was written.
+#[derive(Debug)]
+pub struct Embedded {
+    /// Images whose features were written.
+    pub n: usize,
+    /// Length of a feature.
+    pub width: usize,
+    /// The features' file, and those beside it.
+    pub files: Vec<PathBuf>,
+    /// The checkpoint that was used.
+    pub checkpoint: PathBuf,
+    /// Images that could not be decoded and were left out: path and reason.
+    pub corrupt: Vec<(String, String)>,
+}
+
+/// What kNN found, and which checkpoint it looked at.
+#[derive(Debug)]
+pub struct KnnReport {
+    /// The result.
+    pub evaluated: Evaluated,
+    /// The checkpoint that was used.
+    pub checkpoint: PathBuf,
+    /// Its completed updates.
+    pub step: u64,
+}
+
+/// The form of a file of features.
+#[derive(Clone, Copy)]
+enum Form {
+    Npy,
+    Safetensors,
+}
+
+/// Writes the backbone's features of every image of `data`, in its order, to `out`.
+///
+/// Beside `F.npy` or `F.safetensors` stand `F.paths.txt` and, where images have classes, `F.labels.txt` and
+/// `F.classes.txt`: a line for each row, or class. The safetensors file also holds the labels.
+///
+/// - `checkpoint`: a checkpoint's directory, or a run's, whose newest good one is then taken
+///
+/// # Errors
+/// If `out` has another extension, the checkpoint is damaged, or the images cannot be read.
+pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Error> {
+    let form = form(out)?;
+    let Restored { mut network, pool, config, dir, .. } = restore(checkpoint)?;
+    let dataset = Dataset::open(data).map_err(Error::Data)?;
+    let preprocess = model::preprocess(&config);
+    let features = features::encode(&mut network, &pool, &dataset, 0..dataset.len(), &preprocess)?;
+    let (n, width) = (features.indices.len(), network.spec().feature_width());
+    let labels: Option<Vec<u32>> =
+        dataset.labels().map(|labels| features.indices.iter().map(|&i| labels[i]).collect());
+
+    let bytes = match form {
+        Form::Npy => npy::encode(&features.values, width),
+        Form::Safetensors => {
+            let mut tensors = vec![Tensor::from_f32("features", &[n, width], &features.values)];
+            tensors.extend(labels.iter().map(|labels| {
+                let labels: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
+                Tensor::from_i64s("labels", &[n], &labels)
+            }));
+            checkpoint::encode_shard(&tensors)
+        }
+    };
+    // A path may hold a newline, a line must not.
+    let mut texts =
+        vec![("paths.txt", lines(features.indices.iter().map(|&i| dataset.path_of(i).replace('\n', "\\n"))))];
+    if let Some(labels) = &labels {
+        texts.push(("labels.txt", lines(labels.iter().map(u32::to_string))));
+        texts.push(("classes.txt", lines(dataset.class_names().iter().cloned())));
+    }
+    let mut files = vec![out.to_owned()];
+    for (extension, text) in texts {
+        let file = out.with_extension(extension);
+        export::write_atomically(&file, text.as_bytes()).map_err(Error::Output)?;
+        files.push(file);
+    }
+    // The features come last: when they are there, so is what belongs to them.
+    export::write_atomically(out, &bytes).map_err(Error::Output)?;
+    Ok(Embedded { n, width, files, checkpoint: dir, corrupt: features.corrupt })
+}
+
+/// Classifies the images of `test` by those of `data`, or each of `data` by the others.
+///
+/// # Errors
+/// If the checkpoint is damaged, the images cannot be read, or have no labels.
+pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
+    let Restored { mut network, pool, config, dir, step } = restore(checkpoint)?;
+    let open = |source: &str| Dataset::open(source).map(Arc::new).map_err(Error::Data);
+    let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
+        .ok_or(Error::NoLabels)?;
+    let mut alone = Communicator::alone();
+    let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
+    Ok(KnnReport { evaluated: evaluation.knn(&mut encoder)?, checkpoint: dir, step })
+}
+
+/// A checkpoint's network, on all cores of this machine.
+struct Restored {
+    network: Network<f32>,
+    pool: Arc<Pool>,
+    config: RunConfig,
+    dir: PathBuf,
+    step: u64,
+}
+
+fn restore(checkpoint: &Path) -> Result<Restored, Error> {
+    let located = checkpoint::locate(checkpoint).map_err(Error::Load)?;
+    for problem in &located.problems {
+        tracing::warn!(used = %located.dir.display(), "a newer checkpoint is damaged: {problem}");
+    }
+    let (manifest, state) = checkpoint::load(&located.dir).map_err(Error::Load)?;
+    let config = stored_config(&manifest, &located.dir)?;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let pool = Arc::new(Pool::new(threads, &[]));
+    let mut network = Network::new(&model::spec(&config), options(&config, threads), Arc::clone(&pool));
+    snapshot::restore_network(&mut network, &state).map_err(Error::Load)?;
+    Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step })
+}
+
+fn stored_config(manifest: &Manifest, dir: &Path) -> Result<RunConfig, Error> {
+    let text = manifest.metadata.get(CONFIG_KEY).and_then(|value| value.as_str()).ok_or_else(|| {
+        let reason = format!("its metadata have no `{CONFIG_KEY}`");
+        Error::Load(checkpoint::Error::Malformed { file: dir.join(checkpoint::MANIFEST_FILE), reason })
+    })?;
+    RunConfig::from_toml(text).map_err(Error::StoredConfig)
+}
+
+/// Plans for the most images that fit into [`PASS_BYTES`].
+fn options(config: &RunConfig, threads: usize) -> NetworkOptions {
+    let mut options = NetworkOptions {
+        max_rows: MAX_PASS,
+        seed: 0,
+        kernel_path: KernelPath::detect(),
+        convolution: model::convolution(config),
+    };
+    let spec = model::spec(config);
+    while options.max_rows > 1 && Network::<f32>::predicted_bytes(&spec, &options, threads) > PASS_BYTES {
+        options.max_rows /= 2;
+    }
+    options
+}
+
+fn form(out: &Path) -> Result<Form, Error> {
+    match out.extension().and_then(|extension| extension.to_str()) {
+        Some("npy") => Ok(Form::Npy),
+        Some("safetensors") => Ok(Form::Safetensors),
+        _ => Err(Error::Config {
+            key: "--out",
+            value: out.display().to_string(),
+            reason: "expected a name that ends in .npy or .safetensors".to_owned(),
+        }),
+    }
+}
+
+fn lines(items: impl Iterator<Item = String>) -> String {
+    items.map(|item| item + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use data::Scratch;
+    use std::fs;
+
+    const CLASSES: [(&str, [u8; 3]); 2] = [("left", [150, 20, 20]), ("right", [20, 150, 90])];
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        checkpoint: PathBuf,
+        data: String,
+        network: Network<f32>,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("images");
+        fixtures::images(&images, &CLASSES, 3);
+        let pool = Arc::new(Pool::new(1, &[]));
+        let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+        let buffers = &mut network.parameters_mut().buffer_values;
+        buffers.iter_mut().enumerate().for_each(|(i, x)| *x += (i % 5) as f32 * 0.1);
+        let checkpoint = fixtures::checkpoint(&dir.path().join("run"), 4, &fixtures::config(), &network);
+        Fixture { checkpoint, data: images.to_str().unwrap().to_owned(), network, dir }
+    }
+
+    /// The features of every image, one at a time.
+    fn expected(fixture: &mut Fixture) -> Vec<f32> {
+        let dataset = Dataset::open(&fixture.data).unwrap();
+        let preprocess = model::preprocess(&fixtures::config());
+        let mut pixels = vec![0.0; fixtures::SIZE * fixtures::SIZE * 3];
+        let mut features = Vec::new();
+        for i in 0..dataset.len() {
+            preprocess.apply(&dataset.load(i).unwrap(), &mut Scratch::default(), &mut pixels);
+            features.extend_from_slice(fixture.network.forward_eval(&pixels, 1).features);
+        }
+        features
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-4 * expected.abs().max(0.1), "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn features_stand_in_the_order_of_the_images_with_paths_and_labels_beside() {
+        let mut fixture = fixture();
+        let out = fixture.dir.path().join("f.safetensors");
+        // The run's directory stands for its newest good checkpoint.
+        let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
+        assert_eq!((embedded.n, embedded.width, &embedded.checkpoint), (6, 64, &fixture.checkpoint));
+        assert_eq!(embedded.files[0], out);
+        let state =
+            checkpoint::State::new(checkpoint::decode_shard(&fs::read(&out).unwrap()).unwrap()).unwrap();
+        let mut features = vec![0.0; 6 * 64];
+        state.get("features").unwrap().copy_to_f32(&[6, 64], &mut features).unwrap();
+        assert_close(&features, &expected(&mut fixture));
+        assert_eq!(state.get("labels").unwrap(), &Tensor::from_i64s("labels", &[6], &[0, 0, 0, 1, 1, 1]));
+
+        let read = |name: &str| fs::read_to_string(fixture.dir.path().join(name)).unwrap();
+        let paths = "left/000.png\nleft/001.png\nleft/002.png\nright/000.png\nright/001.png\nright/002.png\n";
+        assert_eq!(read("f.paths.txt"), paths);
+        assert_eq!(read("f.labels.txt"), "0\n0\n0\n1\n1\n1\n");
+        assert_eq!(read("f.classes.txt"), "left\nright\n");
+    }
+
+    #[test]
+    fn a_corrupt_image_has_no_row() {
+        let mut fixture = fixture();
+        fs::write(Path::new(&fixture.data).join("left/001.png"), b"no image").unwrap();
+        let out = fixture.dir.path().join("f.npy");
+        let embedded = embed(&fixture.checkpoint, &fixture.data, &out).unwrap();
+        assert_eq!((embedded.n, embedded.corrupt[0].0.as_str()), (5, "left/001.png"));
+        let text = fs::read_to_string(fixture.dir.path().join("f.paths.txt")).unwrap();
+        assert!(text.starts_with("left/000.png\nleft/002.png\n"), "{text}");
+        fs::remove_file(Path::new(&fixture.data).join("left/001.png")).unwrap();
+        let file = fs::read(&out).unwrap();
+        let features: Vec<f32> =
+            file[128..].as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        assert_close(&features, &expected(&mut fixture));
+    }
+
+    #[test]
+    fn knn_on_its_own_finds_what_training_finds() {
+        let mut fixture = fixture();
+        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None).unwrap();
+        assert_eq!((report.step, report.evaluated.n_queries), (4, 6));
+        let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
+        let preprocess = model::preprocess(&fixtures::config());
+        let evaluation = Evaluation::new(dataset, None, preprocess).unwrap().unwrap();
+        let (mut alone, pool) = (Communicator::alone(), Pool::new(1, &[]));
+        let mut encoder = Encoder { network: &mut fixture.network, communicator: &mut alone, pool: &pool };
+        let expected = evaluation.knn(&mut encoder).unwrap();
+        assert_eq!(report.evaluated.top1, expected.top1);
+        assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);
+
+        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data)).unwrap();
+        assert_eq!(tested.evaluated.top1, 1.0, "every image is its own nearest neighbour");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_with_its_exit_code() {
+        let fixture = fixture();
+        let out = fixture.dir.path().join("f.npy");
+        let refuse = |checkpoint: &Path, data: &str, out: &Path| embed(checkpoint, data, out).unwrap_err();
+        let error = refuse(&fixture.checkpoint, &fixture.data, &out.with_extension("txt"));
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("ends in .npy or .safetensors"), "{error}");
+        assert_eq!(refuse(&fixture.checkpoint, "/nowhere", &out).exit_code(), 2);
+        assert_eq!(refuse(Path::new("/nowhere"), &fixture.data, &out).exit_code(), 2);
+        let flat = format!("{}/left", fixture.data);
+        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None).unwrap_err().exit_code(), 2);
+
+        let shard = fixture.checkpoint.join(checkpoint::shard_file(0, 2));
+        let mut bytes = fs::read(&shard).unwrap();
+        bytes[1000] ^= 1;
+        fs::write(&shard, bytes).unwrap();
+        let error = refuse(&fixture.checkpoint, &fixture.data, &out);
+        assert_eq!(error.exit_code(), 3);
+        assert!(!out.exists());
+        // Where an older one is intact it is used.
+        let older =
+            fixtures::checkpoint(&fixture.dir.path().join("run"), 2, &fixtures::config(), &fixture.network);
+        let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
+        assert_eq!(embedded.checkpoint, older);
+    }
+}

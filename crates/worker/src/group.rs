@@ -1,0 +1,159 @@
+//! From a dealt rank to a group that agrees on what it is.
+
+use collective::{AbortHandle, Communicator, Group, Listener};
+use proto::v1::{Assign, Fence};
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::time::Duration;
+
+use crate::Error;
+
+/// How long ranks wait for each other: workers of one run start within seconds.
+const FORMING: Duration = Duration::from_secs(60);
+
+/// A small communicator bound by latency, and one for gradients, so that neither waits for the other.
+const COMMUNICATORS: usize = 2;
+
+/// Digests that all ranks must share, by name.
+const AGREED: [&str; 2] = ["configuration", "binary"];
+
+/// A digest of what this rank was started with, in the order of [`AGREED`].
+pub type Credentials = [[u8; 32]; AGREED.len()];
+
+/// Digests the configuration and this program.
+///
+/// # Errors
+/// If the program cannot be read.
+pub fn credentials(config_toml: &str) -> Result<Credentials, Error> {
+    let mut binary = blake3::Hasher::new();
+    std::fs::File::open("/proc/self/exe")
+        .and_then(|program| binary.update_reader(program).map(drop))
+        .map_err(|source| Error::System { what: "read this program", source })?;
+    Ok([checkpoint::digest(config_toml.as_bytes()), *binary.finalize().as_bytes()])
+}
+
+/// Listens on the interface that reaches the coordinator: peers are found there as well.
+///
+/// # Errors
+/// If there is no route to the coordinator, or no port.
+pub fn listen(coordinator: &str) -> Result<Listener, Error> {
+    let host = local_address(coordinator).map_err(|source| Error::System {
+        what: "find the interface that reaches the coordinator",
+        source,
+    })?;
+    Listener::bind(host).map_err(Error::Collective)
+}
+
+/// Connects the ranks and compares what they were started with.
+///
+/// # Errors
+/// If a peer does not come, or has another configuration or binary.
+pub fn form(
+    listener: Listener,
+    fence: &Fence,
+    assign: &Assign,
+    credentials: Credentials,
+    abort: &AbortHandle,
+) -> Result<[Communicator; COMMUNICATORS], Error> {
+    let group = Group {
+        token: token(fence),
+        generation: fence.generation,
+        rank: assign.rank as usize,
+        peers: assign.peers.clone(),
+    };
+    let formed =
+        collective::form(listener, group, COMMUNICATORS, FORMING, abort).map_err(Error::Collective)?;
+    let mut communicators: [Communicator; COMMUNICATORS] =
+        formed.try_into().expect("as many communicators as were asked for");
+    verify(&mut communicators[0], credentials)?;
+    Ok(communicators)
+}
+
+/// Keeps strangers out of the group; what its members are is compared by [`verify`], which can name it.
+fn token(fence: &Fence) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("himpun 2026 collective group");
+    hasher.update(fence.run_id.as_bytes()).update(&fence.incarnation.to_le_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+fn verify(communicator: &mut Communicator, own: Credentials) -> Result<(), Error> {
+    let mut all = vec![0u8; own.as_flattened().len() * communicator.world_size()];
+    communicator.all_gather(own.as_flattened(), &mut all).map_err(Error::Collective)?;
+    for (rank, theirs) in all.chunks_exact(own.as_flattened().len()).enumerate() {
+        for ((what, theirs), ours) in AGREED.iter().zip(theirs.chunks_exact(32)).zip(&own) {
+            if theirs != ours {
+                return Err(Error::Disagreement { rank, what, theirs: short(theirs), ours: short(ours) });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn short(digest: &[u8]) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The address that this machine uses towards `coordinator`. Nothing is sent.
+fn local_address(coordinator: &str) -> std::io::Result<IpAddr> {
+    let mut last = std::io::Error::other(format!("`{coordinator}` has no address"));
+    for address in coordinator.to_socket_addrs()? {
+        let any: IpAddr = match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        match UdpSocket::bind((any, 0)).and_then(|socket| {
+            socket.connect(address)?;
+            socket.local_addr()
+        }) {
+            Ok(local) => return Ok(local.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_reached_from_loopback() {
+        assert_eq!(local_address("127.0.0.1:9").unwrap(), IpAddr::from([127, 0, 0, 1]));
+        assert!(local_address("no port").is_err());
+    }
+
+    #[test]
+    fn a_rank_with_another_binary_is_named_by_every_other() {
+        let outcomes: Vec<Result<(), Error>> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = collective::loopback(3, 1)
+                .unwrap()
+                .into_iter()
+                .map(|mut rank| {
+                    scope.spawn(move || {
+                        let binary = if rank[0].rank() == 2 { [0xab; 32] } else { [1; 32] };
+                        verify(&mut rank[0], [[7; 32], binary])
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        let texts: Vec<String> =
+            outcomes.into_iter().map(|outcome| outcome.unwrap_err().to_string()).collect();
+        let expected = "rank 2 has another binary than this rank: abababababab instead of 010101010101";
+        assert_eq!(texts[..2], [expected, expected]);
+        assert!(texts[2].starts_with("rank 0 has another binary"), "{}", texts[2]);
+    }
+
+    #[test]
+    fn the_same_start_agrees() {
+        assert!(verify(&mut Communicator::alone(), [[1; 32], [2; 32]]).is_ok());
+        assert_eq!(credentials("a").unwrap()[1], credentials("b").unwrap()[1]);
+        assert_ne!(credentials("a").unwrap()[0], credentials("b").unwrap()[0]);
+    }
+
+    #[test]
+    fn another_run_or_incarnation_is_another_group() {
+        let fence = |run: &str, incarnation| Fence { run_id: run.into(), incarnation, generation: 1 };
+        assert_ne!(token(&fence("a", 1)), token(&fence("b", 1)));
+        assert_ne!(token(&fence("a", 1)), token(&fence("a", 2)));
+    }
+}

@@ -1,0 +1,176 @@
+//! What the group leaves for its observers: rows of metrics, corrupt images, a log line.
+
+use collective::Communicator;
+use data::Replaced;
+use proto::v1::MetricRow;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::Error;
+use crate::evaluation::Evaluated;
+use crate::metrics::{Rates, Row, Traffic, Update};
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::step::Trainer;
+
+/// One rank's notes since the last row.
+pub struct Journal<'a> {
+    session: &'a Session,
+    plan: &'a Plan,
+    chance_loss: f64,
+    global_batch: usize,
+    rates: Rates,
+    /// Corrupt images that this rank has met and the others have not heard of.
+    met: Vec<Replaced>,
+    /// Corrupt images that any rank has met, by path. Kept on every rank, so that none is told twice.
+    known: BTreeSet<String>,
+}
+
+/// The loss of an update, and the rate it used.
+#[derive(Clone, Copy)]
+pub struct Loss {
+    /// Mean over the global rows, in nats.
+    pub value: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+}
+
+impl<'a> Journal<'a> {
+    /// Begins without notes.
+    pub fn new(session: &'a Session, plan: &'a Plan, trainer: &Trainer) -> Journal<'a> {
+        Journal {
+            session,
+            plan,
+            chance_loss: trainer.objective.chance_loss(plan.global_rows()),
+            global_batch: plan.global_batch(),
+            rates: Rates::default(),
+            met: Vec::new(),
+            known: BTreeSet::new(),
+        }
+    }
+
+    /// Notes a step and the corrupt images that were replaced in it.
+    pub fn note_step(&mut self, busy: Duration, waited: Duration, replaced: Vec<Replaced>) {
+        self.rates.add(busy, waited);
+        self.met.extend(replaced);
+    }
+
+    /// Writes a row; collective.
+    ///
+    /// # Errors
+    /// If a peer is lost.
+    pub fn write(
+        &mut self,
+        trainer: &mut Trainer,
+        step: u64,
+        loss: Option<Loss>,
+        evaluated: Option<Evaluated>,
+    ) -> Result<(), Error> {
+        if let Some(evaluated) = &evaluated {
+            let corrupt = evaluated.corrupt.iter().cloned();
+            self.met.extend(corrupt.map(|(path, reason)| Replaced { path, reason }));
+        }
+        let traffic = self.gather(trainer).map_err(Error::Collective)?;
+        let rates = std::mem::take(&mut self.rates);
+        if trainer.communicator.rank() > 0 {
+            return Ok(());
+        }
+        let row = Row {
+            step,
+            epoch: self.plan.epoch(step),
+            update: loss.map(|loss| Update {
+                loss: loss.value,
+                chance_loss: self.chance_loss,
+                learning_rate: loss.learning_rate,
+                rates,
+                traffic,
+            }),
+            corrupt_images: self.known.len() as u64,
+            evaluated,
+        };
+        log(&row, self.plan.total_steps(), self.global_batch);
+        let row: MetricRow = row.into_proto(self.global_batch);
+        self.session.metrics(row);
+        Ok(())
+    }
+
+    /// Tells all ranks what each did, and rank 0 which corrupt images are new.
+    fn gather(&mut self, trainer: &mut Trainer) -> Result<Traffic, collective::Error> {
+        let text = encode(&self.met);
+        self.met.clear();
+        let own = [trainer.rows[trainer.communicator.rank()] as u64, trainer.bytes_sent(), text.len() as u64];
+        let communicator = &mut trainer.communicator;
+        let mut all = vec![0u64; own.len() * communicator.world_size()];
+        communicator.all_gather(&own, &mut all)?;
+        let column = |i: usize| all.iter().skip(i).step_by(own.len()).copied().collect::<Vec<u64>>();
+        self.tell_corrupt(communicator, &text, &column(2))?;
+        Ok(Traffic { rows_encoded: column(0), bytes_sent: column(1) })
+    }
+
+    fn tell_corrupt(
+        &mut self,
+        communicator: &mut Communicator,
+        text: &str,
+        lengths: &[u64],
+    ) -> Result<(), collective::Error> {
+        if lengths.iter().all(|&len| len == 0) {
+            return Ok(());
+        }
+        let counts: Vec<usize> = lengths.iter().map(|&len| len as usize).collect();
+        let mut all = vec![0u8; counts.iter().sum()];
+        communicator.all_gather_counts(text.as_bytes(), &counts, &mut all)?;
+        for Replaced { path, reason } in decode(&String::from_utf8_lossy(&all)) {
+            if self.known.insert(path.clone()) && communicator.rank() == 0 {
+                self.session.warn(format!("corrupt image {path}: {reason}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One line on stderr, of constant width up to the fields that come and go.
+fn log(row: &Row, total_steps: u64, global_batch: usize) {
+    let knn = row.evaluated.as_ref().map(|evaluated| evaluated.top1);
+    match &row.update {
+        Some(update) => tracing::info!(
+            "step {:>6}/{total_steps} loss {:.4} (chance {:.4}) lr {:.3e} {:>8.1} images/s{}",
+            row.step,
+            update.loss,
+            update.chance_loss,
+            update.learning_rate,
+            update.rates.steps_per_s() * global_batch as f64,
+            knn.map_or_else(String::new, |knn| format!(" knn_top1 {knn:.4}"))
+        ),
+        None => tracing::info!(
+            "step {:>6}/{total_steps} knn_top1 {:.4} (untrained)",
+            row.step,
+            knn.unwrap_or_default()
+        ),
+    }
+}
+
+/// Two lines an image: its path and the reason, each without line breaks.
+fn encode(images: &[Replaced]) -> String {
+    let line = |text: &str| text.replace(['\n', '\r'], " ");
+    images.iter().map(|image| format!("{}\n{}\n", line(&image.path), line(&image.reason))).collect()
+}
+
+fn decode(text: &str) -> Vec<Replaced> {
+    let lines: Vec<&str> = text.lines().collect();
+    let image = |pair: &[&str]| Replaced { path: pair[0].to_owned(), reason: pair[1].to_owned() };
+    lines.chunks_exact(2).map(image).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corrupt_images_travel_as_text() {
+        let image = |path: &str, reason: &str| Replaced { path: path.to_owned(), reason: reason.to_owned() };
+        let images = [image("a/b.jpg", "truncated"), image("c\nd.png", "no\r\nmagic"), image("e", "")];
+        let expected = [image("a/b.jpg", "truncated"), image("c d.png", "no  magic"), image("e", "")];
+        assert_eq!(decode(&encode(&images)), expected);
+        assert_eq!(decode(""), []);
+    }
+}

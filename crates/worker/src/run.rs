@@ -1,0 +1,96 @@
+//! From the command line to the last step: what `himpun worker` does.
+
+use collective::AbortHandle;
+use config::RunConfig;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use proto::v1::{Failed, Fence, Phase, WorkerId};
+
+use crate::plan::Compute;
+use crate::session::{self, Identity, Session};
+use crate::{Error, error, group, train};
+
+/// What an agent starts a worker with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The coordinator, "host:port".
+    pub coordinator: String,
+    /// The run.
+    pub run_id: String,
+    /// The coordinator's incarnation.
+    pub incarnation: u64,
+    /// The run's membership.
+    pub generation: u64,
+    /// The agent that started it.
+    pub agent_id: String,
+    /// The device slot on that agent's node.
+    pub slot: u32,
+    /// Tells this process from its predecessors.
+    pub nonce: String,
+    /// Compute threads.
+    pub threads: usize,
+    /// Cores it may run on; empty: any.
+    pub cores: Vec<usize>,
+}
+
+/// Runs a worker to its end and returns the process's exit code.
+pub fn run(options: Options) -> i32 {
+    match work(options) {
+        Ok(()) => 0,
+        Err(error) if error.is_peer() => {
+            // The cause is in another process, whose own report names it.
+            tracing::warn!("worker ends: {}", error::chain(&error));
+            error.exit_code()
+        }
+        Err(error) => {
+            tracing::error!("worker failed: {}", error::chain(&error));
+            error.exit_code()
+        }
+    }
+}
+
+fn work(options: Options) -> Result<(), Error> {
+    let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, cores } =
+        options;
+    // Every thread of this process stays on its cores; those of the pool are each pinned to one.
+    confine(&cores)?;
+    let fence = Fence { run_id, incarnation, generation };
+    let listener = group::listen(&coordinator)?;
+    let identity = Identity { coordinator, fence, worker: WorkerId { agent_id, slot, nonce } };
+    let attached = session::attach(identity, listener.address().to_string())?;
+    let config = RunConfig::from_toml(&attached.config_toml).map_err(Error::Unresolved)?;
+    let credentials = group::credentials(&attached.config_toml)?;
+    let abort = AbortHandle::new().map_err(Error::Collective)?;
+    let (session, assign) = attached.open(abort.clone(), config.cluster.orphan_ttl)?;
+
+    session.progress(Phase::Forming, 0, 0);
+    let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
+        train::train(&session, &config, &Compute { threads, cores }, group, assign.checkpoint_step)
+    });
+    if let Err(error) = &outcome {
+        report(&session, error);
+    }
+    session.close();
+    outcome
+}
+
+fn report(session: &Session, error: &Error) {
+    session.failed(Failed {
+        exit_code: error.exit_code(),
+        error: error::chain(error),
+        hint: error.hint().unwrap_or_default(),
+        peer: error.is_peer(),
+    });
+}
+
+fn confine(cores: &[usize]) -> Result<(), Error> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    let outcome = cores
+        .iter()
+        .try_for_each(|&core| set.set(core))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    outcome.map_err(|errno| Error::System { what: "keep to the cores of this worker", source: errno.into() })
+}
