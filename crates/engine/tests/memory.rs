@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Names, shapes and lists, the kernels' among them: what a prediction leaves out.
-const BOOKKEEPING: usize = 512 << 10;
+const BOOKKEEPING: usize = 1 << 20;
 
 fn check(arch: Arch, stem: Stem, image_size: usize, rows: usize) {
     let spec = spec(arch, stem, Head::SimclrV2, image_size);
