@@ -1,6 +1,6 @@
 //! A network that trains: its graph executed over planned memory.
 //!
-//! [`Network::forward_train`] and [`Network::backward`] run the ops in the order that [`crate::graph::program`]
+//! [`Network::forward_train`] and [`Network::backward`] run the ops in the order that `graph::program`
 //! worked out; every buffer they touch was allocated by [`Network::new`]. A step is complete only when the
 //! caller says so: gradients wait in [`Parameters`] for the optimizer and running statistics are staged until
 //! [`Network::commit_buffers`], so a step that loses a peer half-way has changed nothing.

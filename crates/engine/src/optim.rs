@@ -212,3 +212,117 @@ fn trust_ratios<T: Real>(
     };
     entries.iter().enumerate().map(ratio).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [OptimizerKind; 3] = [
+        OptimizerKind::Sgd { momentum: 0.9 },
+        OptimizerKind::Lars { momentum: 0.9, eta: 0.001 },
+        OptimizerKind::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+    ];
+
+    /// A weight of 37 elements, a bias of 5 and a scale of 3.
+    fn parameters() -> Parameters<f64> {
+        let kinds = [ParameterKind::Weight, ParameterKind::Bias, ParameterKind::BatchNorm];
+        let mut entries = vec![];
+        let mut offset = 0;
+        for (kind, len) in kinds.into_iter().zip([37, 5, 3]) {
+            entries.push(ParameterEntry { name: format!("{kind:?}"), shape: vec![len], offset, len, kind });
+            offset += len;
+        }
+        let number = |i: usize| ((i * 7919) % 101) as f64 / 50.0 - 1.0;
+        Parameters {
+            entries,
+            values: (0..offset).map(number).collect(),
+            gradients: (100..100 + offset).map(number).collect(),
+            buffers: vec![],
+            buffer_values: vec![],
+            num_batches_tracked: 0,
+        }
+    }
+
+    fn spec(kind: OptimizerKind, weight_decay: f64, decay_all: bool) -> OptimizerSpec {
+        OptimizerSpec { kind, weight_decay, decay_all }
+    }
+
+    fn stepped(spec: OptimizerSpec, threads: usize) -> Vec<f64> {
+        let mut parameters = parameters();
+        let mut optimizer = Optimizer::new(spec, &parameters);
+        let pool = Pool::new(threads, &[]);
+        for lr in [0.1, 0.05, 0.2] {
+            optimizer.step(&pool, &mut parameters, lr);
+        }
+        parameters.values
+    }
+
+    #[test]
+    fn biases_and_norms_decay_only_when_asked() {
+        for kind in KINDS {
+            let plain = stepped(spec(kind, 0.0, false), 1);
+            let weights = stepped(spec(kind, 0.3, false), 1);
+            let all = stepped(spec(kind, 0.3, true), 1);
+            assert_eq!(weights[37..], plain[37..], "{kind:?}");
+            assert_eq!(weights[..37], all[..37], "{kind:?}");
+            for i in 0..45 {
+                assert_ne!(all[i], plain[i], "{kind:?}, element {i}");
+            }
+        }
+    }
+
+    /// Cutting the arrays differently changes nothing, but for the order of the sums in a norm.
+    #[test]
+    fn threads_do_not_matter() {
+        for kind in KINDS {
+            let one = stepped(spec(kind, 0.1, false), 1);
+            for (a, b) in one.iter().zip(stepped(spec(kind, 0.1, false), 4)) {
+                assert!((a - b).abs() < 1e-14, "{kind:?}: {a} {b}");
+            }
+        }
+    }
+
+    /// `w = (1), g = 0`: the trust ratio is 1 where a norm is 0, so only the decay moves the weight.
+    #[test]
+    fn lars_trusts_fully_where_a_norm_is_zero() {
+        let mut parameters = parameters();
+        parameters.gradients.fill(0.0);
+        let before = parameters.values.clone();
+        let lars = |decay| spec(OptimizerKind::Lars { momentum: 0.9, eta: 0.001 }, decay, false);
+        let pool = Pool::new(2, &[]);
+        Optimizer::new(lars(0.0), &parameters).step(&pool, &mut parameters, 0.5);
+        assert_eq!(parameters.values, before);
+        // With decay the direction is w itself, and the ratio eta / decay: w shrinks by lr * eta.
+        Optimizer::new(lars(0.2), &parameters).step(&pool, &mut parameters, 0.5);
+        for (after, before) in parameters.values[..37].iter().zip(&before) {
+            assert!((after - before * (1.0 - 0.5 * 0.001)).abs() < 1e-15);
+        }
+        // From zero weights the gradient counts in full.
+        parameters.values.fill(0.0);
+        parameters.gradients.fill(2.0);
+        Optimizer::new(lars(0.2), &parameters).step(&pool, &mut parameters, 0.5);
+        assert_eq!(parameters.values, vec![-1.0; 45]);
+    }
+
+    /// State and counter are all there is: copied over, another optimizer goes on bit by bit.
+    #[test]
+    fn state_carries_over() {
+        for kind in KINDS {
+            let spec = spec(kind, 0.1, false);
+            let pool = Pool::new(2, &[]);
+            let mut parameters = parameters();
+            let mut first = Optimizer::new(spec, &parameters);
+            first.step(&pool, &mut parameters, 0.1);
+            let mut second = Optimizer::new(spec, &parameters);
+            let mut copy = parameters.clone();
+            for ((name, to), (source, from)) in second.state_mut().into_iter().zip(first.state()) {
+                assert_eq!(name, source);
+                to.copy_from_slice(from);
+            }
+            second.updates = first.updates;
+            first.step(&pool, &mut parameters, 0.1);
+            second.step(&pool, &mut copy, 0.1);
+            assert_eq!(parameters.values, copy.values, "{kind:?}");
+        }
+    }
+}

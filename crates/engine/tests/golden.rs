@@ -2,6 +2,8 @@
 //!
 //! tests/golden/engine.py wrote the expected values and says how; nothing here comes from the engine itself.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 mod support;
 
 use std::sync::{Arc, LazyLock};

@@ -1,5 +1,7 @@
 //! Whole networks against central differences, in f64.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 mod support;
 
 use engine::models::{Arch, Head, ModelSpec, Stem};

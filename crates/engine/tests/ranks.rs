@@ -1,5 +1,7 @@
 //! One global batch on several ranks: the same embeddings, the same parameter gradients in the sum.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 mod support;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -157,4 +159,17 @@ fn a_lost_peer_changes_nothing() {
     let embeddings = network.forward_train(&images, 2, &mut Alone).unwrap().to_vec();
     let mut fresh = support::network::<f64>(&spec, 2, 1);
     assert_eq!(fresh.forward_train(&images, 2, &mut Alone).unwrap(), embeddings);
+}
+
+#[test]
+#[should_panic(expected = "committed once")]
+fn what_a_lost_peer_leaves_is_not_committed() {
+    let spec = spec(Arch::ResNet20, Stem::Cifar, Head::Linear { out: 5 }, 8);
+    let mut network = network::<f64>(&spec, 2, 1);
+    let images = noise("images", 2 * 8 * 8 * 3);
+    network.forward_train(&images, 2, &mut Alone).unwrap();
+    let mut group = Threads::group(2);
+    group.pop();
+    assert!(network.forward_train(&images, 2, &mut group[0]).is_err());
+    network.commit_buffers(BufferUpdate::Momentum(0.1));
 }

@@ -62,6 +62,15 @@ impl<'a> Checkpoints<'a> {
         Ok(false)
     }
 
+    /// As [`Checkpoints::save`], also if that step is saved: whoever asked waits for a commit.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`].
+    pub fn save_as_ordered(&mut self, trainer: &mut Trainer, step: u64) -> Result<bool, Error> {
+        self.saved = None;
+        self.save(trainer, step)
+    }
+
     /// As [`Checkpoints::save`], trying until it is done or the session is over.
     ///
     /// # Errors

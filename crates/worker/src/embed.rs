@@ -67,7 +67,7 @@ enum Form {
 pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Error> {
     let form = form(out)?;
     let Restored { mut network, pool, config, dir, .. } = restore(checkpoint)?;
-    let dataset = Dataset::open(data).map_err(Error::Data)?;
+    let dataset = open(data)?;
     let preprocess = model::preprocess(&config);
     let features = features::encode(&mut network, &pool, &dataset, 0..dataset.len(), &preprocess)?;
     let (n, width) = (features.indices.len(), network.spec().feature_width());
@@ -109,12 +109,20 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
 pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
     let Restored { mut network, pool, config, dir, step } = restore(checkpoint)?;
-    let open = |source: &str| Dataset::open(source).map(Arc::new).map_err(Error::Data);
+    let open = |source: &str| open(source).map(Arc::new);
     let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
         .ok_or(Error::NoLabels)?;
     let mut alone = Communicator::alone();
     let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
     Ok(KnnReport { evaluated: evaluation.knn(&mut encoder)?, checkpoint: dir, step })
+}
+
+fn open(source: &str) -> Result<Dataset, Error> {
+    let dataset = Dataset::open(source).map_err(Error::Data)?;
+    if let Some(note) = dataset.note() {
+        tracing::info!(source, "{note}");
+    }
+    Ok(dataset)
 }
 
 /// A checkpoint's network, on all cores of this machine.

@@ -1,4 +1,4 @@
-//! Small networks, small images and checkpoints of them, for this crate's tests.
+//! Small networks, small images and checkpoints of them, and what PyTorch computed, for this crate's tests.
 
 use checkpoint::{Description, Staging, digest, encode_shard};
 use config::{Arch, Head, RunConfig, Stem};
@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::knn::normalize_rows;
 use crate::{embed, model, snapshot};
 
 /// Side of the images.
@@ -75,4 +76,46 @@ pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Netwo
         metadata: metadata.as_object().unwrap().clone(),
     };
     staging.commit(description).unwrap().path
+}
+
+/// What tests/golden/knn.py computed, for the tests here and in `spectrum`.
+pub struct Golden {
+    /// Unit rows.
+    pub bank: Vec<f32>,
+    pub labels: Vec<u32>,
+    pub queries: Vec<f32>,
+    pub width: usize,
+    pub predicted: Vec<u32>,
+    pub left_out: Vec<u32>,
+    /// Standard deviation and effective rank of the bank.
+    pub spread: [f64; 2],
+}
+
+impl Golden {
+    pub fn read() -> Golden {
+        let bytes = include_bytes!("../../../tests/golden/knn.safetensors");
+        let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let width = file.tensor("bank").unwrap().shape()[1];
+        let rows = |name| {
+            let data = file.tensor(name).unwrap().data();
+            let mut rows: Vec<f32> =
+                data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            normalize_rows(&mut rows, width);
+            rows
+        };
+        let classes = |name| {
+            let data = file.tensor(name).unwrap().data();
+            data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as u32).collect()
+        };
+        let spread = file.tensor("spread").unwrap().data().as_chunks().0.to_vec();
+        Golden {
+            bank: rows("bank"),
+            labels: classes("labels"),
+            queries: rows("queries"),
+            width,
+            predicted: classes("predicted"),
+            left_out: classes("left_out"),
+            spread: [0, 1].map(|i| f64::from_le_bytes(spread[i])),
+        }
+    }
 }

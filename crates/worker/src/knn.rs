@@ -11,8 +11,9 @@ pub const NEIGHBOURS: usize = 200;
 /// Divides the similarity in a neighbour's weight.
 pub const TEMPERATURE: f64 = 0.07;
 
-/// Queries scored at once by a thread: enough to keep the kernel busy, few enough to stay in cache.
-const TILE: usize = 32;
+/// Queries scored at once by a thread: the kernel packs the bank anew for each tile, which few rows would not
+/// repay, and a tile holds its similarities to the whole bank.
+const TILE: usize = 64;
 
 /// Labelled unit features to compare with.
 #[derive(Clone, Copy)]
@@ -113,6 +114,7 @@ fn vote(similarity: &[f32], labels: &[u32], nearest: &[u32], n_classes: usize) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::Golden;
 
     #[track_caller]
     fn check(
@@ -243,49 +245,5 @@ mod tests {
         assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.predicted);
         let queries = Queries { features: &golden.bank, offset_in_bank: Some(0) };
         assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.left_out);
-    }
-}
-
-/// What tests/golden/knn.py computed, for the tests here and in `spectrum`.
-#[cfg(test)]
-pub(crate) struct Golden {
-    /// Unit rows.
-    pub bank: Vec<f32>,
-    pub labels: Vec<u32>,
-    pub queries: Vec<f32>,
-    pub width: usize,
-    pub predicted: Vec<u32>,
-    pub left_out: Vec<u32>,
-    /// Standard deviation and effective rank of the bank.
-    pub spread: [f64; 2],
-}
-
-#[cfg(test)]
-impl Golden {
-    pub fn read() -> Golden {
-        let bytes = include_bytes!("../../../tests/golden/knn.safetensors");
-        let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
-        let width = file.tensor("bank").unwrap().shape()[1];
-        let rows = |name| {
-            let data = file.tensor(name).unwrap().data();
-            let mut rows: Vec<f32> =
-                data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            normalize_rows(&mut rows, width);
-            rows
-        };
-        let classes = |name| {
-            let data = file.tensor(name).unwrap().data();
-            data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as u32).collect()
-        };
-        let spread = file.tensor("spread").unwrap().data().as_chunks().0.to_vec();
-        Golden {
-            bank: rows("bank"),
-            labels: classes("labels"),
-            queries: rows("queries"),
-            width,
-            predicted: classes("predicted"),
-            left_out: classes("left_out"),
-            spread: [0, 1].map(|i| f64::from_le_bytes(spread[i])),
-        }
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
 pub use error::Error;
+pub(crate) use error::is_transient;
 use shared::Shared;
 use stream::Stream;
 

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_spread_is_pytorchs() {
-        let golden = crate::knn::Golden::read();
+        let golden = crate::fixtures::Golden::read();
         let Spread { std, effective_rank } = measure(golden.bank.clone(), golden.width);
         let [expected_std, expected_rank] = golden.spread;
         assert!((std - expected_std).abs() < 1e-6, "{std} {expected_std}");

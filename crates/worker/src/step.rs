@@ -140,6 +140,9 @@ fn scatter(ranges: Vec<Range<usize>>, mut values: &[f32], gradients: &mut [f32])
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Compute, Plan};
+    use config::RunConfig;
+    use data::Loader;
 
     #[test]
     fn a_bucket_goes_back_to_its_places() {
@@ -149,5 +152,82 @@ mod tests {
         let mut gradients = [9.0; 7];
         scatter(bucket.ranges, &bucket.values, &mut gradients);
         assert_eq!(gradients, [0.0, 1.0, 2.0, 9.0, 4.0, 5.0, 9.0]);
+    }
+
+    fn config() -> RunConfig {
+        let text = "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"resnet20\"\n\
+                    stem = \"cifar\"\nhead = \"mlp-16-8\"\n[optimizer]\nlr = 0.01\n";
+        RunConfig::from_toml(text).unwrap()
+    }
+
+    /// Three steps over the same global batches by `world_size` ranks: each rank's losses, and its weights,
+    /// momentum and running statistics at the end.
+    fn train(world_size: usize) -> Vec<(Vec<f64>, [Vec<f32>; 3])> {
+        let config = config();
+        let groups = collective::loopback(world_size, 2).unwrap();
+        std::thread::scope(|scope| {
+            let ranks = groups.into_iter().map(|group| {
+                let config = &config;
+                scope.spawn(move || {
+                    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                    let plan = Plan::resolve(config, small.rank(), world_size).unwrap();
+                    let compute = Compute { threads: 1, cores: Vec::new() };
+                    let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
+                    let mut loader =
+                        Loader::new(plan.dataset.clone(), plan.augmentation.clone(), plan.loader_options(0))
+                            .unwrap();
+                    let losses = (1..=3).map(|step| {
+                        let batch = loader.next_batch().unwrap();
+                        trainer.step(step, &batch.images, 0.01).unwrap()
+                    });
+                    let losses = losses.collect();
+                    let parameters = trainer.network.parameters();
+                    let momentum = trainer.optimizer.state()[0].1.to_vec();
+                    (losses, [parameters.values.clone(), momentum, parameters.buffer_values.clone()])
+                })
+            });
+            let ranks: Vec<_> = ranks.collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+        let squared = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let difference = squared(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+        (difference / squared(&mut a.iter().map(|&a| f64::from(a)))).sqrt()
+    }
+
+    #[test]
+    fn any_number_of_ranks_makes_the_same_steps() {
+        let alone = train(1).remove(0);
+        for world_size in [2, 3] {
+            let ranks = train(world_size);
+            // All ranks hold the same bits, or they would drift apart.
+            assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{world_size} ranks");
+            for (a, b) in alone.0.iter().zip(&ranks[0].0) {
+                assert!((a / b - 1.0).abs() < 1e-5, "losses {:?} {:?}", alone.0, ranks[0].0);
+            }
+            for (what, (a, b)) in
+                ["weights", "momentum", "statistics"].iter().zip(alone.1.iter().zip(&ranks[0].1))
+            {
+                let difference = relative_difference(a, b);
+                assert!(difference < 1e-3, "{what} of {world_size} ranks differ by {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_changes_nothing() {
+        let config = config();
+        let plan = Plan::resolve(&config, 0, 1).unwrap();
+        let compute = Compute { threads: 1, cores: Vec::new() };
+        let mut trainer = plan.trainer(&compute, Communicator::alone(), Communicator::alone()).unwrap();
+        let before = trainer.network.parameters().clone();
+        let images = vec![f32::NAN; 14 * 8 * 8 * 3];
+        let error = trainer.step(5, &images, 0.01).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
+        let after = trainer.network.parameters();
+        assert_eq!((&before.values, &before.buffer_values), (&after.values, &after.buffer_values));
+        assert_eq!(trainer.optimizer.updates, 0);
     }
 }

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::Error;
-use crate::session::Session;
+use crate::session::{self, Session};
 
 /// A shard's deadline is that of a call, and what its bytes take at this rate.
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
@@ -96,7 +96,7 @@ pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
 fn agreed<T>(communicator: &mut Communicator, own: Result<T, Status>, step: u64) -> Result<Option<T>, Error> {
     let (unreachable, refused) = match &own {
         Ok(_) => (false, false),
-        Err(status) if proto::Refusal::from(status).retryable => (true, false),
+        Err(status) if session::is_transient(&status.into()) => (true, false),
         Err(_) => (false, true),
     };
     let mut counts = [unreachable, refused].map(u64::from);

@@ -74,7 +74,7 @@ pub fn train(
             break;
         }
         if directive.checkpoint {
-            checkpoints.save(&mut trainer, step)?;
+            checkpoints.save_as_ordered(&mut trainer, step)?;
         }
         if paused {
             continue;

@@ -86,6 +86,7 @@ async fn serve(
     {
         outbox.send(Err(status)).await.ok();
     }
+    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
     if let Err(error) = owner.close_worker(fence, worker, session).await {
         tracing::debug!(%error, "the end of a worker's session was not taken up");
     }

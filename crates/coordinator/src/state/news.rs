@@ -74,7 +74,10 @@ impl Run {
                 let text = format!("{name} reports: {}", failure.error);
                 member.failure = Some(failure);
                 self.suspect(rank, now);
-                out.push(self.note(severity, text, None));
+                // Of a run that is ending it only says that it was told to end.
+                if !matches!(self.phase, Phase::Ending { .. }) {
+                    out.push(self.note(severity, text, None));
+                }
             }
             News::Exited { exit, stderr_tail } => {
                 member.exit = Some(exit);

@@ -1,7 +1,7 @@
 //! Dealing free slots to queued runs.
 //!
 //! First come, first served: a run that waits for many slots is not overtaken by smaller ones, which could
-//! keep it waiting for ever. Who will not wait stops it.
+//! keep it waiting for ever. One that needs more than all agents have waits for an agent, and holds up nobody.
 
 use proto::v1::{StartWorkers, WorkerAssignment, WorkerId};
 use std::collections::BTreeMap;
@@ -19,6 +19,14 @@ struct Slot {
     slot: u32,
 }
 
+/// Why a run cannot start.
+struct Waits {
+    /// One sentence.
+    reason: String,
+    /// Slots that become free are for this run.
+    is_next: bool,
+}
+
 impl State {
     /// Starts queued runs as far as the free slots reach, and notes for the others what they wait for.
     pub(super) fn schedule(&mut self, out: &mut Vec<Command>) {
@@ -34,11 +42,13 @@ impl State {
                         self.deal(index, &slots, out);
                         continue;
                     }
-                    Err(waits_for) => waits_for,
+                    Err(Waits { reason, is_next }) => {
+                        ahead = is_next.then(|| self.runs[index].record.run_id.clone());
+                        reason
+                    }
                 },
             };
             let run = &mut self.runs[index];
-            ahead.get_or_insert_with(|| run.record.run_id.clone());
             if run.waits_for != waits_for {
                 run.waits_for = waits_for;
                 out.push(run.state_note());
@@ -93,7 +103,7 @@ impl State {
 /// The slots that a run of `workers` gets, in rank order; else what it waits for.
 ///
 /// Ranks follow the agents in order of joining, then the slots: the same agents give the same ranks.
-fn pick(agents: &[Agent], workers: u32) -> Result<Vec<Slot>, String> {
+fn pick(agents: &[Agent], workers: u32) -> Result<Vec<Slot>, Waits> {
     let free: Vec<Slot> = agents
         .iter()
         .enumerate()
@@ -102,11 +112,13 @@ fn pick(agents: &[Agent], workers: u32) -> Result<Vec<Slot>, String> {
     let total: usize = agents.iter().map(|agent| agent.hello.slots as usize).sum();
     let needed = if workers == 0 { total } else { workers as usize };
     if needed == 0 {
-        return Err("waiting for an agent".to_owned());
+        return Err(Waits { reason: "waiting for an agent".to_owned(), is_next: false });
     }
     if free.len() < needed {
-        let busy = if total >= needed { "" } else { ", all agents together have fewer" };
-        return Err(format!("waiting for slots: {} of {needed} slots free{busy}", free.len()));
+        let is_next = total >= needed;
+        let more = if is_next { "" } else { ", all agents together have fewer" };
+        let reason = format!("waiting for slots: {} of {needed} slots free{more}", free.len());
+        return Err(Waits { reason, is_next });
     }
     Ok(free[..needed].to_vec())
 }

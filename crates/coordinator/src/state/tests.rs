@@ -525,6 +525,21 @@ fn runs_wait_for_slots_in_the_order_of_their_submission() {
 }
 
 #[test]
+fn a_run_that_no_agent_can_hold_holds_up_nobody() {
+    let mut world = World::new();
+    world.submit("huge", 3);
+    world.submit("small", 1);
+    world.join("a", 1);
+    assert_eq!(world.reason("huge"), "waiting for slots: 1 of 3 slots free, all agents together have fewer");
+    assert_eq!(world.run_state("small"), RunState::Forming);
+    // Once it could be held, it is next.
+    world.join("b", 2);
+    world.submit("late", 1);
+    assert_eq!(world.reason("huge"), "waiting for slots: 2 of 3 slots free");
+    assert_eq!(world.reason("late"), "waiting for run huge, which is ahead in the queue");
+}
+
+#[test]
 fn a_resume_keeps_the_threads_and_takes_a_later_generation() {
     let mut world = World::new();
     world.join("a", 1);

@@ -17,10 +17,12 @@
 use super::aligned::AlignedVec;
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
+use super::frame::Frame;
 use super::panels::Panels;
 use super::pool::Pool;
 use super::simd::InstructionSet;
-use super::window::{Frame, Output, Taps, Window};
+use super::taps::Taps;
+use super::window::{Output, Weights, Window};
 
 /// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -111,7 +113,7 @@ impl Plan {
     }
 
     fn d_weights_len(&self) -> usize {
-        self.taps.depth() * self.outputs.stored()
+        self.taps.depth * self.outputs.stored()
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -154,8 +156,9 @@ impl DirectConv {
         let (isa, c_out, input_len, output_len) =
             (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
         let strides = Strides::forward(&plan.shape);
-        pack_weights(pool, w, strides, &plan.forward.taps, plan.outputs, weights);
-        let weights = &weights[..];
+        let layout = Layout { strides, taps: &plan.forward.taps, panels: plan.outputs };
+        pack_weights(pool, w, layout, weights);
+        let weights = Weights { panels: plan.outputs, packed: weights };
         let with_sums = sums.is_some();
         pool.for_each_part(divide(pool, workers, n, y, output_len), |_, (images, y, worker)| {
             let (sum, squares) = worker.sums.split_at_mut(c_out);
@@ -166,7 +169,7 @@ impl DirectConv {
                 let framed = plan.input.place(x, &mut worker.framed);
                 let mut output =
                     Output { c: y, accumulate: false, sums: with_sums.then_some([&mut *sum, &mut *squares]) };
-                plan.forward.sum(isa, block.len(), framed, weights, plan.outputs, &mut output);
+                plan.forward.sum(isa, framed, weights, &mut output);
             }
         });
         if let Some(sums) = sums {
@@ -190,7 +193,7 @@ impl DirectConv {
         let mut rest = &mut weights[..];
         for window in &plan.backward {
             let part = rest.split_off_mut(..packed_len(window)).expect("the windows share the taps");
-            pack_weights(pool, w, strides, &window.taps, plan.inputs, part);
+            pack_weights(pool, w, Layout { strides, taps: &window.taps, panels: plan.inputs }, part);
         }
         let weights = &weights[..];
         pool.for_each_part(divide(pool, workers, n, dx, input_len), |_, (images, dx, worker)| {
@@ -202,7 +205,7 @@ impl DirectConv {
                 for window in &plan.backward {
                     let (packed, rest) = weights.split_at(packed_len(window));
                     let mut output = Output { c: &mut *dx, accumulate, sums: None };
-                    window.sum(isa, block.len(), framed, packed, plan.inputs, &mut output);
+                    window.sum(isa, framed, Weights { panels: plan.inputs, packed }, &mut output);
                     weights = rest;
                 }
             }
@@ -212,8 +215,8 @@ impl DirectConv {
     pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         let Self { isa, plan, workers, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let (lines, pixels) = (plan.shape.out_h(), plan.shape.out_h() * plan.shape.out_w());
-        let (depth, c_out) = (plan.taps.depth(), plan.shape.c_out);
+        let pixels = plan.shape.out_h() * plan.shape.out_w();
+        let (depth, c_out) = (plan.taps.depth, plan.shape.c_out);
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
@@ -232,7 +235,7 @@ impl DirectConv {
                     };
                     let c = &mut worker.d_weights[panel.range(depth)];
                     let output = Output { c, accumulate: index > 0, sums: None };
-                    plan.taps.sum(isa, block.len() * lines, framed, dy, panel, output);
+                    plan.taps.sum(isa, framed, dy, panel, output);
                 }
             }
         });
@@ -241,15 +244,17 @@ impl DirectConv {
     }
 }
 
-/// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
-fn pack_weights(
-    pool: &Pool,
-    w: &[f32],
+/// How weights are packed.
+#[derive(Clone, Copy)]
+struct Layout<'a> {
     strides: Strides,
-    taps: &[usize],
+    taps: &'a [usize],
     panels: Panels,
-    packed: &mut [f32],
-) {
+}
+
+/// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
+fn pack_weights(pool: &Pool, w: &[f32], layout: Layout<'_>, packed: &mut [f32]) {
+    let Layout { strides, taps, panels } = layout;
     // As many rows of depth as the longer stride fits into the weights.
     let depth = w.len() / (panels.columns * strides.column.min(strides.depth));
     let mut rest = packed;

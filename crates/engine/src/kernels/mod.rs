@@ -1,11 +1,12 @@
 //! The arithmetic: convolutions and matrix products on the CPU, and the threads they run on.
 //!
 //! Everything the rest of the engine calls is safe and generic over [`Real`]. In `f64`, and on
-//! [`KernelPath::Reference`], plain loops answer ([`reference`]); in `f32` one register-blocked
-//! micro-kernel does all the work, compiled once per instruction set and chosen at run time.
+//! [`KernelPath::Reference`], plain loops answer ([`reference`](mod@reference)); in `f32` one
+//! register-blocked micro-kernel does all the work, compiled once per instruction set and chosen at
+//! run time.
 //!
-//! Start reading at [`conv`] for what is computed, at `direct` for how it is divided, and at `strip`
-//! for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
+//! Start reading at [`conv`] for what is computed, at `direct` and `winograd` for how it is divided,
+//! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
 //! `simd`, `strip` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
@@ -15,6 +16,7 @@ mod aligned;
 pub mod conv;
 mod direct;
 mod division;
+mod frame;
 mod matmul;
 mod panels;
 mod path;
@@ -24,6 +26,7 @@ pub mod real;
 pub mod reference;
 mod simd;
 mod strip;
+mod taps;
 mod tiles;
 mod transforms;
 mod vectorized;

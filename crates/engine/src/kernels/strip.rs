@@ -140,30 +140,23 @@ fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
         assert!(terms.len == 0 || last + run + reach < terms.a.len(), "a run leaves its matrix");
         let (b, rest) = panel.split_at(terms.len * width);
         panel = rest;
-        let a = terms.a.as_ptr().wrapping_add(run);
-        let b = b.as_ptr();
+        let a = |l: usize| terms.a.as_ptr().wrapping_add(run + l * step);
+        let b = |l: usize| b.as_ptr().wrapping_add(l * width);
         let mut l = 0;
         while l + 4 <= terms.len {
-            for u in 0..4 {
-                // SAFETY: term l + u < len; the run's ends in `a` and in `b` are asserted above.
-                unsafe {
-                    add_term(
-                        simd,
-                        a.wrapping_add((l + u) * step),
-                        offset,
-                        b.wrapping_add((l + u) * width),
-                        &mut sums,
-                    )
-                };
+            for l in l..l + 4 {
+                // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
+                unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
             }
             l += 4;
         }
         while l < terms.len {
-            // SAFETY: term l < len; the run's ends in `a` and in `b` are asserted above.
-            unsafe { add_term(simd, a.wrapping_add(l * step), offset, b.wrapping_add(l * width), &mut sums) };
+            // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
+            unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
             l += 1;
         }
     }
+    // Written row by row from a copy, because what is indexed at run time cannot live in registers.
     *tile = sums;
 }
 

@@ -32,6 +32,11 @@ impl Tiles {
         self.h.div_ceil(4) * self.w.div_ceil(4)
     }
 
+    /// Tiles of some images.
+    pub(super) fn count(&self, images: &[f32]) -> usize {
+        images.len() / (self.h * self.w * self.channels) * self.per_image()
+    }
+
     #[inline(always)]
     fn place(&self, tile: usize) -> Place {
         let (image, tile) = (tile / self.per_image(), tile % self.per_image());
@@ -88,6 +93,11 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 }
 
 impl<'a> Source<'a> {
+    /// All channels of the input of a convolution, with its border of one pixel.
+    pub(super) fn input(tiles: Tiles, images: &'a [f32], zeros: &'a [f32]) -> Self {
+        Self { tiles, before: 1, channels: 0..tiles.channels, images, zeros }
+    }
+
     /// Finds the pixels that the map reads for a tile.
     #[inline(always)]
     fn find<const N: usize>(&self, tile: usize, pixels: &mut [[&'a [f32]; N]; N]) {

@@ -1,68 +1,14 @@
 //! Where the windows of a convolution lie: the geometry of the forward pass and of the gradient with
 //! respect to the input, both as sums over windows of framed images.
 
-use std::ops::Range;
-
 use super::conv::ConvShape;
+use super::frame::Frame;
 use super::panels::{Panel, Panels};
 use super::simd::InstructionSet;
 use super::strip::{Rows, Target, Terms, strip};
 
 /// Bytes of a panel that are used at a time, so that they stay in the near cache.
-const PANEL_BYTES: usize = 128 << 10;
-
-/// Images `[h, w, channels]` in a frame of zeros, so that no window needs an edge case.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
-    h: usize,
-    w: usize,
-    channels: usize,
-    top: usize,
-    left: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
-}
-
-impl Frame {
-    /// The input of `shape` with its padding.
-    pub(super) fn input(shape: &ConvShape) -> Self {
-        let ConvShape { h, w, c_in, pad, .. } = *shape;
-        Self { h, w, channels: c_in, top: pad, left: pad, height: h + 2 * pad, width: w + 2 * pad }
-    }
-
-    /// Elements of a framed image.
-    pub(super) fn len(&self) -> usize {
-        self.row() * self.height
-    }
-
-    /// Elements of a row of a framed image.
-    pub(super) fn row(&self) -> usize {
-        self.width * self.channels
-    }
-
-    /// The images themselves if the frame is empty, else a framed copy in `buffer`.
-    pub(super) fn place<'a>(&self, images: &'a [f32], buffer: &'a mut [f32]) -> &'a [f32] {
-        if self.height == self.h && self.width == self.w {
-            return images;
-        }
-        let line = self.w * self.channels;
-        let left = self.left * self.channels;
-        let (top, bottom) = (self.top * self.row(), (self.top + self.h) * self.row());
-        let image_len = self.h * line;
-        for (image, framed) in images.chunks_exact(image_len).zip(buffer.chunks_exact_mut(self.len())) {
-            framed[..top].fill(0.0);
-            framed[bottom..].fill(0.0);
-            for (source, row) in
-                image.chunks_exact(line).zip(framed[top..bottom].chunks_exact_mut(self.row()))
-            {
-                row[..left].fill(0.0);
-                row[left..left + line].copy_from_slice(source);
-                row[left + line..].fill(0.0);
-            }
-        }
-        buffer
-    }
-}
+pub(super) const PANEL_BYTES: usize = 128 << 10;
 
 /// Distances between the pixels that a pass visits.
 #[derive(Clone, Copy, Debug)]
@@ -145,20 +91,19 @@ impl Window {
         self.runs.len() * self.run
     }
 
-    /// Computes every pixel of the first `images` images of a block.
+    /// Computes every pixel of the images in `output.c`.
     ///
-    /// - `source`: framed images; `weights`: panels of [`Window::depth`] rows; `target.columns` is ignored
+    /// - `source`: as many framed images; `weights`: panels of [`Window::depth`] rows
     pub(super) fn sum(
         &self,
         isa: InstructionSet,
-        images: usize,
         source: &[f32],
-        weights: &[f32],
-        panels: Panels,
+        weights: Weights<'_>,
         output: &mut Output<'_>,
     ) {
-        for panel in panels.iter() {
-            let weights = &weights[panel.range(self.depth())];
+        let images = output.c.len() / self.target.image;
+        for panel in weights.panels.iter() {
+            let weights = &weights.packed[panel.range(self.depth())];
             let runs_at_once = (PANEL_BYTES / size_of::<f32>() / (panel.width * self.run).max(1)).max(1);
             // A window without taps still has its zeros to write.
             let parts = self.runs.len().div_ceil(runs_at_once).max(1);
@@ -212,7 +157,14 @@ impl Window {
     }
 }
 
-/// Where [`Window::sum`] writes.
+/// Packed weights.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub(super) panels: Panels,
+    pub(super) packed: &'a [f32],
+}
+
+/// Where sums are written.
 pub(super) struct Output<'a> {
     pub(super) c: &'a mut [f32],
     pub(super) accumulate: bool,
@@ -255,82 +207,5 @@ impl Remainder {
     /// Row of the frame on which the first window begins.
     fn begin(&self, before: usize) -> usize {
         if self.taps.is_empty() { 0 } else { before + self.first + 1 - self.taps.len() }
-    }
-}
-
-/// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
-#[derive(Clone, Debug)]
-pub(super) struct Taps {
-    /// Where each row finds its number in the first window.
-    offsets: Vec<usize>,
-    /// Where each row of windows begins, over the images of a block.
-    runs: Vec<usize>,
-    /// Windows in a row.
-    len: usize,
-    /// Distance of two windows.
-    step: usize,
-}
-
-impl Taps {
-    /// The gradient of `shape` over blocks of up to `images` images framed by [`Frame::input`].
-    pub(super) fn new(shape: &ConvShape, images: usize) -> Self {
-        let frame = Frame::input(shape);
-        let ConvShape { c_in, kernel, stride, .. } = *shape;
-        let run = kernel * c_in;
-        Self {
-            offsets: (0..kernel).flat_map(|y| (0..run).map(move |i| y * frame.row() + i)).collect(),
-            runs: (0..images)
-                .flat_map(|image| {
-                    (0..shape.out_h()).map(move |y| image * frame.len() + y * stride * frame.row())
-                })
-                .collect(),
-            len: shape.out_w(),
-            step: stride * c_in,
-        }
-    }
-
-    /// Rows of the gradient.
-    pub(super) fn depth(&self) -> usize {
-        self.offsets.len()
-    }
-
-    /// Sums over the rows of windows in `range`, into `d_weights [depth, panel.width]`.
-    ///
-    /// - `source`: framed images; `dy`: the panel of the output's gradient, one row per window
-    pub(super) fn sum(
-        &self,
-        isa: InstructionSet,
-        lines: usize,
-        source: &[f32],
-        dy: &[f32],
-        panel: Panel,
-        output: Output<'_>,
-    ) {
-        let line = self.len * panel.width;
-        let lines_at_once = (PANEL_BYTES / size_of::<f32>() / line).max(1);
-        let mut target =
-            Target { c: output.c, columns: panel.width, accumulate: output.accumulate, sums: None };
-        let mut done = 0;
-        while done < lines {
-            let part: Range<usize> = done..(done + lines_at_once).min(lines);
-            let terms = Terms {
-                a: source,
-                runs: &self.runs[part.clone()],
-                len: self.len,
-                step: self.step,
-                b: &dy[part.start * line..part.end * line],
-                width: panel.width,
-            };
-            for (group, offsets) in self.offsets.chunks(isa.rows()).enumerate() {
-                let mut rows = Rows { count: offsets.len(), ..Rows::default() };
-                rows.a_offsets[..offsets.len()].copy_from_slice(offsets);
-                for (row, c) in rows.c_offsets.iter_mut().enumerate() {
-                    *c = (group * isa.rows() + row) * panel.width;
-                }
-                strip(isa, &terms, &rows, &mut target);
-            }
-            target.accumulate = true;
-            done = part.end;
-        }
     }
 }

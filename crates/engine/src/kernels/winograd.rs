@@ -183,16 +183,16 @@ impl WinogradConv {
             target: Tiles::new(&shape, shape.c_out),
             panels: self.plan.outputs,
             accumulate: false,
+            with_sums: sums.is_some(),
         };
         pass.transform_weights(pool, w, Strides::forward(&shape), false, &mut self.weights);
         let weights = &self.weights[..];
-        let with_sums = sums.is_some();
         pool.for_each_part(
             divide(pool, &mut self.workers, n, y, shape.output_len()),
             |_, (images, y, worker)| {
                 worker.sums.fill(0.0);
                 let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
-                pass.run(images.len(), x, weights, y, worker, with_sums);
+                pass.run(x, weights, y, worker);
             },
         );
         if let Some(sums) = sums {
@@ -218,6 +218,7 @@ impl WinogradConv {
             target: Tiles::new(&shape, shape.c_in),
             panels: self.plan.inputs,
             accumulate,
+            with_sums: false,
         };
         pass.transform_weights(pool, w, Strides::backward(&shape), true, &mut self.weights);
         let weights = &self.weights[..];
@@ -225,7 +226,7 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, dx, shape.input_len()),
             |_, (images, dx, worker)| {
                 let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(images.len(), dy, weights, dx, worker, false);
+                pass.run(dy, weights, dx, worker);
             },
         );
     }
@@ -237,9 +238,7 @@ impl WinogradConv {
             let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in
-                blocks(0..images.len() * Tiles::new(&shape, shape.c_in).per_image(), plan.gradient_block)
-            {
+            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(x), plan.gradient_block) {
                 add_block_gradient(*isa, plan, tiles, [x, dy], worker);
             }
         });
@@ -260,7 +259,8 @@ fn add_block_gradient(
     let c_in = plan.shape.c_in;
     let plane = plan.gradient_block * c_in + GAP;
     let (input, d_output) = (Tiles::new(&plan.shape, c_in), Tiles::new(&plan.shape, plan.shape.c_out));
-    spread_input(isa, input, tiles.clone(), [x, zeros], images, plane);
+    let source = Source::input(input, x, zeros);
+    isa.run(Spread::<_, 6> { map: Input, source, block: tiles.clone(), planes: images, plane });
     let mut sums = Sums([0.0; POINTS * MAX_ROWS * MAX_WIDTH]);
     for panel in plan.outputs.iter() {
         let (start, d_plane) = plan.d_output_panel(panel);
@@ -305,19 +305,6 @@ fn add_block_gradient(
     }
 }
 
-/// Transforms all channels of a block of inputs; `zeros` stand in for their padding.
-fn spread_input(
-    isa: InstructionSet,
-    tiles: Tiles,
-    block: Range<usize>,
-    [images, zeros]: [&[f32]; 2],
-    planes: &mut [f32],
-    plane: usize,
-) {
-    let source = Source { tiles, before: 1, channels: 0..tiles.channels, images, zeros };
-    isa.run(Spread::<_, 6> { map: Input, source, block, planes, plane });
-}
-
 /// The gradients of some transformed weights.
 #[repr(align(64))]
 struct Sums([f32; POINTS * MAX_ROWS * MAX_WIDTH]);
@@ -331,6 +318,7 @@ struct Pass {
     /// Panels over the channels of the target.
     panels: Panels,
     accumulate: bool,
+    with_sums: bool,
 }
 
 impl Pass {
@@ -358,22 +346,17 @@ impl Pass {
         });
     }
 
-    fn run(
-        &self,
-        images: usize,
-        source: &[f32],
-        weights: &[f32],
-        target: &mut [f32],
-        worker: &mut Worker,
-        with_sums: bool,
-    ) {
+    /// Convolves the images of one thread.
+    fn run(&self, source: &[f32], weights: &[f32], target: &mut [f32], worker: &mut Worker) {
         let Worker { images: transformed, outputs, sums, zeros, .. } = worker;
         let channels = self.source.channels;
         let plane = self.block * channels + GAP;
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..images * self.source.per_image(), self.block) {
-            spread_input(self.isa, self.source, tiles.clone(), [source, zeros], transformed, plane);
+        for tiles in blocks(0..self.source.count(source), self.block) {
+            let source = Source::input(self.source, source, zeros);
+            let (block, planes) = (tiles.clone(), &mut transformed[..]);
+            self.isa.run(Spread::<_, 6> { map: Input, source, block, planes, plane });
             for panel in self.panels.iter() {
                 let product_plane = self.block * panel.width + GAP;
                 let weights = &weights[panel.range(POINTS * channels)];
@@ -390,7 +373,7 @@ impl Pass {
                     plane: product_plane,
                     images: target,
                     accumulate: self.accumulate,
-                    sums: with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
+                    sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
                 });
             }
         }

@@ -1,7 +1,8 @@
 //! The memory passes of batch norm: each visits its operands once, pixel by pixel.
 //!
-//! All are written over groups of `L` channels, so that the compiler makes each group a register. Sums are
-//! taken in `T` over a block of pixels and then added in `f64`: as exact as needed, and as fast as memory.
+//! All are written over groups of `L` channels, read as a whole, computed by [`lanes`] and written as a whole: so
+//! the compiler makes each group a register. Sums are taken in `T` over a block of pixels and then added in `f64`:
+//! as exact as needed, and as fast as memory.
 
 use crate::kernels::{ChannelPass, Real};
 
@@ -46,42 +47,34 @@ pub(super) struct Apply<'a, T> {
 impl<T: Real> ChannelPass for Apply<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let (scale, offset) = (groups::<L, T>(&self.affine.multiplier), groups::<L, T>(&self.affine.offset));
-        let width = scale.len();
-        let floor = self.floor;
+        let affine = self.affine.groups::<L>();
+        let (width, floor) = (affine.len(), self.floor);
         let x = groups::<L, T>(self.x).chunks_exact(width);
         let pixels = x.zip(groups_mut::<L, T>(self.y).chunks_exact_mut(width));
         match self.addend {
             Addend::Nothing => {
                 for (x, y) in pixels {
-                    for (((x, y), scale), offset) in x.iter().zip(y).zip(scale).zip(offset) {
-                        for l in 0..L {
-                            y[l] = at_least(floor, scale[l] * x[l] + offset[l]);
-                        }
+                    for group in 0..width {
+                        let normal = affine.at(group, x[group]);
+                        y[group] = lanes(|l| at_least(floor, normal[l]));
                     }
                 }
             }
             Addend::Plain(addend) => {
                 for ((x, y), addend) in pixels.zip(groups::<L, T>(addend).chunks_exact(width)) {
-                    for ((((x, y), scale), offset), addend) in
-                        x.iter().zip(y).zip(scale).zip(offset).zip(addend)
-                    {
-                        for l in 0..L {
-                            y[l] = at_least(floor, scale[l] * x[l] + offset[l] + addend[l]);
-                        }
+                    for group in 0..width {
+                        let (normal, addend) = (affine.at(group, x[group]), addend[group]);
+                        y[group] = lanes(|l| at_least(floor, normal[l] + addend[l]));
                     }
                 }
             }
-            Addend::Affine(addend, affine) => {
-                let scale_2 = groups::<L, T>(&affine.multiplier);
-                let offset_2 = groups::<L, T>(&affine.offset);
+            Addend::Affine(addend, shortcut) => {
+                let shortcut = shortcut.groups::<L>();
                 for ((x, y), addend) in pixels.zip(groups::<L, T>(addend).chunks_exact(width)) {
                     for group in 0..width {
-                        let (x, y, addend) = (&x[group], &mut y[group], &addend[group]);
-                        for l in 0..L {
-                            let shortcut = scale_2[group][l] * addend[l] + offset_2[group][l];
-                            y[l] = at_least(floor, scale[group][l] * x[l] + offset[group][l] + shortcut);
-                        }
+                        let normal = affine.at(group, x[group]);
+                        let addend = shortcut.at(group, addend[group]);
+                        y[group] = lanes(|l| at_least(floor, normal[l] + addend[l]));
                     }
                 }
             }
@@ -98,18 +91,19 @@ pub(super) struct Sums<'a, T> {
 impl<T: Real> ChannelPass for Sums<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let width = self.sums.len() / 2 / L;
         self.sums.fill(0.0);
+        let (plain, squares) = self.sums.split_at_mut(self.sums.len() / 2);
+        let (plain, squares) = (groups_mut::<L, f64>(plain), groups_mut::<L, f64>(squares));
+        let width = plain.len();
         for x in groups::<L, T>(self.x).chunks(BLOCK * width) {
             for group in 0..width {
-                let mut sums = [[T::ZERO; L]; 2];
-                for x in x[group..].iter().step_by(width) {
-                    for l in 0..L {
-                        sums[0][l] += x[l];
-                        sums[1][l] += x[l] * x[l];
-                    }
+                let (mut sum, mut square) = ([T::ZERO; L], [T::ZERO; L]);
+                for &x in x[group..].iter().step_by(width) {
+                    sum = lanes(|l| sum[l] + x[l]);
+                    square = lanes(|l| square[l] + x[l] * x[l]);
                 }
-                flush(&sums, group, self.sums);
+                flush(sum, &mut plain[group]);
+                flush(square, &mut squares[group]);
             }
         }
     }
@@ -128,25 +122,24 @@ pub(super) struct MaskedSums<'a, T> {
 impl<T: Real> ChannelPass for MaskedSums<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let width = self.centre.len() / L;
-        let floor = self.floor;
         self.sums.fill(0.0);
+        let (plain, products) = self.sums.split_at_mut(self.sums.len() / 2);
+        let (plain, products) = (groups_mut::<L, f64>(plain), groups_mut::<L, f64>(products));
+        let (affine, width, floor) = (self.affine.groups::<L>(), plain.len(), self.floor);
         let d = groups::<L, T>(self.d).chunks(BLOCK * width);
         for (x, d) in groups::<L, T>(self.x).chunks(BLOCK * width).zip(d) {
             for group in 0..width {
-                let scale = groups::<L, T>(&self.affine.multiplier)[group];
-                let offset = groups::<L, T>(&self.affine.offset)[group];
                 let centre = groups::<L, T>(self.centre)[group];
-                let mut sums = [[T::ZERO; L]; 2];
-                let pixels = x[group..].iter().step_by(width);
-                for (x, d) in pixels.zip(d[group..].iter().step_by(width)) {
-                    for l in 0..L {
-                        let g = if scale[l] * x[l] + offset[l] > floor { d[l] } else { T::ZERO };
-                        sums[0][l] += g;
-                        sums[1][l] += g * (x[l] - centre[l]);
-                    }
+                let (mut sum, mut product) = ([T::ZERO; L], [T::ZERO; L]);
+                for at in (group..x.len()).step_by(width) {
+                    let (x, d) = (x[at], d[at]);
+                    let normal = affine.at(group, x);
+                    let g: [T; L] = lanes(|l| if normal[l] > floor { d[l] } else { T::ZERO });
+                    sum = lanes(|l| sum[l] + g[l]);
+                    product = lanes(|l| product[l] + g[l] * (x[l] - centre[l]));
                 }
-                flush(&sums, group, self.sums);
+                flush(sum, &mut plain[group]);
+                flush(product, &mut products[group]);
             }
         }
     }
@@ -165,22 +158,15 @@ pub(super) struct MaskedInputGradient<'a, T> {
 impl<T: Real> ChannelPass for MaskedInputGradient<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let (scale, offset) = (groups::<L, T>(&self.affine.multiplier), groups::<L, T>(&self.affine.offset));
-        let centre = groups::<L, T>(self.centre);
-        let a = groups::<L, T>(&self.gradient.on_gradient);
-        let b = groups::<L, T>(&self.gradient.on_centred);
-        let c = groups::<L, T>(&self.gradient.constant);
-        let width = scale.len();
-        let floor = self.floor;
+        let (affine, gradient) = (self.affine.groups::<L>(), self.gradient.groups::<L>(self.centre));
+        let (width, floor) = (affine.len(), self.floor);
         let d = groups_mut::<L, T>(self.d).chunks_exact_mut(width);
         for (x, d) in groups::<L, T>(self.x).chunks_exact(width).zip(d) {
             for group in 0..width {
-                let (x, d) = (&x[group], &mut d[group]);
-                for l in 0..L {
-                    let passed = scale[group][l] * x[l] + offset[group][l] > floor;
-                    let g = if passed { d[l] } else { T::ZERO };
-                    d[l] = a[group][l] * g + b[group][l] * (x[l] - centre[group][l]) + c[group][l];
-                }
+                let (x, d_y) = (x[group], d[group]);
+                let normal = affine.at(group, x);
+                let g = lanes(|l| if normal[l] > floor { d_y[l] } else { T::ZERO });
+                d[group] = gradient.at(group, g, x);
             }
         }
     }
@@ -198,32 +184,35 @@ pub(super) struct ResidualSums<'a, T, const N: usize> {
 impl<T: Real, const N: usize> ChannelPass for ResidualSums<'_, T, N> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let width = self.centre[0].len() / L;
         self.sums.fill(0.0);
+        let (plain, products) = self.sums.split_at_mut(self.sums.len() / (1 + N));
+        let (plain, products) = (groups_mut::<L, f64>(plain), groups_mut::<L, f64>(products));
+        let width = plain.len();
         let y = groups::<L, T>(self.y).chunks(BLOCK * width);
         let d = groups_mut::<L, T>(self.d).chunks_mut(BLOCK * width);
         for (block, (y, d)) in y.zip(d).enumerate() {
-            let x = self.x.map(|x| &groups::<L, T>(x)[block * BLOCK * width..][..y.len()]);
-            for group in 0..width {
-                let centre = self.centre.map(|centre| groups::<L, T>(centre)[group]);
-                let mut plain = [[T::ZERO; L]; 1];
-                let mut products = [[T::ZERO; L]; N];
+            for (group, plain) in plain.iter_mut().enumerate() {
+                let mut sum = [T::ZERO; L];
                 for at in (group..y.len()).step_by(width) {
-                    let (y, d) = (&y[at], &mut d[at]);
-                    for l in 0..L {
-                        d[l] = if y[l] > T::ZERO { d[l] } else { T::ZERO };
-                        plain[0][l] += d[l];
-                    }
-                    for n in 0..N {
-                        let x = &x[n][at];
-                        for l in 0..L {
-                            products[n][l] += d[l] * (x[l] - centre[n][l]);
-                        }
-                    }
+                    let (y, d_y) = (y[at], d[at]);
+                    let g: [T; L] = lanes(|l| if y[l] > T::ZERO { d_y[l] } else { T::ZERO });
+                    d[at] = g;
+                    sum = lanes(|l| sum[l] + g[l]);
                 }
-                let (first, others) = self.sums.split_at_mut(width * L);
-                flush(&plain, group, first);
-                flush(&products, group, others);
+                flush(sum, plain);
+            }
+            // The block is still in the nearest cache.
+            for n in 0..N {
+                let x = &groups::<L, T>(self.x[n])[block * BLOCK * width..][..y.len()];
+                for group in 0..width {
+                    let centre = groups::<L, T>(self.centre[n])[group];
+                    let mut product = [T::ZERO; L];
+                    for at in (group..y.len()).step_by(width) {
+                        let (x, g) = (x[at], d[at]);
+                        product = lanes(|l| product[l] + g[l] * (x[l] - centre[l]));
+                    }
+                    flush(product, &mut products[n * width + group]);
+                }
             }
         }
     }
@@ -241,22 +230,81 @@ pub(super) struct ResidualInputGradient<'a, T> {
 impl<T: Real> ChannelPass for ResidualInputGradient<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let centre = groups::<L, T>(self.centre);
-        let a = groups::<L, T>(&self.gradient.on_gradient);
-        let b = groups::<L, T>(&self.gradient.on_centred);
-        let c = groups::<L, T>(&self.gradient.constant);
-        let width = centre.len();
+        let gradient = self.gradient.groups::<L>(self.centre);
+        let width = gradient.centre.len();
         let g = groups::<L, T>(self.g).chunks_exact(width);
         let d_x = groups_mut::<L, T>(self.d_x).chunks_exact_mut(width);
         for ((x, g), d_x) in groups::<L, T>(self.x).chunks_exact(width).zip(g).zip(d_x) {
             for group in 0..width {
-                let (x, g, d_x) = (&x[group], &g[group], &mut d_x[group]);
-                for l in 0..L {
-                    d_x[l] = a[group][l] * g[l] + b[group][l] * (x[l] - centre[group][l]) + c[group][l];
-                }
+                d_x[group] = gradient.at(group, g[group], x[group]);
             }
         }
     }
+}
+
+/// The coefficients of [`Affine`], by group.
+struct AffineGroups<'a, T, const L: usize> {
+    multiplier: &'a [[T; L]],
+    offset: &'a [[T; L]],
+}
+
+impl<T: Real> Affine<T> {
+    #[inline(always)]
+    fn groups<const L: usize>(&self) -> AffineGroups<'_, T, L> {
+        AffineGroups { multiplier: groups(&self.multiplier), offset: groups(&self.offset) }
+    }
+}
+
+impl<T: Real, const L: usize> AffineGroups<'_, T, L> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.multiplier.len()
+    }
+
+    #[inline(always)]
+    fn at(&self, group: usize, x: [T; L]) -> [T; L] {
+        let (multiplier, offset) = (self.multiplier[group], self.offset[group]);
+        lanes(|l| multiplier[l] * x[l] + offset[l])
+    }
+}
+
+/// The coefficients of [`InputGradient`], by group.
+struct GradientGroups<'a, T, const L: usize> {
+    centre: &'a [[T; L]],
+    on_gradient: &'a [[T; L]],
+    on_centred: &'a [[T; L]],
+    constant: &'a [[T; L]],
+}
+
+impl<T: Real> InputGradient<T> {
+    #[inline(always)]
+    fn groups<'a, const L: usize>(&'a self, centre: &'a [T]) -> GradientGroups<'a, T, L> {
+        GradientGroups {
+            centre: groups(centre),
+            on_gradient: groups(&self.on_gradient),
+            on_centred: groups(&self.on_centred),
+            constant: groups(&self.constant),
+        }
+    }
+}
+
+impl<T: Real, const L: usize> GradientGroups<'_, T, L> {
+    #[inline(always)]
+    fn at(&self, group: usize, g: [T; L], x: [T; L]) -> [T; L] {
+        let (a, b, c) = (self.on_gradient[group], self.on_centred[group], self.constant[group]);
+        let centre = self.centre[group];
+        lanes(|l| a[l] * g[l] + b[l] * (x[l] - centre[l]) + c[l])
+    }
+}
+
+/// `f` of every lane.
+#[inline(always)]
+fn lanes<T: Real, const L: usize>(f: impl Fn(usize) -> T) -> [T; L] {
+    let mut values = [T::ZERO; L];
+    for (l, value) in values.iter_mut().enumerate() {
+        *value = f(l);
+    }
+    values
 }
 
 #[inline(always)]
@@ -264,14 +312,11 @@ fn at_least<T: Real>(floor: T, value: T) -> T {
     if value < floor { floor } else { value }
 }
 
-/// Adds `N` sums of one group of channels to `[N, channels]`.
+/// Adds the sums of one block to those of all.
 #[inline(always)]
-fn flush<T: Real, const L: usize, const N: usize>(block: &[[T; L]; N], group: usize, sums: &mut [f64]) {
-    let channels = sums.len() / N;
-    for n in 0..N {
-        for l in 0..L {
-            sums[n * channels + group * L + l] += block[n][l].to_f64();
-        }
+fn flush<T: Real, const L: usize>(block: [T; L], sums: &mut [f64; L]) {
+    for (sum, block) in sums.iter_mut().zip(block) {
+        *sum += block.to_f64();
     }
 }
 

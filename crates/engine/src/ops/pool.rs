@@ -39,9 +39,8 @@ impl MaxPool {
                 for_each_tap(input, output, |tap, source, target| {
                     let (x, y) = (&x[source..][..input.c], &mut y[target..][..input.c]);
                     for ((x, y), at) in x.iter().zip(y).zip(&mut taps[target..][..input.c]) {
-                        // Written so that a value which is no number replaces one that is.
-                        let keeps = *x <= *y || *y != *y;
-                        if !keeps {
+                        let is_no_number = x.partial_cmp(x).is_none();
+                        if *x > *y || is_no_number {
                             (*y, *at) = (*x, tap);
                         }
                     }

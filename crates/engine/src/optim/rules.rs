@@ -18,7 +18,7 @@ pub(super) struct Sgd<T> {
 
 impl<T: Real> Rule<T> for Sgd<T> {
     fn apply(&self, w: &mut [T], g: &[T], state: Vec<&mut [T]>) {
-        let [v] = <[_; 1]>::try_from(state).ok().expect("one array of state");
+        let Ok([v]) = <[_; 1]>::try_from(state) else { unreachable!("one array of state") };
         for ((w, &g), v) in w.iter_mut().zip(g).zip(v) {
             *v = self.momentum * *v + self.gradient_scale * (g + self.decay * *w);
             *w -= self.step_size * *v;
@@ -39,7 +39,7 @@ pub(super) struct AdamW<T> {
 
 impl<T: Real> Rule<T> for AdamW<T> {
     fn apply(&self, w: &mut [T], g: &[T], state: Vec<&mut [T]>) {
-        let [first, second] = <[_; 2]>::try_from(state).ok().expect("two arrays of state");
+        let Ok([first, second]) = <[_; 2]>::try_from(state) else { unreachable!("two arrays of state") };
         for (((w, &g), first), second) in w.iter_mut().zip(g).zip(first).zip(second) {
             *first = self.keep[0] * *first + self.take[0] * g;
             *second = self.keep[1] * *second + self.take[1] * g * g;

@@ -27,6 +27,9 @@ pub enum Error {
         /// As it was told.
         reason: String,
     },
+    /// The coordinator closed the stream, as it does when the run has ended.
+    #[error("the coordinator closed the session: the run has ended")]
+    Ended,
     /// The coordinator was gone for longer than `cluster.orphan_ttl`.
     #[error("the coordinator is gone: {reason}")]
     Lost {
@@ -45,7 +48,7 @@ impl Error {
 
     pub(crate) fn from_status(coordinator: &str, status: &tonic::Status) -> Error {
         let refusal = Refusal::from(status);
-        if refusal.retryable {
+        if is_transient(&refusal) {
             Error::Unreachable { coordinator: coordinator.to_owned(), reason: refusal.message }
         } else {
             Error::Refused { coordinator: coordinator.to_owned(), refusal: Box::new(refusal) }
@@ -65,4 +68,12 @@ impl Error {
             _ => 75,
         }
     }
+}
+
+/// Whether a call failed for a reason that passes. What a dying coordinator or a broken connection leaves
+/// behind has no typed reason, and one of the codes that HTTP/2's own errors become.
+pub(crate) fn is_transient(refusal: &Refusal) -> bool {
+    use tonic::Code::{Aborted, Cancelled, Internal, Unknown};
+    refusal.retryable
+        || (refusal.reason.is_empty() && matches!(refusal.code, Aborted | Cancelled | Internal | Unknown))
 }

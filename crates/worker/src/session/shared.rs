@@ -92,6 +92,13 @@ impl Shared {
         }
     }
 
+    /// Ends the session alone: when the run has ended, the last collective of a slower rank must not be
+    /// broken, and whoever would go on notices at the next step.
+    pub fn finish_quietly(&self, error: Error) {
+        // If it is over already, for whatever reason, that one stays.
+        self.end.set(error).ok();
+    }
+
     pub fn is_over(&self) -> bool {
         self.end.get().is_some()
     }

@@ -64,14 +64,15 @@ impl Stream {
             if self.shared.is_over() || *self.closing.borrow() {
                 return;
             }
-            let pause = self.retry_after(attempt);
-            attempt += 1;
-            if alive.elapsed() + pause > self.orphan_ttl {
+            let left = self.orphan_ttl.saturating_sub(alive.elapsed());
+            if left.is_zero() {
                 return self.shared.finish(Error::Lost { reason: broken.0 });
             }
-            if attempt == 1 {
-                tracing::warn!(reason = broken.0, orphan_ttl = ?self.orphan_ttl, "coordinator lost, training goes on");
+            if attempt == 0 {
+                tracing::warn!(reason = broken.0, ?left, "coordinator lost, training goes on for a while");
             }
+            let pause = self.retry_after(attempt).min(left);
+            attempt += 1;
             tokio::select! {
                 () = sleep(pause) => {}
                 () = closed(&mut self.closing) => return,
@@ -100,7 +101,7 @@ impl Stream {
         Ok(Link { up, down })
     }
 
-    /// Carries messages both ways until the session is closed (`Ok`), is over, or the connection breaks.
+    /// Carries messages both ways until either side closes the session (`Ok`) or the connection breaks.
     async fn speak(&mut self, link: &mut Link) -> Result<(), Broken> {
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,11 +111,14 @@ impl Stream {
                 biased;
                 message = link.down.message() => match message {
                     Ok(Some(message)) => self.hear(message)?,
-                    Ok(None) => return Err(Broken("it closed the stream".into())),
+                    Ok(None) => {
+                        self.shared.finish_quietly(Error::Ended);
+                        return Ok(());
+                    }
                     Err(status) => {
                         let error = Error::from_status(&self.identity.coordinator, &status);
                         let text = error.to_string();
-                        if !error.is_transient() && !proto::Refusal::from(&status).reason.is_empty() {
+                        if !error.is_transient() {
                             self.shared.finish(error);
                         }
                         return Err(Broken(text));
