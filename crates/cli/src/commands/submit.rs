@@ -26,7 +26,7 @@ pub struct Arguments {
     /// What the workers compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
-    /// The run's directory, on the coordinator's machine [default: runs/<run id> below the coordinator's]
+    /// The run's directory, on the coordinator's machine [default: runs/RUN_ID below the coordinator's]
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue the run in this directory from its newest good checkpoint

@@ -34,7 +34,7 @@ pub struct Arguments {
     /// What they compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
-    /// The run's directory [default: runs/<run id>]
+    /// The run's directory [default: runs/RUN_ID]
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Continue the run in this directory from its newest good checkpoint; only its length and cadences can be set
