@@ -1,5 +1,7 @@
 //! End to end: the real binary, real processes, real ports, real kills.
 
+#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
+
 mod bad_input;
 mod cluster;
 mod namespaces;

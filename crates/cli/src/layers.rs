@@ -6,7 +6,7 @@ use config::{Layers, RunConfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// `--preset`, `--config`, `--data`, `--set`.
 #[derive(Args, Clone, Debug, Default)]
@@ -33,7 +33,7 @@ impl LayerArguments {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("failed to read the configuration {}", path.display()))
-                    .map_err(|error| Failure::new(crate::failure::Exit::USAGE, error))?;
+                    .map_err(|error| Failure::new(Exit::USAGE, error))?;
                 Some((path.clone(), text))
             }
         };
@@ -55,9 +55,7 @@ pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     let path = run_dir.join("config.toml");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("failed to read {}", path.display()))
-        .map_err(|error| {
-        Failure::new(crate::failure::Exit::USAGE, error).hint("name the directory of a run")
-    })?;
+        .map_err(|error| Failure::new(Exit::USAGE, error).hint("name the directory of a run"))?;
     RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
 }
 
@@ -99,5 +97,32 @@ impl Device {
                 Err(Failure::usage("no CUDA device support in this version").hint("use --device cpu or auto"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_augmentation_that_can_be_set_exists() {
+        for name in config::Augment::NAMES {
+            assert!(data::Augmentation::preset(name, 32).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn sources_become_absolute_unless_built_in() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute_source("builtin#test").unwrap(), "builtin#test");
+        assert_eq!(absolute_source("/a#train").unwrap(), "/a#train");
+        assert_eq!(absolute_source("a/b#train").unwrap(), format!("{}/a/b#train", here.display()));
+    }
+
+    #[test]
+    fn cuda_is_refused_with_what_to_use() {
+        let failure = Device::Cuda.name().unwrap_err();
+        assert_eq!(failure.exit, Exit::USAGE);
+        assert_eq!(failure.error.to_string(), "no CUDA device support in this version");
     }
 }
