@@ -5,6 +5,8 @@
 //! leftover under the other name, which the next staging removes. The generation is part of that name, so
 //! that a late writer of an older group cannot write into its successor's files.
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -96,16 +98,14 @@ impl Staging {
         sync_dir(&self.dir)?;
 
         let target = checkpoint_dir(&self.run_dir, self.step);
-        let replaced = self.dir.with_extension("replaced.tmp");
-        if target.exists() {
-            // The run came by this step before, on a way that it left by going back to an older checkpoint
-            // (this one was damaged, say). A directory that is not empty cannot be renamed over.
-            fs::rename(&target, &replaced).map_err(Error::io("move aside", &target))?;
-        }
-        fs::rename(&self.dir, &target).map_err(Error::io("rename", &self.dir))?;
+        publish(&self.dir, &target)?;
         sync_dir(&checkpoints_dir(&self.run_dir))?;
-        if replaced.exists() {
-            fs::remove_dir_all(&replaced).map_err(Error::io("remove", &replaced))?;
+        // What the name stood for before has changed places with the new one.
+        if self.dir.exists()
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
+            // The checkpoint stands all the same, and the next staging tries again.
+            tracing::warn!(path = %self.dir.display(), %error, "a replaced checkpoint could not be removed");
         }
         Ok(CheckpointInfo::new(target, &manifest))
     }
@@ -203,6 +203,27 @@ impl Drop for ShardWriter {
         if matches!(shards[self.index], Progress::Open) {
             shards[self.index] = Progress::Awaited;
         }
+    }
+}
+
+/// Gives the complete directory `staged` the name `target`, at once.
+///
+/// That name may be taken: a run that went back to an older checkpoint comes by the same steps again, and
+/// whoever orders a checkpoint right after a resume gets the step that the run came from. The two then
+/// change places, so that a crash leaves the one or the other, never neither.
+fn publish(staged: &Path, target: &Path) -> Result<(), Error> {
+    let exchanged = renameat2(AT_FDCWD, staged, AT_FDCWD, target, RenameFlags::RENAME_EXCHANGE);
+    match exchanged {
+        Ok(()) => Ok(()),
+        Err(Errno::ENOENT) => fs::rename(staged, target).map_err(Error::io("rename", staged)),
+        // Network file systems know no exchange: there the old one goes first.
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            if target.exists() {
+                fs::remove_dir_all(target).map_err(Error::io("remove", target))?;
+            }
+            fs::rename(staged, target).map_err(Error::io("rename", staged))
+        }
+        Err(errno) => Err(Error::io("rename", staged)(errno.into())),
     }
 }
 

@@ -270,6 +270,10 @@ fn a_step_that_comes_again_replaces_its_checkpoint() {
     assert_eq!(staged(run.path(), 2, 9).commit(description()).unwrap().path, dir);
     assert_eq!(load(&dir).unwrap().0.generation, 9);
     assert_eq!(names(run.path()), ["step-00000002"]);
+
+    // Until it is replaced, the old one keeps its name: a crash before that leaves it in place.
+    drop(staged(run.path(), 2, 10));
+    assert_eq!(load(&dir).unwrap().0.generation, 9);
 }
 
 #[test]
