@@ -45,7 +45,8 @@ pub(crate) async fn serve(
     let mut reachable = true;
     loop {
         let attempt = async {
-            let channel = endpoint.connect().await.map_err(|error| Status::unavailable(chain(&error)))?;
+            let channel =
+                endpoint.connect().await.map_err(|error| Status::unavailable(proto::one_line(&error)))?;
             let client =
                 AgentServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
             Session::open(client, options).await
@@ -199,15 +200,4 @@ fn heartbeats(period: Duration) -> tokio::time::Interval {
     let mut beat = interval(period);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
-}
-
-/// An error and its causes in one line; tonic's own message is only "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

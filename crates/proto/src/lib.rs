@@ -7,7 +7,7 @@ mod fence;
 mod refusal;
 pub mod transport;
 
-pub use refusal::{MissingField, Refusal};
+pub use refusal::{MissingField, Refusal, one_line};
 
 /// Version of the protocol. Both sides state it; a different one is refused by name.
 pub const PROTOCOL: u32 = 1;

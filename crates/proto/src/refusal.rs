@@ -62,9 +62,38 @@ impl From<&Status> for Refusal {
     }
 }
 
+/// An error and its causes in one line: a status has no chain, and neither has a log.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source's message in their own.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        source: MissingField,
+    }
+
+    #[test]
+    fn one_line_says_everything_once() {
+        let line = |text| one_line(&Outer { text, source: MissingField("fence") });
+        assert_eq!(line("attach"), "attach: message without `fence`");
+        assert_eq!(line("refused: message without `fence`"), "refused: message without `fence`");
+    }
 
     #[test]
     fn a_refusal_survives_the_wire() {

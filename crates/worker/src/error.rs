@@ -180,21 +180,6 @@ impl Error {
     }
 }
 
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some libraries repeat their source's message in their own.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +188,7 @@ mod tests {
     fn a_chain_says_everything_once() {
         let io = std::io::Error::other("no route");
         let error = Error::Collective(collective::Error::PeerLost { rank: 2, source: io });
-        assert_eq!(chain(&error), "collective operation failed: rank 2 is gone: no route");
+        assert_eq!(proto::one_line(&error), "collective operation failed: rank 2 is gone: no route");
         assert!(error.is_peer());
     }
 

@@ -8,7 +8,7 @@ use proto::v1::{Failed, Fence, Phase, WorkerId};
 
 use crate::plan::Compute;
 use crate::session::{self, Identity, Session};
-use crate::{Error, error, group, train};
+use crate::{Error, group, train};
 
 /// What an agent starts a worker with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +39,11 @@ pub fn run(options: Options) -> i32 {
         Ok(()) => 0,
         Err(error) if error.is_peer() => {
             // The cause is in another process, whose own report names it.
-            tracing::warn!("worker ends: {}", error::chain(&error));
+            tracing::warn!("worker ends: {}", proto::one_line(&error));
             error.exit_code()
         }
         Err(error) => {
-            tracing::error!("worker failed: {}", error::chain(&error));
+            tracing::error!("worker failed: {}", proto::one_line(&error));
             error.exit_code()
         }
     }
@@ -77,7 +77,7 @@ fn work(options: Options) -> Result<(), Error> {
 fn report(session: &Session, error: &Error) {
     session.failed(Failed {
         exit_code: error.exit_code(),
-        error: error::chain(error),
+        error: proto::one_line(error),
         hint: error.hint().unwrap_or_default(),
         peer: error.is_peer(),
     });

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{check_protocol, refusal, with_causes};
+use super::{check_protocol, refusal};
 use crate::owner::{CallError, OUTBOX, Owner};
 use crate::state::{Exit, Input, News};
 
@@ -70,7 +70,7 @@ impl Session {
         drop(outbox);
         let why = match self.follow(&mut inbox, &agent_id, session).await {
             Ok(()) => "it closed its session".to_owned(),
-            Err(status) => with_causes(&status),
+            Err(status) => proto::one_line(&status),
         };
         if let Err(error) = self.owner.tell(Input::AgentLost { agent_id, session, why }).await {
             tracing::debug!(%error, "the end of an agent's session was not taken up");

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::{blocking, refusal, submission, with_causes};
+use super::{blocking, refusal, submission};
 use crate::checkpoints;
 use crate::event_log::{EventLog, Next};
 use crate::owner::{Accepted, Order, Owner, Tail};
@@ -288,7 +288,7 @@ fn verify(run_dir: &Path, step: u64) -> Result<VerifyCheckpointResponse, Status>
             "`himpun checkpoint list` shows them",
         ));
     }
-    let problems = checkpoint::verify(&dir).iter().map(|problem| with_causes(problem)).collect();
+    let problems = checkpoint::verify(&dir).iter().map(|problem| proto::one_line(problem)).collect();
     let (listed, _) = checkpoint::list(run_dir).map_err(checkpoints::Error::from)?;
     let checkpoint = listed.iter().find(|info| info.step == step).map(checkpoints::to_proto);
     Ok(VerifyCheckpointResponse { checkpoint, problems })

@@ -6,7 +6,7 @@ mod submission;
 pub(crate) mod sync;
 pub(crate) mod worker;
 
-use proto::{PROTOCOL, Refusal};
+use proto::{PROTOCOL, Refusal, one_line};
 use tonic::{Code, Status};
 
 use crate::checkpoints;
@@ -143,17 +143,6 @@ impl From<checkpoints::Error> for Status {
             Error::Checkpoint(inner) => inner.hint().unwrap_or_default(),
             _ => "",
         };
-        refusal(code, reason, with_causes(&error), hint)
+        refusal(code, reason, one_line(&error), hint)
     }
-}
-
-/// An error and its causes in one line: a status has no chain.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -5,7 +5,7 @@ use proto::v1::SubmitRunRequest;
 use std::path::{Path, PathBuf};
 use tonic::{Code, Status};
 
-use super::{check_protocol, refusal, with_causes};
+use super::{check_protocol, refusal};
 use crate::owner::Submission;
 use crate::run_dir;
 use crate::state::{IdempotencyKey, RunRecord, Stage, Summary};
@@ -17,7 +17,7 @@ pub(super) fn read(request: SubmitRunRequest, dir: &Path) -> Result<Submission, 
     check_protocol(request.protocol, "the client")?;
     let config = RunConfig::from_toml(&request.config_toml).map_err(|error| {
         let hint = error.hint().unwrap_or_default();
-        refusal(Code::InvalidArgument, "bad_config", with_causes(&error), &hint)
+        refusal(Code::InvalidArgument, "bad_config", proto::one_line(&error), &hint)
     })?;
     if !matches!(request.device.as_str(), "" | "auto" | "cpu") {
         let message = format!("device `{}` is not one that workers of this version use", request.device);
@@ -66,7 +66,7 @@ fn resumed(request: SubmitRunRequest, key: Option<IdempotencyKey>) -> Result<Sub
     let (newest, problems) = checkpoint::newest_good(&run_dir);
     let mut record = record(past.run_id, &run_dir, request.config_toml, request.workers);
     record.generation = past.generation;
-    let mut warnings: Vec<String> = problems.iter().map(|problem| with_causes(problem)).collect();
+    let mut warnings: Vec<String> = problems.iter().map(|problem| proto::one_line(problem)).collect();
     match newest {
         Some(checkpoint) => {
             let manifest =

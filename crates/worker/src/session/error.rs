@@ -43,7 +43,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn unreachable(coordinator: &str, error: &dyn std::error::Error) -> Error {
-        Error::Unreachable { coordinator: coordinator.to_owned(), reason: crate::error::chain(error) }
+        Error::Unreachable { coordinator: coordinator.to_owned(), reason: proto::one_line(error) }
     }
 
     pub(crate) fn from_status(coordinator: &str, status: &tonic::Status) -> Error {
