@@ -28,7 +28,10 @@ use shared::Shared;
 use stream::Stream;
 
 /// How long a session that is closed may take to deliver what is queued.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How often a wait for the stream looks at it.
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// Rows of metrics that wait for a coordinator; more are dropped, as training goes on without it.
 const MAX_WAITING_ROWS: usize = 1 << 14;
@@ -163,7 +166,9 @@ impl Session {
 
     /// The group is formed and verified, and starts after `step` updates of `total_steps`.
     pub fn ready(&self, step: u64, total_steps: u64) {
-        self.say(worker_up::Message::Ready(Ready { step, total_steps }));
+        let ready = Ready { step, total_steps };
+        self.shared.set_ready(ready);
+        self.say(worker_up::Message::Ready(ready));
     }
 
     /// Leaves a row of metrics.
@@ -194,6 +199,19 @@ impl Session {
     /// This worker is about to exit with an error.
     pub fn failed(&self, failed: Failed) {
         self.say(worker_up::Message::Failed(failed));
+    }
+
+    /// Waits until everything said so far is on its way, or `limit` is over: a stream that is being opened
+    /// again must not be overtaken by a call.
+    pub fn flush(&self, limit: Duration) {
+        let empty = async {
+            while self.shared.waiting() > 0 {
+                tokio::time::sleep(GLANCE).await;
+            }
+        };
+        if self.block_on(async { tokio::time::timeout(limit, empty).await }).is_err() {
+            tracing::debug!("messages still wait for the coordinator");
+        }
     }
 
     /// Delivers what is queued and closes the stream.

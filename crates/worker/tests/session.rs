@@ -5,7 +5,7 @@
 use collective::AbortHandle;
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use proto::v1::{
-    Abort, Assign, AttachRequest, AttachResponse, Failed, Fence, MetricRow, Order, Phase, WorkerDown,
+    Abort, Assign, AttachRequest, AttachResponse, Failed, Fence, MetricRow, Order, Phase, Ready, WorkerDown,
     WorkerId, WorkerUp, order, worker_down, worker_up,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -33,11 +33,16 @@ struct Ear(Sender<Heard>);
 impl WorkerService for Ear {
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         let request = request.into_inner();
-        if request.fence == Some(fence(1)) {
+        let refusal = match request.fence {
+            Some(theirs) if theirs == fence(1) => Some(("stale_fence", "generation 1 is over")),
+            Some(theirs) if theirs == fence(3) => Some(("protocol_mismatch", "protocol 9 is spoken here")),
+            _ => None,
+        };
+        if let Some((reason, message)) = refusal {
             return Err(proto::Refusal {
                 code: tonic::Code::FailedPrecondition,
-                message: "generation 1 is over".into(),
-                reason: "stale_fence".into(),
+                message: message.into(),
+                reason: reason.into(),
                 retryable: false,
                 hint: String::new(),
                 current_generation: 2,
@@ -240,6 +245,9 @@ fn the_end_of_the_run_breaks_no_collective_that_is_under_way() {
 fn a_coordinator_that_comes_back_in_time_hears_what_was_said_meanwhile() {
     let coordinator = Coordinator::start();
     let (session, abort, down) = coordinator.session(PATIENCE);
+    session.ready(7, 9);
+    let ready = worker_up::Message::Ready(Ready { step: 7, total_steps: 9 });
+    assert_eq!(coordinator.message(), ready);
     break_off(&down);
     loop {
         if matches!(coordinator.next(), Heard::Closed) {
@@ -248,6 +256,8 @@ fn a_coordinator_that_comes_back_in_time_hears_what_was_said_meanwhile() {
     }
     session.metrics(MetricRow { step: 9, values: Vec::new() });
     let down = coordinator.opened();
+    // That the group is formed is said in every stream: a run waits for it, and the first may have lost it.
+    assert_eq!(coordinator.message(), ready);
     assert_eq!(coordinator.message(), worker_up::Message::Metrics(MetricRow { step: 9, values: Vec::new() }));
     assert!(session.check().is_ok() && !abort.is_aborted());
     drop(down);
@@ -259,6 +269,9 @@ fn a_worker_of_an_older_generation_is_refused_and_one_without_a_coordinator_says
     let error = session::attach(coordinator.identity(1), "here:1".into()).err().unwrap();
     assert!(error.to_string().ends_with("refused: generation 1 is over"), "{error}");
     assert_eq!(error.exit_code(), 75);
+    let error = session::attach(coordinator.identity(3), "here:1".into()).err().unwrap();
+    assert!(error.to_string().ends_with("refused: protocol 9 is spoken here"), "{error}");
+    assert_eq!(error.exit_code(), 2);
     let nobody = Identity { coordinator: "127.0.0.1:1".into(), ..coordinator.identity(2) };
     let error = session::attach(nobody, "here:1".into()).err().unwrap();
     assert!(error.is_transient() && error.to_string().contains("127.0.0.1:1"), "{error}");

@@ -40,6 +40,12 @@ const EXIT_GRACE: Duration = Duration::from_secs(10);
 /// Between SIGTERM and SIGKILL for the workers of a failed run.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 
+/// How long workers may take to start and attach: a process that hangs before it speaks ends its run.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Inputs come at least this often, unless the coordinator itself was held up.
+const HELD_UP: Duration = Duration::from_secs(1);
+
 /// All runs and agents.
 #[derive(Debug)]
 pub struct State {
@@ -49,6 +55,8 @@ pub struct State {
     /// In order of submission.
     runs: Vec<Run>,
     answers: HashMap<IdempotencyKey, String>,
+    /// When the last input came.
+    heard: Duration,
     shutting_down: bool,
 }
 
@@ -60,7 +68,8 @@ impl State {
         answers: HashMap<IdempotencyKey, String>,
     ) -> (State, Vec<Command>) {
         let runs = records.into_iter().map(Run::new).collect();
-        let mut state = State { incarnation, agents: Vec::new(), runs, answers, shutting_down: false };
+        let heard = Duration::ZERO;
+        let mut state = State { incarnation, agents: Vec::new(), runs, answers, heard, shutting_down: false };
         let mut out = Vec::new();
         for run in state.runs.iter_mut().filter(|run| run.record.stage == Stage::Active) {
             let reason = format!(
@@ -78,6 +87,7 @@ impl State {
     /// If the input comes too late, too early, or from nobody known. Nothing has changed then.
     pub fn handle(&mut self, input: Input, now: Duration) -> Result<Vec<Command>, Refused> {
         let mut out = Vec::new();
+        self.excuse(now);
         match input {
             Input::AgentJoined { hello, session } => self.agent_joined(hello, session, now, &mut out)?,
             Input::AgentBeat { agent_id, session } => {
@@ -112,7 +122,7 @@ impl State {
         }
         self.release_slots();
         if !self.shutting_down {
-            self.schedule(&mut out);
+            self.schedule(now, &mut out);
         }
         Ok(out)
     }
@@ -149,6 +159,11 @@ impl State {
     /// The run that has not ended and lives in this directory.
     pub fn unfinished_in(&self, run_dir: &str) -> Option<&str> {
         self.runs.iter().find(|run| run.record.run_dir == run_dir && run.phase != Phase::Ended).map(Run::id)
+    }
+
+    /// Whether there is a run of this id that has not ended.
+    pub fn is_unfinished(&self, run_id: &str) -> bool {
+        self.runs.iter().any(|run| run.id() == run_id && run.phase != Phase::Ended)
     }
 
     /// Everything that a status shows of a run.
@@ -194,6 +209,17 @@ impl State {
     pub fn fresh_checkpoint(&self, run_id: &str) -> Option<&CheckpointInfo> {
         let run = self.runs.iter().find(|run| run.id() == run_id)?;
         run.checkpoint.as_ref().filter(|info| info.step >= run.record.summary.step)
+    }
+
+    /// A coordinator that was held up (by its disk, say, or a machine that slept) has signs of life waiting
+    /// in its queue that it has not read: the time it was away counts against nobody.
+    fn excuse(&mut self, now: Duration) {
+        let gap = now.saturating_sub(self.heard);
+        self.heard = now;
+        if gap > HELD_UP {
+            self.agents.iter_mut().for_each(|agent| agent.last_beat += gap);
+            self.runs.iter_mut().for_each(|run| run.excuse(gap));
+        }
     }
 
     fn agent_mut(&mut self, agent_id: &str) -> Option<&mut Agent> {
@@ -283,6 +309,7 @@ impl State {
         let run = self.runs.iter_mut().find(|run| run.id() == fence.run_id).expect("the fence was admitted");
         run.record.last_checkpoint.clone_from(&info.path);
         run.checkpoint = Some(info.clone());
+        run.wanted.checkpoint = false;
         let kind = proto::v1::CheckpointEvent { step: info.step, path: info.path.clone(), bytes: info.bytes };
         out.push(run.note(
             Severity::Info,
@@ -358,9 +385,9 @@ impl Run {
     fn judge(&mut self, incarnation: u64, now: Duration, out: &mut Vec<Command>) {
         match &self.phase {
             Phase::Queued | Phase::Ended => {}
-            Phase::Starting | Phase::Forming | Phase::Running { .. } => {
+            Phase::Starting { .. } | Phase::Forming | Phase::Running { .. } => {
                 self.clear_suspicions();
-                if let Some(verdict) = self.cause(now) {
+                if let Some(verdict) = self.cause(now).or_else(|| self.overdue(now)) {
                     self.begin_end(verdict, incarnation, now, out);
                 }
             }
@@ -379,6 +406,14 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// The verdict on a worker that does not attach in time.
+    fn overdue(&self, now: Duration) -> Option<Verdict> {
+        let Phase::Starting { until } = self.phase else { return None };
+        let rank = self.members.iter().position(|member| !member.has_attached()).filter(|_| now >= until)?;
+        let reason = format!("{} did not attach within {} s", self.name_of(rank), START_LIMIT.as_secs());
+        Some(Verdict { hint: "see its log and its agent's".to_owned(), ..verdict::failed(reason) })
     }
 
     /// The run's end is decided: the workers are told, and it ends when they have.

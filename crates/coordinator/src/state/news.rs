@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::input::{Command, Exit, News, Refused};
 use super::record::Stage;
-use super::run::{Phase, Run, Verdict};
+use super::run::{Member, Phase, Run, Verdict};
 use super::{State, verdict};
 
 impl State {
@@ -44,7 +44,12 @@ impl Run {
             }
             News::Connected => {
                 member.connected = true;
-                self.assign_when_complete(incarnation, out);
+                match self.phase {
+                    // A session that was opened again: what was said into the old one may be lost.
+                    Phase::Forming if !member.ready => out.push(self.assign(rank, incarnation)),
+                    Phase::Running { .. } if rank == 0 => self.repeat_orders(incarnation, out),
+                    _ => self.assign_when_complete(incarnation, out),
+                }
             }
             News::Disconnected => {
                 member.connected = false;
@@ -54,6 +59,8 @@ impl Run {
                 member.progress = Some(progress);
                 self.record.summary.step = self.record.summary.step.max(progress.step);
             }
+            // Said again in a session that was opened again.
+            News::Ready { .. } if member.ready => {}
             News::Ready { step, total_steps } => {
                 member.ready = true;
                 self.record.summary.total_steps = total_steps;
@@ -93,23 +100,23 @@ impl Run {
 
     /// Ranks and addresses go out once every worker listens and can be told.
     fn assign_when_complete(&mut self, incarnation: u64, out: &mut Vec<Command>) {
-        let peers: Option<Vec<String>> = self
-            .members
-            .iter()
-            .map(|member| member.data_address.clone().filter(|_| member.connected))
-            .collect();
-        let (Phase::Starting, Some(peers)) = (&self.phase, peers) else { return };
-        self.phase = Phase::Forming;
-        for rank in 0..self.members.len() {
-            let assign = Assign {
-                rank: rank as u32,
-                world_size: peers.len() as u32,
-                peers: peers.clone(),
-                checkpoint_step: self.record.checkpoint_step,
-            };
-            out.push(self.to_worker(rank, incarnation, worker_down::Message::Assign(assign)));
+        if !matches!(self.phase, Phase::Starting { .. }) || !self.members.iter().all(Member::has_attached) {
+            return;
         }
+        self.phase = Phase::Forming;
+        out.extend((0..self.members.len()).map(|rank| self.assign(rank, incarnation)));
         out.push(self.state_note());
+    }
+
+    fn assign(&self, rank: usize, incarnation: u64) -> Command {
+        let peers = self.members.iter().map(|member| member.data_address.clone());
+        let assign = Assign {
+            rank: rank as u32,
+            world_size: self.members.len() as u32,
+            peers: peers.collect::<Option<_>>().expect("ranks are dealt once all members have attached"),
+            checkpoint_step: self.record.checkpoint_step,
+        };
+        self.to_worker(rank, incarnation, worker_down::Message::Assign(assign))
     }
 
     fn run_when_ready(&mut self, incarnation: u64, now: Duration, out: &mut Vec<Command>) {

@@ -76,15 +76,36 @@ impl Run {
                 self.stop_workers(incarnation, Duration::ZERO, "killed, as asked", out);
             }
             (Phase::Running { stopping, .. }, _) => {
-                if operation == Operation::Stop {
-                    *stopping = true;
-                    out.push(self.state_note());
+                match operation {
+                    Operation::Stop => {
+                        *stopping = true;
+                        out.push(self.state_note());
+                    }
+                    Operation::Pause => self.wanted.pause = true,
+                    Operation::Resume => self.wanted.pause = false,
+                    Operation::Checkpoint => self.wanted.checkpoint = true,
+                    Operation::Kill => unreachable!("carried out above"),
                 }
                 out.extend(self.order(operation, &command_id, incarnation));
             }
-            (Phase::Starting | Phase::Forming, _) => self.pending.push((operation, command_id)),
+            (Phase::Starting { .. } | Phase::Forming, _) => self.pending.push((operation, command_id)),
             // A stop of a run that is ending already.
             (Phase::Ending { .. } | Phase::Ended, _) => {}
+        }
+    }
+
+    /// Repeats what was asked of the group and has not shown yet: rank 0 may not have heard it when its
+    /// session broke.
+    pub(super) fn repeat_orders(&self, incarnation: u64, out: &mut Vec<Command>) {
+        let Phase::Running { paused, stopping } = self.phase else { return };
+        let pause = if self.wanted.pause { Operation::Pause } else { Operation::Resume };
+        let repeated = [
+            (self.wanted.pause != paused, pause),
+            (self.wanted.checkpoint, Operation::Checkpoint),
+            (stopping, Operation::Stop),
+        ];
+        for (_, operation) in repeated.into_iter().filter(|(due, _)| *due) {
+            out.extend(self.order(operation, "repeated", incarnation));
         }
     }
 

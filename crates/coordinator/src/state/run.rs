@@ -19,6 +19,8 @@ pub(super) struct Run {
     pub members: Vec<Member>,
     /// Orders given before rank 0 could hear them.
     pub pending: Vec<(Operation, String)>,
+    /// What rank 0 was told since, as far as it is not known to have heard it.
+    pub wanted: Wanted,
     /// When the first sign of trouble was seen: others may name its cause better.
     pub troubled: Option<Duration>,
     /// Ranks in the order in which something went wrong with them.
@@ -34,7 +36,10 @@ pub(super) struct Run {
 pub(super) enum Phase {
     Queued,
     /// Workers were ordered; they attach one by one.
-    Starting,
+    Starting {
+        /// When the last of them must have.
+        until: Duration,
+    },
     /// Ranks are dealt; the workers verify their group.
     Forming,
     Running {
@@ -49,6 +54,15 @@ pub(super) enum Phase {
         forced: bool,
     },
     Ended,
+}
+
+/// Orders in a form that can be given twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Wanted {
+    /// The last of pause and resume.
+    pub pause: bool,
+    /// No checkpoint was committed since one was asked for.
+    pub checkpoint: bool,
 }
 
 /// How a run ends.
@@ -92,6 +106,11 @@ impl Member {
         }
     }
 
+    /// It listens for its peers and can be told of them.
+    pub fn has_attached(&self) -> bool {
+        self.connected && self.data_address.is_some()
+    }
+
     /// Even a worker that is counted as lost may still run, cut off from its agent only.
     pub fn may_listen(&self) -> bool {
         self.connected || self.exit.is_none()
@@ -106,6 +125,7 @@ impl Run {
             phase,
             members: Vec::new(),
             pending: Vec::new(),
+            wanted: Wanted::default(),
             troubled: None,
             suspects: Vec::new(),
             checkpoint: None,
@@ -115,6 +135,16 @@ impl Run {
 
     pub fn id(&self) -> &str {
         &self.record.run_id
+    }
+
+    /// Moves everything that has a limit in time: for `gap` nobody was listened to.
+    pub fn excuse(&mut self, gap: Duration) {
+        if let Some(troubled) = &mut self.troubled {
+            *troubled += gap;
+        }
+        if let Phase::Starting { until: limit } | Phase::Ending { deadline: limit, .. } = &mut self.phase {
+            *limit += gap;
+        }
     }
 
     /// Has workers that may do something.
@@ -210,7 +240,7 @@ impl Run {
     pub fn state(&self) -> RunState {
         match &self.phase {
             Phase::Queued => RunState::Queued,
-            Phase::Starting | Phase::Forming => RunState::Forming,
+            Phase::Starting { .. } | Phase::Forming => RunState::Forming,
             Phase::Running { stopping: true, .. } | Phase::Ending { .. } => RunState::Stopping,
             Phase::Running { paused: true, .. } => RunState::Paused,
             Phase::Running { .. } => RunState::Running,
@@ -224,11 +254,8 @@ impl Run {
         let n = self.members.len();
         match &self.phase {
             Phase::Queued => self.waits_for.clone(),
-            Phase::Starting => {
-                format!(
-                    "waiting for workers: {} of {n} attached",
-                    count(|m| m.connected && m.data_address.is_some())
-                )
+            Phase::Starting { .. } => {
+                format!("waiting for workers: {} of {n} attached", count(Member::has_attached))
             }
             Phase::Forming => format!("waiting for the group: {} of {n} ranks ready", count(|m| m.ready)),
             Phase::Running { stopping: true, .. } => "stopping after a checkpoint, as asked".to_owned(),

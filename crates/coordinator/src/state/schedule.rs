@@ -5,12 +5,13 @@
 
 use proto::v1::{StartWorkers, WorkerAssignment, WorkerId};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::State;
 use super::agents::Agent;
 use super::input::Command;
 use super::record::Stage;
 use super::run::{Member, Phase};
+use super::{START_LIMIT, State};
 
 /// A slot of an agent: `agents[agent]`, slot `slot`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ struct Waits {
 
 impl State {
     /// Starts queued runs as far as the free slots reach, and notes for the others what they wait for.
-    pub(super) fn schedule(&mut self, out: &mut Vec<Command>) {
+    pub(super) fn schedule(&mut self, now: Duration, out: &mut Vec<Command>) {
         let mut ahead: Option<String> = None;
         for index in 0..self.runs.len() {
             if self.runs[index].phase != Phase::Queued {
@@ -39,7 +40,7 @@ impl State {
                 Some(first) => format!("waiting for run {first}, which is ahead in the queue"),
                 None => match pick(&self.agents, self.runs[index].record.workers) {
                     Ok(slots) => {
-                        self.deal(index, &slots, out);
+                        self.deal(index, &slots, now, out);
                         continue;
                     }
                     Err(Waits { reason, is_next }) => {
@@ -57,14 +58,14 @@ impl State {
     }
 
     /// A new generation of a run: stored first, then announced.
-    fn deal(&mut self, index: usize, slots: &[Slot], out: &mut Vec<Command>) {
+    fn deal(&mut self, index: usize, slots: &[Slot], now: Duration, out: &mut Vec<Command>) {
         let incarnation = self.incarnation;
         let run = &mut self.runs[index];
         run.record.generation += 1;
         run.record.stage = Stage::Active;
         run.record.summary.step = run.record.checkpoint_step.unwrap_or(0);
         let fence = run.fence(incarnation);
-        run.phase = Phase::Starting;
+        run.phase = Phase::Starting { until: now + START_LIMIT };
         run.members.clear();
         let mut orders: BTreeMap<usize, Vec<WorkerAssignment>> = BTreeMap::new();
         for place in slots {

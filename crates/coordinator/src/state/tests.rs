@@ -111,14 +111,22 @@ impl World {
         self.try_input(Input::Ordered { run_id, order, actor, command_id, key: None })
     }
 
+    /// Lets time pass as it does: with ticks, and a sign of life of every agent now and then.
     fn wait(&mut self, time: Duration) {
-        self.now += time;
-        for name in ["a", "b", "c"] {
-            for session in 1..=self.sessions {
-                self.input(Input::AgentBeat { agent_id: name.to_owned(), session });
+        self.wait_hearing(time, &["a", "b", "c"]);
+    }
+
+    fn wait_hearing(&mut self, time: Duration, agents: &[&str]) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += (SECOND / 2).min(end - self.now);
+            for name in agents {
+                for session in 1..=self.sessions {
+                    self.input(Input::AgentBeat { agent_id: (*name).to_owned(), session });
+                }
             }
+            self.input(Input::Tick);
         }
-        self.input(Input::Tick);
     }
 
     fn run_state(&self, run_id: &str) -> RunState {
@@ -437,11 +445,9 @@ fn a_lost_agent_fails_its_runs_and_no_others() {
 #[test]
 fn a_silent_agent_is_lost_when_its_lease_ends() {
     let mut world = World::running(&[1, 1]);
-    for _ in 0..4 {
-        world.now += 2 * SECOND;
-        world.input(Input::AgentBeat { agent_id: "a".to_owned(), session: 1 });
-        world.input(Input::Tick);
-    }
+    world.wait_hearing(4 * SECOND, &["a"]);
+    assert_eq!(world.run_state("run"), RunState::Running);
+    world.wait_hearing(4 * SECOND, &["a"]);
     assert!(world.reason("run").starts_with("agent b was lost"), "{}", world.reason("run"));
     assert_eq!(
         world.position(|c| *c == Command::DropAgent { agent_id: "b".to_owned(), session: 2 }).map(|_| ()),
@@ -458,9 +464,85 @@ fn an_agent_id_is_connected_once() {
     let again = Input::AgentJoined { hello, session: 9 };
     assert_eq!(world.try_input(again.clone()), Err(Refused::AgentConnected("a".to_owned())));
     // Its old session has been silent for longer than the lease: the new one takes its place.
-    world.now += 6 * SECOND;
+    world.wait_hearing(5 * SECOND, &[]);
+    world.now += SECOND / 10;
     world.input(again);
     assert_eq!(world.state.agents().len(), 1);
+}
+
+#[test]
+fn time_in_which_nobody_was_listened_to_counts_against_nobody() {
+    let mut world = World::running(&[1, 1]);
+    world.news(0, lost_peer());
+    // The disk held the coordinator up; heartbeats and the cause of the failure are still in its queue.
+    world.now += 60 * SECOND;
+    world.input(Input::Tick);
+    assert_eq!((world.run_state("run"), world.state.agents().len()), (RunState::Running, 2));
+    world.news(1, News::Disconnected);
+    world.news(1, killed());
+    assert!(
+        world.reason("run").contains("rank 1 (worker b/0 on host-b) was killed"),
+        "{}",
+        world.reason("run")
+    );
+    // Nor does it count for anybody.
+    world.wait_hearing(6 * SECOND, &["b"]);
+    assert_eq!(world.state.agents().len(), 1);
+}
+
+#[test]
+fn a_worker_that_never_attaches_ends_its_run() {
+    let mut world = World::new();
+    world.join("a", 2);
+    world.submit("run", 2);
+    world.news(0, News::Attached { data_address: "host:0".to_owned(), pid: 1 });
+    world.news(0, News::Connected);
+    world.wait(119 * SECOND);
+    assert_eq!(world.run_state("run"), RunState::Forming);
+    world.wait(2 * SECOND);
+    assert!(world.reason("run").starts_with("rank 1 (worker a/1 on host-a) did not attach within 120 s"));
+    world.news(0, exited(75));
+    world.news(1, killed());
+    assert_eq!(world.run_state("run"), RunState::Failed);
+}
+
+#[test]
+fn what_a_broken_session_may_have_swallowed_is_said_again() {
+    let mut world = World::forming(&[1, 1]);
+    world.commands.clear();
+    world.news(1, News::Disconnected);
+    world.news(1, News::Connected);
+    assert!(matches!(&world.sent()[..], [(1, worker_down::Message::Assign(assign))] if assign.rank == 1));
+    for rank in [0, 1, 1] {
+        world.news(rank, News::Ready { step: 0, total_steps: 9 });
+    }
+    world.news(0, News::Metrics(MetricRow { step: 3, values: Vec::new() }));
+    // A rank repeats that it is ready, for the same reason; that does not set the run back.
+    world.news(0, News::Ready { step: 0, total_steps: 9 });
+    assert_eq!(world.state.status("run").unwrap().step, 3);
+
+    let reconnect = |world: &mut World| {
+        world.commands.clear();
+        world.news(0, News::Disconnected);
+        world.news(0, News::Connected);
+        world.orders().into_iter().map(|(_, kind)| kind).collect::<Vec<_>>()
+    };
+    assert_eq!(reconnect(&mut world), []);
+    world.order(Operation::Pause).unwrap();
+    assert_eq!(reconnect(&mut world), [Kind::Pause]);
+    world.news(0, News::Paused { paused: true, step: 4 });
+    assert_eq!(reconnect(&mut world), []);
+    world.order(Operation::Checkpoint).unwrap();
+    world.order(Operation::Resume).unwrap();
+    assert_eq!(reconnect(&mut world), [Kind::Resume, Kind::Checkpoint]);
+    world.news(0, News::Paused { paused: false, step: 4 });
+    world.input(Input::CheckpointCommitted { fence: world.fence(), info: CheckpointInfo::default() });
+    world.order(Operation::Stop).unwrap();
+    assert_eq!(reconnect(&mut world), [Kind::Stop]);
+    // Only rank 0 hears orders.
+    world.commands.clear();
+    world.news(1, News::Connected);
+    assert_eq!(world.sent(), []);
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Error {
     /// `CONTRACT.md`: 2 for a coordinator that speaks another protocol, 75 for one that is not there.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Refused { refusal, .. } if refusal.code == tonic::Code::InvalidArgument => 2,
+            Error::Refused { refusal, .. } if refusal.reason == "protocol_mismatch" => 2,
             Error::Runtime(_) => 1,
             _ => 75,
         }

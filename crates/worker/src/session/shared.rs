@@ -1,7 +1,7 @@
 //! What the training thread and the session's thread know of each other.
 
 use collective::AbortHandle;
-use proto::v1::{Phase, Progress};
+use proto::v1::{Phase, Progress, Ready};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     /// Messages not yet handed to the stream.
     waiting: AtomicUsize,
     dropped_rows: AtomicU64,
+    /// That the group is formed: said again in every new stream, because the run waits for it.
+    ready: OnceLock<Ready>,
     /// Why the session is over.
     end: OnceLock<Error>,
     /// Frees the training thread from a collective that will not end.
@@ -36,6 +38,7 @@ impl Shared {
             born: clock::now(),
             waiting: AtomicUsize::new(0),
             dropped_rows: AtomicU64::new(0),
+            ready: OnceLock::new(),
             end: OnceLock::new(),
             abort,
         }
@@ -82,6 +85,15 @@ impl Shared {
     /// Rows dropped since the last call.
     pub fn take_dropped_rows(&self) -> u64 {
         self.dropped_rows.swap(0, Ordering::Relaxed)
+    }
+
+    /// Remembers what is said once.
+    pub fn set_ready(&self, ready: Ready) {
+        self.ready.set(ready).expect("a group is formed once");
+    }
+
+    pub fn ready(&self) -> Option<Ready> {
+        self.ready.get().copied()
     }
 
     /// Ends the session and the group with it. The first reason stays.

@@ -61,7 +61,7 @@ impl Stream {
                 Err(error) if error.is_transient() => Broken(error.to_string()),
                 Err(error) => return self.shared.finish(error),
             };
-            if self.shared.is_over() || *self.closing.borrow() {
+            if self.shared.is_over() || self.has_nothing_to_say() {
                 return;
             }
             let left = self.orphan_ttl.saturating_sub(alive.elapsed());
@@ -75,9 +75,15 @@ impl Stream {
             attempt += 1;
             tokio::select! {
                 () = sleep(pause) => {}
-                () = closed(&mut self.closing) => return,
+                () = closed(&mut self.closing), if self.messages.is_empty() => return,
             }
         }
+    }
+
+    /// The session was closed, and what was said before is on its way. Whoever closes waits no longer than
+    /// for a farewell.
+    fn has_nothing_to_say(&self) -> bool {
+        *self.closing.borrow() && self.messages.is_empty()
     }
 
     /// Spreads the workers of a run over the interval, the first attempts coming early.
@@ -94,6 +100,10 @@ impl Stream {
         let (up, outgoing) = mpsc::channel(IN_FLIGHT);
         up.try_send(self.message(self.heartbeat()))
             .expect("a new channel has room and its receiver stands above");
+        if let Some(ready) = self.shared.ready() {
+            up.try_send(self.message(worker_up::Message::Ready(ready)))
+                .expect("a new channel has room for two messages");
+        }
         let mut client =
             WorkerServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
         let down = client.session(ReceiverStream::new(outgoing)).await;
@@ -126,8 +136,9 @@ impl Stream {
                 },
                 _ = beat.tick() => self.send(link, self.heartbeat()).await?,
                 Some(message) = self.messages.recv() => {
+                    let sent = self.send(link, message).await;
                     self.shared.count_taken();
-                    self.send(link, message).await?;
+                    sent?;
                     let dropped = self.shared.take_dropped_rows();
                     if dropped > 0 {
                         let text = format!("{dropped} rows of metrics were dropped while the coordinator was gone");
