@@ -83,7 +83,7 @@ impl RunDir {
     }
 
     /// Opens the directory of a run that goes on after update `step`: rows of later updates are removed,
-    /// because those updates happen again.
+    /// because those updates happen again. So does the evaluation before the first one.
     pub fn resume(path: &Path, run_id: &str, config_toml: &str, step: Option<u64>) -> Result<RunDir, Error> {
         let lock = lock(path)?;
         keep_rows(&path.join("metrics.jsonl"), step)?;
@@ -153,13 +153,13 @@ pub(crate) fn past(path: &Path) -> Result<Past, Error> {
     };
     let mut past = Past::default();
     let mut damaged = None;
-    for (number, line) in BufReader::new(file).lines().enumerate() {
+    for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
         let line = line.map_err(io("read", &events))?;
         // A coordinator that was killed may have left half a line, but only as the last.
         if let Some(line) = damaged {
             return Err(Error::Damaged { path: events, line });
         }
-        let Ok(Value::Object(object)) = serde_json::from_str(&line) else {
+        let Ok(Value::Object(object)) = serde_json::from_slice(&line) else {
             damaged = Some(number + 1);
             continue;
         };
@@ -216,7 +216,8 @@ fn parse_log_name(name: &str) -> Option<(u32, u64)> {
     Some((rank.parse().ok()?, generation.parse().ok()?))
 }
 
-/// Removes the rows of updates after `step`, or all, and a last line that was cut off; at once or not at all.
+/// Removes the rows of updates after `step`, or all where no update was made, and a last line that was cut
+/// off; at once or not at all.
 fn keep_rows(path: &Path, step: Option<u64>) -> Result<(), Error> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -227,7 +228,7 @@ fn keep_rows(path: &Path, step: Option<u64>) -> Result<(), Error> {
     for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
         let row: Option<Value> = serde_json::from_slice(line).ok();
         let row_step = row.as_ref().and_then(|row| row.get("step")).and_then(Value::as_u64);
-        if row_step.zip(step).is_some_and(|(row_step, step)| row_step <= step) {
+        if row_step.zip(step).is_some_and(|(row_step, step)| step > 0 && row_step <= step) {
             kept.extend_from_slice(line);
         }
     }
@@ -361,7 +362,7 @@ fn write_line(file: &mut File, value: &Value) -> std::io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
-/// Replaces a file by a rename, after its bytes are on the disk.
+/// Replaces a file by a rename, after its bytes are on the disk, and waits until the rename is as well.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().expect("a file in a run's directory has a name").to_owned();
     name.push(".tmp");
@@ -370,7 +371,8 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, path)?;
+        File::open(path.parent().expect("a file in a run's directory has a parent"))?.sync_all()
     };
     write().map_err(io("write", path))
 }

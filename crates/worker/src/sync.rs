@@ -21,6 +21,10 @@ use tonic::{Request, Status};
 use crate::Error;
 use crate::session::{self, Session};
 
+/// How long a commit waits for the rows of metrics before it: a run that goes on from the checkpoint makes
+/// no such row again.
+const ROWS_FIRST: Duration = Duration::from_secs(2);
+
 /// A shard's deadline is that of a call, and what its bytes take at this rate.
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
@@ -163,6 +167,7 @@ fn shard_messages(
 }
 
 fn commit(session: &Session, id: &str) -> Result<(), Status> {
+    session.flush(ROWS_FIRST);
     let request =
         CommitCheckpointRequest { fence: Some(session.fence().clone()), checkpoint_id: id.to_owned() };
     // The coordinator waits for its disk.

@@ -52,21 +52,22 @@ pub fn train(
         checkpoints.restore(&mut trainer, step)?;
     }
     session.ready(start, plan.total_steps());
-    if checkpoint.is_none() {
-        if config.checkpoint.at_start {
-            checkpoints.save(&mut trainer, 0)?;
-        }
-        if let Some(evaluation) = &evaluation {
-            session.progress(Phase::Evaluating, 0, trainer.communicator.sequence());
-            let untrained = evaluation.knn_calibrated(&mut trainer.encoder())?;
-            journal.write(&mut trainer, 0, None, Some(untrained))?;
-        }
+    if checkpoint.is_none() && config.checkpoint.at_start {
+        // No other can make up for it: there is no second start.
+        checkpoints.save_finally(&mut trainer, 0)?;
+    }
+    if let Some(evaluation) = evaluation.as_ref().filter(|_| start == 0) {
+        session.progress(Phase::Evaluating, 0, trainer.communicator.sequence());
+        let untrained = evaluation.knn_calibrated(&mut trainer.encoder())?;
+        journal.write(&mut trainer, 0, None, Some(untrained))?;
     }
 
     let end = plan.end_step();
     let mut step = start;
     let mut paused = false;
     let mut stopped = false;
+    // Of the last update, if it has no row yet.
+    let mut unwritten = None;
     while step < end {
         let directive = directive::agree(session, &mut trainer.communicator, &mut paused, step)?;
         if directive.stop {
@@ -99,13 +100,19 @@ pub fn train(
         };
         if evaluated.is_some() || step.is_multiple_of(config.metrics.every) || step == end {
             journal.write(&mut trainer, step, Some(loss), evaluated)?;
+            unwritten = None;
+        } else {
+            unwritten = Some(loss);
         }
         if config.checkpoint.every > 0 && step.is_multiple_of(config.checkpoint.every) {
             checkpoints.save(&mut trainer, step)?;
         }
     }
 
-    // A clean end always leaves a checkpoint of its last step.
+    // A clean end always leaves a row and a checkpoint of its last step.
+    if unwritten.is_some() {
+        journal.write(&mut trainer, step, unwritten, None)?;
+    }
     checkpoints.save_finally(&mut trainer, step)?;
     if leader {
         session.finished(step, stopped);

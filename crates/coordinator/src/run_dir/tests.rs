@@ -74,7 +74,7 @@ fn check_resume(step: Option<u64>, kept: &[u64]) {
 #[test]
 fn a_resume_removes_the_rows_that_come_again() {
     check_resume(None, &[]);
-    check_resume(Some(0), &[0]);
+    check_resume(Some(0), &[]);
     check_resume(Some(2), &[0, 1, 2]);
     check_resume(Some(u64::MAX), &[0, 1, 2, 3, 4]);
 }
@@ -100,8 +100,8 @@ fn the_past_is_read_from_the_events() {
     let found = past(dir.path()).unwrap();
     assert_eq!(found, Past { run_id: "r".to_owned(), generation: 2, next_seq: 4, ended: Some(end) });
 
-    // A coordinator killed in the middle of a line.
-    run.events.write_all(b"{\"seq\":4,").unwrap();
+    // A coordinator killed in the middle of a line, and of a letter.
+    run.events.write_all(b"{\"seq\":4,\"text\":\"\xc3").unwrap();
     assert_eq!(past(dir.path()).unwrap(), found);
     drop(run);
     let mut run = RunDir::resume(dir.path(), "r", "", None).unwrap();
