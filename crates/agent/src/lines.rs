@@ -9,6 +9,9 @@ const MAX_LINE_BYTES: usize = 16 << 10;
 /// Lines of an output that are kept for the report of its worker's end.
 const TAIL_LINES: usize = 200;
 
+/// Bytes of them: the report must fit into a message, or it would break every session that it is sent in.
+const TAIL_BYTES: usize = 256 << 10;
+
 /// One output of a worker.
 pub(crate) struct Output<R> {
     /// Absent once the output has ended.
@@ -62,17 +65,24 @@ fn text(bytes: &[u8]) -> String {
 
 /// The last lines of an output.
 #[derive(Debug, Default)]
-pub(crate) struct Tail(VecDeque<String>);
+pub(crate) struct Tail {
+    lines: VecDeque<String>,
+    bytes: usize,
+}
 
 impl Tail {
     pub fn extend(&mut self, lines: &[String]) {
-        self.0.extend(lines.iter().cloned());
-        let excess = self.0.len().saturating_sub(TAIL_LINES);
-        self.0.drain(..excess);
+        for line in lines {
+            self.bytes += line.len();
+            self.lines.push_back(line.clone());
+            while self.lines.len() > TAIL_LINES || self.bytes > TAIL_BYTES {
+                self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
+            }
+        }
     }
 
     pub fn into_lines(self) -> Vec<String> {
-        self.0.into()
+        self.lines.into()
     }
 }
 
@@ -107,5 +117,17 @@ mod tests {
         }
         let lines = tail.into_lines();
         assert_eq!((lines.len(), lines[0].as_str(), lines[199].as_str()), (200, "50", "249"));
+    }
+
+    #[test]
+    fn a_tail_of_long_lines_fits_into_a_message() {
+        let mut tail = Tail::default();
+        let long = "x".repeat(MAX_LINE_BYTES);
+        for _ in 0..250 {
+            tail.extend(std::slice::from_ref(&long));
+        }
+        tail.extend(&["the cause".to_owned()]);
+        let lines = tail.into_lines();
+        assert_eq!((lines.len(), lines[15].as_str()), (16, "the cause"));
     }
 }

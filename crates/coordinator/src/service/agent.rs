@@ -20,6 +20,9 @@ pub(crate) struct Agents {
     pub shutdown: CancellationToken,
 }
 
+/// More than any node has devices; fewer than would hurt to deal.
+const MAX_SLOTS: u32 = 4096;
+
 type Outbox = mpsc::WeakSender<Result<AgentDown, Status>>;
 
 #[tonic::async_trait]
@@ -153,6 +156,14 @@ async fn first(inbox: &mut Streaming<AgentUp>) -> Result<AgentHello, Status> {
             "bad_agent_id",
             format!("`{}` is not an agent id", hello.agent_id),
             "use letters, digits, `-`, `_` and `.`, at most 100",
+        ));
+    }
+    if !(1..=MAX_SLOTS).contains(&hello.slots) {
+        return Err(refusal(
+            tonic::Code::InvalidArgument,
+            "bad_slots",
+            format!("agent {} offers {} slots", hello.agent_id, hello.slots),
+            "offer 1 to 4096 slots",
         ));
     }
     Ok(hello)

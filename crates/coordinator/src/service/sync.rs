@@ -58,6 +58,11 @@ impl CheckpointService for CheckpointSync {
                 ))
             })
             .await??;
+        // One shard a rank at most: the number comes from the wire, and memory is set aside for it.
+        if n_shards as usize > world_size {
+            let message = format!("{n_shards} shards of a checkpoint by {world_size} ranks");
+            return Err(refusal(tonic::Code::InvalidArgument, "bad_n_shards", message, ""));
+        }
         let keep = config::RunConfig::from_toml(&config_toml)
             .map_err(|error| Status::internal(format!("the stored configuration: {error}")))?
             .checkpoint

@@ -116,6 +116,14 @@ async fn an_old_fence_takes_no_checkpoint() {
     assert_refused(&refusal, Code::FailedPrecondition, "stale_fence", "generation 0");
     assert_eq!(refusal.current_generation, 1);
 
+    // Nor one of more shards than the run has ranks.
+    for n_shards in [2, u32::MAX] {
+        let fence = Some(workers[0].fence.clone());
+        let many = BeginCheckpointRequest { fence, step: 5, n_shards, metadata_json: String::new() };
+        let refusal = Refusal::from(&bench.checkpoints().begin(many).await.unwrap_err());
+        assert_refused(&refusal, Code::InvalidArgument, "bad_n_shards", "by 1 ranks");
+    }
+
     // Nor does one who begins well and is replaced meanwhile.
     let id = begin(&bench, &workers[0].fence, 1).await;
     let put = bench.put(shard(stale, &id, 0, b"late")).await.unwrap_err();

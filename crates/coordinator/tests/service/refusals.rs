@@ -56,6 +56,27 @@ async fn a_directory_with_a_run_is_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_an_active_runs_directory_takes_nothing_from_it() {
+    let bench = Bench::start().await;
+    let (_agent, mut workers) = bench.running(1).await;
+    let copy = bench.dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for name in ["config.toml", "events.jsonl"] {
+        std::fs::copy(bench.run_dir("run").join(name), copy.join(name)).unwrap();
+    }
+    let resume = SubmitRunRequest { resume: true, run_dir: copy.display().to_string(), ..submission("", 1) };
+    let refusal = bench.submit(resume).await.unwrap_err();
+    assert_refused(&refusal, Code::AlreadyExists, "run_exists", "run");
+    // The run still writes to its own directory and hears its orders.
+    workers[0].metrics(1, 2.5).await;
+    bench.control().pause(CommandRequest { run_id: "run".to_owned(), ..Default::default() }).await.unwrap();
+    assert_eq!(workers[0].order().await, order::Kind::Pause);
+    workers[0].say(worker_up::Message::Paused(Paused { paused: true, step: 1 })).await;
+    bench.until("run", RunState::Paused).await;
+    assert!(std::fs::read_to_string(bench.run_dir("run").join("metrics.jsonl")).unwrap().contains("2.5"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stale_workers_are_told_so() {
     let bench = Bench::start().await;
     let (agent, mut workers) = bench.running(1).await;
@@ -106,6 +127,11 @@ async fn two_agents_cannot_share_an_id() {
     let mut odd = FakeAgent::connect(bench.channel.clone(), hello("../node", 1)).await;
     let refusal = Refusal::from(&odd.try_next().await.unwrap_err());
     assert_refused(&refusal, Code::InvalidArgument, "bad_agent_id", "../node");
+    for slots in [0, u32::MAX] {
+        let mut endless = FakeAgent::connect(bench.channel.clone(), hello("endless", slots)).await;
+        let refusal = Refusal::from(&endless.try_next().await.unwrap_err());
+        assert_refused(&refusal, Code::InvalidArgument, "bad_slots", &format!("{slots} slots"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -214,6 +214,18 @@ impl FakeAgent {
     pub async fn connect(channel: Channel, hello: AgentHello) -> FakeAgent {
         let (up, messages) = mpsc::channel(16);
         up.send(AgentUp { message: Some(agent_up::Message::Hello(hello)) }).await.unwrap();
+        // However long a busy machine takes for a test, the agent's lease must not end in it.
+        let beating = up.downgrade();
+        tokio::spawn(async move {
+            let beat = || AgentUp { message: Some(agent_up::Message::Heartbeat(AgentHeartbeat {})) };
+            while let Some(up) = beating.upgrade() {
+                if up.send(beat()).await.is_err() {
+                    return;
+                }
+                drop(up);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
         let down = AgentServiceClient::new(channel).session(ReceiverStream::new(messages)).await.unwrap();
         FakeAgent { up, down: down.into_inner() }
     }
