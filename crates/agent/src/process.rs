@@ -186,7 +186,7 @@ mod tests {
         let (stop, stops) = mpsc::channel(1);
         let end = tokio::spawn(supervise(child, logs, stops));
         assert_eq!(batches.recv().await.unwrap().lines, ["armed"]);
-        stop.send(Stop { grace: Duration::from_millis(500) }).await.unwrap();
+        stop.send(Stop { grace: Duration::from_secs(2) }).await.unwrap();
         check(&end.await.unwrap(), None, Some(Signal::SIGKILL as i32), &["asked"]);
     }
 

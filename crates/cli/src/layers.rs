@@ -59,10 +59,22 @@ pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
 }
 
-/// How many ranks wrote the run's newest checkpoint: a resumed run keeps their number unless told otherwise.
+/// How many ranks wrote the run's newest checkpoint, or, before there is one, had a log in its last start: a
+/// resumed run keeps their number unless told otherwise.
 pub fn world_size_of(run_dir: &Path) -> Option<u32> {
     let (checkpoints, _) = checkpoint::list(run_dir).ok()?;
-    checkpoints.last().map(|checkpoint| checkpoint.world_size)
+    checkpoints.last().map(|checkpoint| checkpoint.world_size).or_else(|| last_started(run_dir))
+}
+
+fn last_started(run_dir: &Path) -> Option<u32> {
+    let generation = |entry: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.strip_suffix(".log")?.split_once(".gen-")?.1.parse().ok()
+    };
+    let generations: Vec<u64> =
+        std::fs::read_dir(run_dir.join("logs")).ok()?.filter_map(generation).collect();
+    let last = generations.iter().max()?;
+    u32::try_from(generations.iter().filter(|generation| *generation == last).count()).ok()
 }
 
 /// The built-in set stays as it is; a path becomes absolute, its split kept.
@@ -117,6 +129,20 @@ mod tests {
         assert_eq!(absolute_source("builtin#test").unwrap(), "builtin#test");
         assert_eq!(absolute_source("/a#train").unwrap(), "/a#train");
         assert_eq!(absolute_source("a/b#train").unwrap(), format!("{}/a/b#train", here.display()));
+    }
+
+    #[test]
+    fn a_run_without_a_checkpoint_keeps_the_workers_of_its_last_start() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(world_size_of(run.path()), None);
+        let logs = run.path().join("logs");
+        std::fs::create_dir(&logs).unwrap();
+        for name in
+            ["rank-0.gen-9.log", "rank-0.gen-10.log", "rank-1.gen-10.log", "rank-2.gen-10.log", "notes"]
+        {
+            std::fs::write(logs.join(name), "").unwrap();
+        }
+        assert_eq!(world_size_of(run.path()), Some(3));
     }
 
     #[test]

@@ -12,6 +12,9 @@ use tokio::sync::watch;
 /// Events kept for watchers; about 4 MiB of metrics.
 const KEPT: usize = 8192;
 
+/// Events kept of a run that has ended, once another is submitted.
+const KEPT_OF_ENDED: usize = 256;
+
 /// Shared by the owner, which appends, and the watchers, which read.
 #[derive(Clone)]
 pub(crate) struct EventLog {
@@ -67,6 +70,16 @@ impl EventLog {
     pub fn close(&self) {
         self.lock().closed = true;
         self.bell.send_replace(());
+    }
+
+    /// Keeps only the last events of a run that has ended: a coordinator sees many runs.
+    pub fn forget_if_closed(&self) {
+        let mut inner = self.lock();
+        if inner.closed {
+            let excess = inner.events.len().saturating_sub(KEPT_OF_ENDED);
+            inner.events.drain(..excess);
+            inner.events.shrink_to_fit();
+        }
     }
 
     /// Up to `limit` events from number `seq` on, or from the oldest that is kept.
@@ -128,5 +141,18 @@ mod tests {
             log.push(event(seq));
         }
         check(&log, 0, 2, &[8, 9]);
+    }
+
+    #[test]
+    fn a_run_that_has_ended_keeps_its_last_events() {
+        let log = EventLog::new(0);
+        let n = 2 * KEPT_OF_ENDED as u64;
+        (0..n).for_each(|seq| log.push(event(seq)));
+        log.forget_if_closed();
+        check(&log, 0, 1, &[0]);
+        log.close();
+        log.forget_if_closed();
+        check(&log, 0, 1, &[n - KEPT_OF_ENDED as u64]);
+        check(&log, n - 1, 9, &[n - 1]);
     }
 }

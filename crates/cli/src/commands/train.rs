@@ -163,6 +163,8 @@ impl Machine {
             tokio::select! {
                 ended = &mut following => break ended?,
                 outcome = &mut self.agent => return Err(agent_ended(outcome)),
+                // Its disk is full, say: nobody would tell of the run's end.
+                Err(error) = self.coordinator.wait() => return Err(error.into()),
                 number = signals.next() => {
                     if stopping {
                         // The workers end with this process.

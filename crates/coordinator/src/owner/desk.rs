@@ -327,7 +327,12 @@ impl Desk {
         if self.state.unfinished_in(&run_dir).is_some() {
             return Ok(Err(run_dir::Error::Active(path.to_owned()).into()));
         }
-        if resumed.is_none() && self.state.record(&run_id).is_some() {
+        // A copy of a run's directory bears the id of a run that may be active elsewhere.
+        let taken = match resumed {
+            None => self.state.record(&run_id).is_some(),
+            Some(_) => self.state.is_unfinished(&run_id),
+        };
+        if taken {
             return Ok(Err(Refused::RunExists(run_id).into()));
         }
         let opened = match resumed {
@@ -338,6 +343,8 @@ impl Desk {
             Ok(dir) => self.open_files(&run_id, dir),
             Err(error) => return Ok(Err(error.into())),
         }
+        // Whoever watched an earlier run has seen its end by now, or will ask for its last events only.
+        self.events.values().for_each(EventLog::forget_if_closed);
         self.events.insert(run_id.clone(), EventLog::new(resumed.unwrap_or(1)));
         let generation = record.generation;
         match self.handle(Input::Submitted(record, key, warnings))? {
@@ -377,17 +384,24 @@ impl Desk {
             let command_id = repeated.unwrap_or_else(new_id);
             return Ok(Ok(answer(&self.state, command_id)));
         }
-        if operation == Operation::Checkpoint {
+        // Without a promise kept anywhere, the receiver hears at once that none will be.
+        let promised = operation == Operation::Checkpoint && self.state.is_unfinished(&run_id);
+        let command_id = match repeated {
+            Some(command_id) => command_id,
+            None => {
+                let command_id = new_id();
+                let (run_id, command) = (run_id.clone(), command_id.clone());
+                let input = Input::Ordered { run_id, order: operation, actor, command_id: command, key };
+                if let Err(refused) = self.handle(input)? {
+                    return Ok(Err(refused));
+                }
+                command_id
+            }
+        };
+        if promised {
             self.waiting.entry(run_id.clone()).or_default().push(promise);
         }
-        if let Some(command_id) = repeated {
-            return Ok(Ok(answer(&self.state, command_id)));
-        }
-        let command_id = new_id();
-        let run_id = run_id.clone();
-        let input = Input::Ordered { run_id, order: operation, actor, command_id: command_id.clone(), key };
-        let outcome = self.handle(input)?;
-        Ok(outcome.map(|()| answer(&self.state, command_id)))
+        Ok(Ok(answer(&self.state, command_id)))
     }
 
     fn logs(&mut self, fence: &Fence, worker: &WorkerId, lines: Vec<String>) -> Result<(), Error> {

@@ -250,10 +250,20 @@ async fn checkpoint_now_waits_for_the_commit() {
     bench.control().pause(CommandRequest { run_id: "run".to_owned(), ..Default::default() }).await.unwrap();
     assert_eq!(workers[0].order().await, order::Kind::Pause);
     let mut control = bench.control();
-    let waiting = tokio::spawn(async move { control.checkpoint_now(request).await });
+    let last = CheckpointNowRequest { idempotency_key: "last".to_owned(), ..request };
+    let asked = last.clone();
+    let waiting = tokio::spawn(async move { control.checkpoint_now(asked).await });
     assert_eq!(workers[0].order().await, order::Kind::Checkpoint);
     agent.exited(&workers[0], None, Some(9)).await;
     drop(workers);
     let refusal = Refusal::from(&waiting.await.unwrap().unwrap_err());
     assert_refused(&refusal, Code::FailedPrecondition, "run_ended", "ended before");
+    // Repeated after the end, under the same key: nothing can come any more.
+    let again = bench.control().checkpoint_now(last).await;
+    assert_refused(
+        &Refusal::from(&again.unwrap_err()),
+        Code::FailedPrecondition,
+        "run_ended",
+        "ended before",
+    );
 }
