@@ -1,7 +1,8 @@
 //! A coordinator and agents as processes of their own, as on a cluster.
 
 use crate::support::{
-    Process, alive, children, exported, fail, himpun, metrics, signal, succeed, tiny_run, until,
+    Process, alive, assert_quiet, checkpoints, children, exported, fail, himpun, loud, metrics, signal,
+    succeed, tiny_run, until,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -61,12 +62,21 @@ impl Cluster {
         })
     }
 
+    /// Asserts that neither the run nor those who served it asked for a person.
+    #[track_caller]
+    fn assert_quiet(&self, run: &Path) {
+        assert_quiet(run, &[]);
+        for process in self.agents.iter().chain([&self.coordinator]) {
+            assert_eq!(loud(&process.stderr()), [""; 0]);
+        }
+    }
+
     fn workers(&self) -> Vec<u32> {
         self.agents.iter().flat_map(|agent| children(agent.id())).map(|(id, _)| id).collect()
     }
 }
 
-fn start_coordinator(directory: &Path, bind: &str) -> (Process, String) {
+pub fn start_coordinator(directory: &Path, bind: &str) -> (Process, String) {
     let mut command = himpun();
     command.args(["coordinator", "--bind", bind, "--dir"]).arg(directory.join("coordinator"));
     let mut coordinator = Process::start(&mut command, directory, "coordinator");
@@ -86,7 +96,9 @@ fn start_agent(directory: &Path, coordinator: &str, id: &str, slots: usize) -> P
 fn two_agents_four_workers_submit_to_finish() {
     let cluster = Cluster::start(&[2, 2]);
     let mut arguments = tiny_run(60);
-    arguments.extend(["--set".to_owned(), "checkpoint.keep=2".to_owned()]);
+    for pair in ["checkpoint.keep=2", "checkpoint.at_start=true"] {
+        arguments.extend(["--set".to_owned(), pair.to_owned()]);
+    }
     let (run_id, run) = cluster.submit("run", 4, &arguments);
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
 
@@ -114,29 +126,41 @@ fn two_agents_four_workers_submit_to_finish() {
     assert_eq!(steps, (1..=60).collect::<Vec<_>>());
     let listed: Value =
         serde_json::from_str(cluster.call(&["checkpoint", "list", "--json", &run_id]).trim()).unwrap();
-    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    // Two are kept, and the one from before the first step.
+    assert_eq!(listed.as_array().unwrap().len(), 3, "{listed}");
+    assert_eq!((&listed[0]["step"], &listed[2]["step"]), (&0.into(), &60.into()), "{listed}");
     cluster.call(&["checkpoint", "verify", &run_id]);
     let runs: Value = serde_json::from_str(cluster.call(&["runs", "--json"]).trim()).unwrap();
     assert_eq!(runs.as_array().unwrap().len(), 1);
     assert!(cluster.call(&["logs", &run_id]).lines().count() >= 4);
     until("the workers to end", || cluster.workers().is_empty().then_some(()));
+    cluster.assert_quiet(&run);
+}
+
+/// Resumes a run for a few steps from its newest checkpoint, and compares it with an undisturbed one.
+#[track_caller]
+fn assert_goes_on(cluster: &Cluster, run: &Path) {
+    let end = checkpoints(run).last().unwrap() + 5;
+    let set = format!("run.stop_after={end}");
+    cluster.call(&["submit", "--wait", "--set", &set, "--resume", run.to_str().unwrap()]);
+    assert_eq!(metrics(run).last().unwrap()["step"], end);
+    let mut arguments = tiny_run(100_000);
+    arguments.extend(["--set".to_owned(), set]);
+    let (run_id, undisturbed) = cluster.submit("undisturbed", 2, &arguments);
+    cluster.until_state(&run_id, "finished");
+    assert!(exported(run, cluster.directory.path()) == exported(&undisturbed, cluster.directory.path()));
 }
 
 #[test]
 fn stop_leaves_a_checkpoint_from_which_the_run_goes_on() {
     let cluster = Cluster::start(&[1, 1]);
-    let (run_id, run) = cluster.submit("run", 2, &tiny_run(30));
+    let (run_id, run) = cluster.submit("run", 2, &tiny_run(100_000));
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
     cluster.call(&["stop", &run_id]);
     let stopped = cluster.until_state(&run_id, "stopped");
-    let step = stopped["step"].as_u64().unwrap();
-    assert!(run.join(format!("checkpoints/step-{step:08}/manifest.json")).is_file(), "{stopped}");
-
-    cluster.call(&["submit", "--wait", "--resume", run.to_str().unwrap()]);
-    assert_eq!(metrics(&run).last().unwrap()["step"], 30);
-    let (_, undisturbed) = cluster.submit("undisturbed", 2, &tiny_run(30));
-    until("the undisturbed run", || undisturbed.join("checkpoints/step-00000030").is_dir().then_some(()));
-    assert!(exported(&run, cluster.directory.path()) == exported(&undisturbed, cluster.directory.path()));
+    assert_eq!(stopped["step"], *checkpoints(&run).last().unwrap(), "{stopped}");
+    assert_goes_on(&cluster, &run);
+    cluster.assert_quiet(&run);
 }
 
 #[test]
@@ -154,12 +178,12 @@ fn a_killed_agent_ends_the_run_and_its_workers() {
 #[test]
 fn a_killed_coordinator_ends_its_workers_and_the_run_is_resumed_bit_equal() {
     let mut cluster = Cluster::start(&[1, 1]);
-    let mut arguments = tiny_run(60);
+    let mut arguments = tiny_run(100_000);
     for pair in ["checkpoint.every=2", "cluster.orphan_ttl=1s"] {
         arguments.extend(["--set".to_owned(), pair.to_owned()]);
     }
     let (run_id, run) = cluster.submit("run", 2, &arguments);
-    until("a checkpoint", || run.join("checkpoints/step-00000002").is_dir().then_some(()));
+    until("a checkpoint", || (!checkpoints(&run).is_empty()).then_some(()));
     let workers = cluster.workers();
     cluster.coordinator.kill();
     until("the orphans to end", || workers.iter().all(|id| !alive(*id)).then_some(()));
@@ -168,10 +192,7 @@ fn a_killed_coordinator_ends_its_workers_and_the_run_is_resumed_bit_equal() {
     cluster.coordinator = coordinator;
     let failed = cluster.until_state(&run_id, "failed");
     assert!(failed["reason"].as_str().unwrap().contains("coordinator"), "{failed}");
-    cluster.call(&["submit", "--wait", "--resume", run.to_str().unwrap()]);
-    let (_, undisturbed) = cluster.submit("undisturbed", 2, &tiny_run(60));
-    until("the undisturbed run", || undisturbed.join("checkpoints/step-00000060").is_dir().then_some(()));
-    assert!(exported(&run, cluster.directory.path()) == exported(&undisturbed, cluster.directory.path()));
+    assert_goes_on(&cluster, &run);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod bad_input;
 mod cluster;
 mod namespaces;
+mod protocol;
 mod replay;
 mod resume;
 mod single;

@@ -1,6 +1,6 @@
 //! The contract's replay: ten steps of ours against PyTorch's float64, views and all.
 
-use crate::support::{exported, himpun, metrics, succeed};
+use crate::support::{assert_quiet, exported, himpun, metrics, succeed};
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
@@ -47,6 +47,7 @@ fn ten_steps_are_those_of_pytorch() {
         let convolution = format!("train.convolution={convolution}");
         command.args(SETTINGS.iter().chain([&convolution.as_str()]).flat_map(|pair| ["--set", pair]));
         succeed(&mut command);
+        assert_quiet(&run, &[]);
         check_losses(&run, &golden);
         check_weights(&run, directory.path(), &golden);
     }

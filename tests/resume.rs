@@ -1,7 +1,8 @@
 //! A run stopped anywhere and resumed is the undisturbed run, byte for byte.
 
 use crate::support::{
-    Process, children, exported, fail, himpun, metrics, output, signal, succeed, tiny_run, until,
+    Process, assert_quiet, checkpoints, children, endless, exported, fail, freeze, himpun, metrics, output,
+    signal, staged, succeed, tiny_run, until,
 };
 use std::path::{Path, PathBuf};
 
@@ -64,32 +65,98 @@ fn stopped_cleanly() {
     // A finished run: nothing to do.
     runs.resume(&stopped, &[]);
     runs.assert_equal(&undisturbed, &stopped);
+    assert_quiet(&undisturbed, &[]);
+    assert_quiet(&stopped, &[]);
+}
+
+/// Resumes a run that was killed, for a few steps, and compares it with one that was not.
+#[track_caller]
+fn assert_goes_on(runs: &Runs, run: &Path, set: &[&str]) {
+    let end = format!("run.stop_after={}", checkpoints(run).last().unwrap() + 4);
+    runs.resume(run, &[&end]);
+    let undisturbed = [&["run.steps=100000", &end], set].concat();
+    let undisturbed = runs.train(&format!("{}-undisturbed", run.display()), &undisturbed);
+    runs.assert_equal(&undisturbed, run);
 }
 
 #[test]
 fn killed_worker_and_killed_train() {
     let runs = Runs::new();
-    let undisturbed = runs.train("undisturbed", &["run.steps=40"]);
     for (name, victim) in [("worker", 1), ("train", 0)] {
-        let run = runs.path(name);
-        let mut command = himpun();
-        command
-            .args(["train", "--workers", "2", "--out"])
-            .arg(&run)
-            .args(tiny_run(40))
-            .args(["--set", "checkpoint.every=2"]);
-        let mut train = Process::start(&mut command, runs.directory.path(), name);
-        // Checkpoints follow each other closely, so that a kill often falls into the middle of one.
-        until("a second checkpoint", || run.join("checkpoints/step-00000004").is_dir().then_some(()));
+        let (mut train, run) = endless(runs.directory.path(), name, &["checkpoint.every=2"]);
+        until("a second checkpoint", || {
+            checkpoints(&run).last().is_some_and(|step| *step >= 4).then_some(())
+        });
         if victim == 1 {
             signal(children(train.id())[1].0, "KILL");
             assert_eq!(train.wait().code(), Some(1), "{}", train.stderr());
         } else {
             train.kill();
         }
-        runs.resume(&run, &[]);
-        runs.assert_equal(&undisturbed, &run);
+        assert_goes_on(&runs, &run, &[]);
     }
+}
+
+#[test]
+fn from_before_the_first_step() {
+    let runs = Runs::new();
+    let run = runs.train("run", &["checkpoint.at_start=true", "eval.knn_every=4"]);
+    let evaluated = || -> Vec<_> {
+        metrics(&run)
+            .iter()
+            .map(|row| (row["step"].clone(), row["loss"].clone(), row["knn_top1"].clone()))
+            .collect()
+    };
+    let (rows, export) = (evaluated(), exported(&run, runs.directory.path()));
+    assert_eq!(rows.len() as u64, 1 + STEPS);
+    std::fs::remove_dir_all(run.join("checkpoints/step-00000008")).unwrap();
+    runs.resume(&run, &[]);
+    assert_eq!(evaluated(), rows);
+    assert!(exported(&run, runs.directory.path()) == export);
+}
+
+#[test]
+fn killed_before_the_first_checkpoint() {
+    let runs = Runs::new();
+    let run = runs.path("killed");
+    let mut command = himpun();
+    command.args(["train", "--workers", "3", "--out"]).arg(&run).args(tiny_run(100_000));
+    let mut train = Process::start(&mut command, runs.directory.path(), "train");
+    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
+    train.kill();
+    let stderr = runs.resume(&run, &["run.stop_after=3"]);
+    assert!(stderr.contains("no checkpoint yet"), "{stderr}");
+    let rows: Vec<_> = metrics(&run)
+        .iter()
+        .map(|row| (row["step"].as_u64().unwrap(), row["rows_encoded"].clone()))
+        .collect();
+    // The same ranks, from the beginning.
+    let shares = serde_json::json!([12, 10, 10]);
+    assert_eq!(rows, [(1, shares.clone()), (2, shares.clone()), (3, shares)]);
+}
+
+#[test]
+fn killed_in_the_middle_of_a_checkpoint() {
+    let runs = Runs::new();
+    // A wide head takes a while to write, so that a checkpoint is often met half-way.
+    let wide = "model.head=mlp-4096-512";
+    let (mut train, run) = endless(runs.directory.path(), "killed", &[wide, "checkpoint.every=1"]);
+    until("a checkpoint", || (!checkpoints(&run).is_empty()).then_some(()));
+    let step = until("a checkpoint that is being written", || {
+        staged(&run)?;
+        // Half-way also once the process stands still? Else it goes on.
+        freeze(train.id());
+        let step = staged(&run);
+        if step.is_none() {
+            signal(train.id(), "CONT");
+        }
+        step
+    });
+    train.kill();
+    let newest = *checkpoints(&run).last().unwrap();
+    assert!(newest < step, "step {step} was not committed, yet there is {newest}");
+    assert_goes_on(&runs, &run, &[wide]);
+    assert_eq!(staged(&run), None, "what the killed one left is swept up");
 }
 
 #[test]

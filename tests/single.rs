@@ -1,6 +1,9 @@
 //! `himpun train` on one machine.
 
-use crate::support::{Process, alive, children, fail, himpun, metrics, succeed, tiny_run, until};
+use crate::support::{
+    alive, assert_quiet, checkpoints, children, endless, fail, himpun, metrics, signal, succeed, tiny_run,
+    until, until_within,
+};
 use serde_json::Value;
 
 #[test]
@@ -52,7 +55,11 @@ fn a_run_leaves_what_the_contract_says() {
         assert!(run.join("checkpoints").join(step).join("manifest.json").is_file(), "{step}");
     }
     assert!(std::fs::read_to_string(run.join("events.jsonl")).unwrap().lines().count() > 2);
-    assert_eq!(std::fs::read_dir(run.join("logs")).unwrap().count(), 2, "one log for each worker");
+    let mut logs: Vec<_> =
+        std::fs::read_dir(run.join("logs")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    logs.sort();
+    assert_eq!(logs, ["rank-0.gen-1.log", "rank-1.gen-1.log"], "one log for each worker and generation");
+    assert_quiet(&run, &[]);
 
     let stderr = fail(himpun().args(["train", "--out"]).arg(&run).args(tiny_run(1)), 2);
     assert!(stderr.contains(run.to_str().unwrap()) && stderr.contains("hint:"), "{stderr}");
@@ -85,10 +92,7 @@ fn bytes_sent_grow_with_the_rows_of_a_rank() {
 #[test]
 fn workers_are_children_and_do_not_outlive_a_killed_train() {
     let directory = tempfile::tempdir().unwrap();
-    let run = directory.path().join("run");
-    let mut command = himpun();
-    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(100_000));
-    let mut train = Process::start(&mut command, directory.path(), "train");
+    let (mut train, run) = endless(directory.path(), "run", &[]);
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
     let workers = children(train.id());
     assert_eq!(workers.len(), 2, "{workers:?}");
@@ -96,19 +100,19 @@ fn workers_are_children_and_do_not_outlive_a_killed_train() {
         assert!(line.starts_with("himpun worker"), "{line}");
     }
     train.kill();
-    until("the workers to end", || workers.iter().all(|(id, _)| !alive(*id)).then_some(()));
+    // `CONTRACT.md`: nothing outlives it by more.
+    let limit = std::time::Duration::from_secs(10);
+    until_within(limit, "the workers to end", || workers.iter().all(|(id, _)| !alive(*id)).then_some(()));
 }
 
 #[test]
 fn a_killed_worker_is_named_and_ends_the_run() {
     let directory = tempfile::tempdir().unwrap();
-    let run = directory.path().join("run");
-    let mut command = himpun();
-    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(100_000));
-    let mut train = Process::start(&mut command, directory.path(), "train");
+    let (mut train, run) = endless(directory.path(), "run", &[]);
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
     let workers = children(train.id());
-    crate::support::signal(workers[1].0, "KILL");
+    let victim = workers.iter().find(|(_, line)| line.contains("--slot 1 ")).expect("a worker in slot 1");
+    signal(victim.0, "KILL");
     assert_eq!(train.wait().code(), Some(1));
     let stderr = train.stderr();
     assert!(stderr.contains("rank 1") && stderr.contains("SIGKILL"), "{stderr}");
@@ -118,13 +122,12 @@ fn a_killed_worker_is_named_and_ends_the_run() {
 #[test]
 fn an_interrupted_run_leaves_a_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
-    let run = directory.path().join("run");
-    let mut command = himpun();
-    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(100_000));
-    let mut train = Process::start(&mut command, directory.path(), "train");
-    until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
-    crate::support::signal(train.id(), "INT");
+    // The last step has its row also where rows are rare.
+    let rare = ["metrics.every=1000", "checkpoint.every=2", "checkpoint.keep=1"];
+    let (mut train, run) = endless(directory.path(), "run", &rare);
+    until("a trained step", || (!checkpoints(&run).is_empty()).then_some(()));
+    signal(train.id(), "INT");
     assert_eq!(train.wait().code(), Some(85), "{}", train.stderr());
     let last = metrics(&run).last().unwrap()["step"].as_u64().unwrap();
-    assert!(run.join(format!("checkpoints/step-{last:08}")).is_dir(), "step {last}");
+    assert_eq!(checkpoints(&run), [last]);
 }

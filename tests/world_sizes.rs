@@ -1,6 +1,6 @@
 //! The same run over different numbers of workers.
 
-use crate::support::{himpun, metrics, succeed, tiny_run};
+use crate::support::{assert_quiet, himpun, metrics, succeed, tiny_run};
 
 /// `CONTRACT.md`, "Across world sizes": the first 20 losses agree to 1e-4, uneven shares included.
 #[test]
@@ -10,6 +10,7 @@ fn losses_agree_over_world_sizes() {
         let run = directory.path().join(format!("workers-{workers}"));
         let workers = workers.to_string();
         succeed(himpun().args(["train", "--workers", &workers, "--out"]).arg(&run).args(tiny_run(20)));
+        assert_quiet(&run, &[]);
         metrics(&run).iter().map(|row| row["loss"].as_f64().unwrap()).collect()
     };
     let alone = losses(1);

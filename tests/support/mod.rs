@@ -39,6 +39,16 @@ pub fn tiny_run(steps: u64) -> Vec<String> {
     set.iter().flat_map(|pair| ["--set".to_owned(), (*pair).to_owned()]).collect()
 }
 
+/// Starts `himpun train` with two workers on a tiny run that outlasts every test.
+#[track_caller]
+pub fn endless(directory: &Path, name: &str, set: &[&str]) -> (Process, PathBuf) {
+    let run = directory.join(name);
+    let mut command = himpun();
+    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(100_000));
+    command.args(set.iter().flat_map(|pair| ["--set", pair]));
+    (Process::start(&mut command, directory, name), run)
+}
+
 /// Runs to the end and returns everything that was printed.
 #[track_caller]
 pub fn output(command: &mut Command) -> Output {
@@ -86,13 +96,19 @@ pub fn wait(child: &mut Child) -> ExitStatus {
 
 /// Polls until `probe` gives a value.
 #[track_caller]
-pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    until_within(DEADLINE, what, probe)
+}
+
+/// Polls until `probe` gives a value, which it must within `limit`.
+#[track_caller]
+pub fn until_within<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+        assert!(started.elapsed() < limit, "waited {limit:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -195,6 +211,68 @@ pub fn alive(id: u32) -> bool {
 pub fn signal(id: u32, name: &str) {
     let status = Command::new("kill").args(["-s", name, &id.to_string()]).status().expect("run kill");
     assert!(status.success(), "kill -s {name} {id}");
+}
+
+/// Stops a process where it stands: returns once none of its threads runs.
+#[track_caller]
+pub fn freeze(id: u32) {
+    signal(id, "STOP");
+    until("every thread to stand still", || {
+        let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("list the threads of a process");
+        let mut states = threads.flatten().map(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat[stat.rfind(')').map_or(0, |i| i + 1)..].trim_start().starts_with('T')
+        });
+        states.all(|stands| stands).then_some(())
+    });
+}
+
+/// Steps of a run's checkpoints, ascending.
+pub fn checkpoints(run: &Path) -> Vec<u64> {
+    let mut steps: Vec<u64> = names(&run.join("checkpoints"))
+        .iter()
+        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// The step of the checkpoint that is being written.
+pub fn staged(run: &Path) -> Option<u64> {
+    let names = names(&run.join("checkpoints"));
+    names.iter().find_map(|name| name.strip_prefix(".step-")?.split_once(".gen-")?.0.parse().ok())
+}
+
+/// Names in a directory; none if it is not there.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Asserts that nothing in a run asked for a person: no warning and no error among its events and in the logs
+/// of its workers, but lines that hold one of `expected`.
+#[track_caller]
+pub fn assert_quiet(run: &Path, expected: &[&str]) {
+    let mut lines = Vec::new();
+    for name in names(&run.join("logs")) {
+        let text = std::fs::read_to_string(run.join("logs").join(&name)).expect("read a log");
+        lines.extend(loud(&text).into_iter().map(|line| format!("{name}: {line}")));
+    }
+    let events = std::fs::read_to_string(run.join("events.jsonl")).expect("read the events");
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("an event is JSON");
+        if event["severity"] != "info" {
+            lines.push(format!("events.jsonl: {line}"));
+        }
+    }
+    lines.retain(|line| !expected.iter().any(|words| line.contains(words)));
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+/// Lines of a log of ours that are warnings or errors.
+pub fn loud(log: &str) -> Vec<String> {
+    let level = |line: &&str| matches!(line.split_whitespace().nth(1), Some("WARN" | "ERROR"));
+    log.lines().filter(level).map(str::to_owned).collect()
 }
 
 /// Rows of a run's metrics.
