@@ -1,6 +1,6 @@
 //! Bad input: one clear error that names the key, file or peer, and the remedy.
 
-use crate::support::{fail, himpun, metrics, output, tiny_run};
+use crate::support::{fail, folder_of_images, himpun, metrics, output, tiny_run};
 
 #[track_caller]
 fn check(set: &str, words: &[&str]) {
@@ -90,17 +90,4 @@ fn too_many_corrupt_images_end_the_run_with_their_list() {
         .arg(&images);
     let stderr = fail(&mut command, 1);
     assert!(stderr.contains("data.max_corrupt_share") && stderr.contains(".png"), "{stderr}");
-}
-
-/// Class folders `a` and `b` of small PNG files.
-fn folder_of_images(directory: &std::path::Path, n: usize) -> std::path::PathBuf {
-    let root = directory.join("images");
-    for i in 0..n {
-        let folder = root.join(if i < n / 2 { "a" } else { "b" });
-        std::fs::create_dir_all(&folder).unwrap();
-        let pixel =
-            |x: u32, y: u32| image::Rgb([(x * 7 + i as u32 * 13) as u8, (y * 11) as u8, (i * 5) as u8]);
-        image::RgbImage::from_fn(16, 16, pixel).save(folder.join(format!("{i:04}.png"))).unwrap();
-    }
-    root
 }

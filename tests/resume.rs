@@ -1,8 +1,8 @@
 //! A run stopped anywhere and resumed is the undisturbed run, byte for byte.
 
 use crate::support::{
-    Process, assert_quiet, checkpoints, children, endless, exported, fail, freeze, himpun, metrics, output,
-    signal, staged, succeed, tiny_run, until,
+    Process, assert_quiet, checkpoints, children, endless, exported, fail, folder_of_images, freeze, himpun,
+    metrics, output, signal, staged, succeed, tiny_run, until,
 };
 use std::path::{Path, PathBuf};
 
@@ -100,7 +100,9 @@ fn killed_worker_and_killed_train() {
 #[test]
 fn from_before_the_first_step() {
     let runs = Runs::new();
-    let run = runs.train("run", &["checkpoint.at_start=true", "eval.knn_every=4"]);
+    let images = folder_of_images(runs.directory.path(), 40);
+    let [data, test] = ["data.source", "eval.data"].map(|key| format!("{key}={}", images.display()));
+    let run = runs.train("run", &[&data, &test, "checkpoint.at_start=true", "eval.knn_every=4"]);
     let evaluated = || -> Vec<_> {
         metrics(&run)
             .iter()

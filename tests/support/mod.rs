@@ -275,6 +275,19 @@ pub fn loud(log: &str) -> Vec<String> {
     log.lines().filter(level).map(str::to_owned).collect()
 }
 
+/// Class folders `a` and `b` of small PNG files.
+pub fn folder_of_images(directory: &Path, n: usize) -> PathBuf {
+    let root = directory.join("images");
+    for i in 0..n {
+        let folder = root.join(if i < n / 2 { "a" } else { "b" });
+        std::fs::create_dir_all(&folder).unwrap();
+        let pixel =
+            |x: u32, y: u32| image::Rgb([(x * 7 + i as u32 * 13) as u8, (y * 11) as u8, (i * 5) as u8]);
+        image::RgbImage::from_fn(16, 16, pixel).save(folder.join(format!("{i:04}.png"))).unwrap();
+    }
+    root
+}
+
 /// Rows of a run's metrics.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
