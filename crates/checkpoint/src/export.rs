@@ -110,8 +110,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // The process id keeps two exports to the same file from writing into each other's.
     let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    write_durably(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(Error::io("write", path))?;
+    let written = write_durably(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("write", path)));
+    if let Err(error) = written {
+        // It may not be there at all; what the user asked for is the other file.
+        fs::remove_file(&temporary).ok();
+        return Err(match error {
+            Error::Io { source, .. } => Error::io("write", path)(source),
+            other => other,
+        });
+    }
     sync_dir(dir)
 }
 
@@ -180,5 +188,10 @@ mod tests {
         write_safetensors(&a, &torchvision(&state()).unwrap()).unwrap();
         assert_ne!(fs::read(&a).unwrap(), bytes);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        // A failure names the file that was asked for and leaves nothing behind either.
+        fs::create_dir_all(dir.path().join("taken/by")).unwrap();
+        let error = write_safetensors(&dir.path().join("taken"), &[]).unwrap_err();
+        assert!(error.to_string().ends_with("taken"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 }
