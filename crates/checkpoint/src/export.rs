@@ -11,7 +11,7 @@ use crate::state::{Dtype, State, Tensor, encode_shard};
 /// Which tensors, under which names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Backbone, head and momentum: `backbone.conv1.weight`, `head.0.bias`, `momentum.head.0.bias`.
+    /// Backbone and head: `backbone.conv1.weight`, `head.0.bias`.
     StateDict,
     /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
     Torchvision,
@@ -46,17 +46,14 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
     }
 }
 
-/// Backbone and head, running statistics and `num_batches_tracked` included, and the momentum of the
-/// optimizers that have one.
+/// Backbone and head, running statistics and `num_batches_tracked` included.
 ///
 /// # Errors
 /// As [`tensors`].
 pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
     select(state, |name| {
-        let (of_model, of_optimizer) = (name.strip_prefix("model."), name.strip_prefix("optimizer."));
-        of_model
-            .filter(|name| name.starts_with("backbone.") || name.starts_with("head."))
-            .or_else(|| of_optimizer.filter(|name| name.starts_with("momentum.")))
+        let name = name.strip_prefix("model.")?;
+        (name.starts_with("backbone.") || name.starts_with("head.")).then_some(name)
     })
 }
 
@@ -134,8 +131,7 @@ mod tests {
             Tensor::from_f32("model.backbone.conv1.weight", &[1, 1, 1, 2], &[1.0, 2.0]),
             Tensor::from_f32("model.backbone.bn1.running_mean", &[1], &[3.0]),
             Tensor::from_i64("model.backbone.bn1.num_batches_tracked", 7),
-            Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.5; 2]),
-            Tensor::from_f32("optimizer.first_moment.head.0.weight", &[1, 2], &[0.0; 2]),
+            Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.0; 2]),
             Tensor::from_u64("counters.updates", 7),
         ])
         .unwrap()
@@ -153,7 +149,6 @@ mod tests {
             "backbone.bn1.running_mean",
             "backbone.conv1.weight",
             "head.0.weight",
-            "momentum.backbone.conv1.weight",
         ];
         assert_eq!(names(&dict), expected);
         let backbone = tensors(&state(), "torchvision".parse().unwrap()).unwrap();
