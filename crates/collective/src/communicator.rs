@@ -2,7 +2,6 @@
 
 use std::net::TcpStream;
 use std::ops::Range;
-use std::time::Duration;
 
 use engine::kernels::split;
 use engine::peers::{PeerError, Peers};
@@ -19,7 +18,7 @@ const ONE_EXCHANGE_BYTES: usize = 16 << 10;
 /// One rank's end of a group, as formed by [`crate::form`].
 ///
 /// Every rank calls the same operations in the same order with the same lengths; a rank that does not is
-/// found out by the headers. After an error only [`Error::Failed`] follows: the streams are then anywhere.
+/// found out by the headers. A rank waits for its peers as long as they live. After an error only [`Error::Failed`] follows: the streams are then anywhere.
 #[derive(Debug)]
 pub struct Communicator {
     mesh: Mesh,
@@ -38,7 +37,6 @@ struct Mesh {
     sequence: u64,
     bytes_sent: u64,
     abort: AbortHandle,
-    timeout: Option<Duration>,
     failed: bool,
 }
 
@@ -54,17 +52,8 @@ impl Communicator {
         links: Vec<Option<TcpStream>>,
         abort: AbortHandle,
     ) -> Self {
-        let mesh = Mesh {
-            rank,
-            links,
-            generation,
-            step: 0,
-            sequence: 0,
-            bytes_sent: 0,
-            abort,
-            timeout: None,
-            failed: false,
-        };
+        let mesh =
+            Mesh { rank, links, generation, step: 0, sequence: 0, bytes_sent: 0, abort, failed: false };
         Self { mesh, scratch: Vec::new() }
     }
 
@@ -81,11 +70,6 @@ impl Communicator {
     /// States the step in the headers of the operations that follow.
     pub fn set_step(&mut self, step: u64) {
         self.mesh.step = step;
-    }
-
-    /// Limits every operation that follows; by default a rank waits for its peers as long as they live.
-    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
-        self.mesh.timeout = timeout;
     }
 
     /// Exchanges since the group was formed; the same on every rank between operations.
@@ -298,7 +282,7 @@ impl Mesh {
             let stream = self.links[transfer.rank].as_ref().expect("every peer has a link");
             Lane::new(transfer, stream, header)
         });
-        let outcome = exchange::run(lanes.collect(), &self.abort, self.timeout);
+        let outcome = exchange::run(lanes.collect(), &self.abort);
         self.failed = outcome.is_err();
         self.sequence += 1;
         self.bytes_sent += bytes as u64;

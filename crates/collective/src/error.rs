@@ -48,7 +48,7 @@ pub enum Error {
         /// Its answer.
         refusal: Refusal,
     },
-    /// The deadline passed before all peers had done their part.
+    /// The deadline of the forming passed before all peers had come.
     #[error("still waiting for ranks {waiting_for:?} after {after:?}")]
     Timeout {
         /// The peers that were late.

@@ -6,12 +6,10 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::clock::Deadline;
 use crate::frame::{HEADER_BYTES, Header};
 use crate::{AbortHandle, Error};
 
@@ -157,12 +155,7 @@ impl Incoming<'_> {
 }
 
 /// Completes all lanes, or fails as soon as one of them cannot be completed.
-pub(crate) fn run(
-    mut lanes: Vec<Lane<'_>>,
-    abort: &AbortHandle,
-    timeout: Option<Duration>,
-) -> Result<(), Error> {
-    let deadline = Deadline::after(timeout);
+pub(crate) fn run(mut lanes: Vec<Lane<'_>>, abort: &AbortHandle) -> Result<(), Error> {
     loop {
         abort.check()?;
         for lane in &mut lanes {
@@ -172,19 +165,15 @@ pub(crate) fn run(
         if lanes.is_empty() {
             return Ok(());
         }
-        if deadline.has_passed() {
-            let waiting_for = lanes.iter().map(|lane| lane.rank).collect();
-            return Err(Error::Timeout { waiting_for, after: timeout.unwrap_or_default() });
-        }
-        wait(&mut lanes, abort, deadline)?;
+        wait(&mut lanes, abort)?;
     }
 }
 
-fn wait(lanes: &mut [Lane<'_>], abort: &AbortHandle, deadline: Deadline) -> Result<(), Error> {
+fn wait(lanes: &mut [Lane<'_>], abort: &AbortHandle) -> Result<(), Error> {
     let mut fds: Vec<PollFd<'_>> =
         lanes.iter().map(|lane| PollFd::new(lane.stream.as_fd(), lane.interest())).collect();
     fds.extend(abort.signal().map(|signal| PollFd::new(signal, PollFlags::POLLIN)));
-    poll_interruptible(&mut fds, deadline)?;
+    poll_interruptible(&mut fds, PollTimeout::NONE)?;
     let ready: Vec<PollFlags> = fds.iter().map(ready).collect();
     for (lane, ready) in lanes.iter_mut().zip(ready) {
         lane.writable |= ready.contains(PollFlags::POLLOUT);
@@ -203,9 +192,9 @@ pub(crate) fn ready(fd: &PollFd<'_>) -> PollFlags {
     }
 }
 
-/// Waits until one of `fds` is ready, the deadline passes, or a signal comes.
-pub(crate) fn poll_interruptible(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<(), Error> {
-    match poll(fds, deadline.poll_timeout()) {
+/// Waits until one of `fds` is ready, the time is over, or a signal comes.
+pub(crate) fn poll_interruptible(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> Result<(), Error> {
+    match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(Error::Io { action: "wait for sockets", source: errno.into() }),
     }

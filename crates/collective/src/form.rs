@@ -79,7 +79,7 @@ pub fn form(
     assert!(n_communicators > 0, "a group forms at least one communicator");
     listener.listener.set_nonblocking(true).map_err(failed_to("set up a listener"))?;
     let mut forming = Forming::begin(&listener, &group, n_communicators)?;
-    let until = Deadline::after(Some(deadline));
+    let until = Deadline::after(deadline);
     while !forming.is_complete() {
         abort.check()?;
         if until.has_passed() {
@@ -182,7 +182,7 @@ impl<'a> Forming<'a> {
             self.strangers.iter().map(|stranger| PollFd::new(stranger.stream.as_fd(), PollFlags::POLLIN)),
         );
         fds.extend(abort.signal().map(|signal| PollFd::new(signal, PollFlags::POLLIN)));
-        poll_interruptible(&mut fds, until)?;
+        poll_interruptible(&mut fds, until.poll_timeout())?;
         let mut is_ready = fds.iter().map(|fd| !ready(fd).is_empty()).collect::<Vec<_>>().into_iter();
 
         let knocking = is_ready.next() == Some(true);

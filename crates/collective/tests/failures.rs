@@ -204,17 +204,6 @@ fn greeting(rank: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_timeout_names_the_late_ranks() {
-    let mut group = loopback(3, 1).unwrap();
-    let mut rank_0 = group.remove(0).pop().unwrap();
-    rank_0.set_timeout(Some(Duration::from_millis(20)));
-    match rank_0.barrier() {
-        Err(Error::Timeout { waiting_for, .. }) => assert_eq!(waiting_for, [1, 2]),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
 fn a_reducer_reports_the_first_error_and_is_dropped_without_waiting() {
     let mut group = loopback(2, 2).unwrap();
     drop(group.pop());

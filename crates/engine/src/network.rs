@@ -201,7 +201,7 @@ impl<T: Real> Network<T> {
     ///   is final; in the same order on every rank
     ///
     /// # Errors
-    /// If a peer is lost; gradients are then incomplete.
+    /// If a peer is lost; gradients are then incomplete, and the pass's statistics are dropped.
     ///
     /// # Panics
     /// Without a training pass since the last backward or evaluation, or if the length is wrong.
@@ -217,6 +217,8 @@ impl<T: Real> Network<T> {
         d_y.copy_from_slice(d_embeddings);
         let mut alone = Alone;
         let peers = in_scope(self.spec.batch_norm, peers, &mut alone);
+        // A pass that loses a peer leaves no statistics to commit.
+        let is_staged = std::mem::take(&mut self.is_staged);
         for step_idx in 0..self.program.backward.len() {
             match self.program.backward[step_idx] {
                 BackwardStep::Replay { node } => self.replay(node, n),
@@ -228,6 +230,7 @@ impl<T: Real> Network<T> {
                 },
             }
         }
+        self.is_staged = is_staged;
         Ok(())
     }
 

@@ -71,11 +71,6 @@ impl<T: Real> Optimizer<T> {
         slot_names(kind).len() * size_of::<T>()
     }
 
-    /// The update and its constants.
-    pub fn spec(&self) -> &OptimizerSpec {
-        &self.spec
-    }
-
     /// The state by name, each array in the places of the parameters.
     pub fn state(&self) -> Vec<(&'static str, &[T])> {
         self.slots.iter().map(|(name, values)| (*name, &values[..])).collect()

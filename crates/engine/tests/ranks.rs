@@ -173,3 +173,31 @@ fn what_a_lost_peer_leaves_is_not_committed() {
     assert!(network.forward_train(&images, 2, &mut group[0]).is_err());
     network.commit_buffers(BufferUpdate::Momentum(0.1));
 }
+
+/// A peer that is gone after some gathers.
+struct LostAfter(usize);
+
+impl Peers for LostAfter {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn all_gather_f64(&mut self, local: &[f64]) -> Result<Vec<f64>, PeerError> {
+        self.0 = self.0.checked_sub(1).ok_or("the peer is gone")?;
+        Ok(local.to_vec())
+    }
+}
+
+#[test]
+#[should_panic(expected = "committed once")]
+fn a_peer_lost_in_the_backward_pass_leaves_nothing_to_commit() {
+    let spec = spec(Arch::ResNet20, Stem::Cifar, Head::Linear { out: 5 }, 8);
+    let mut network = network::<f64>(&spec, 2, 1);
+    network.forward_train(&noise("images", 2 * 8 * 8 * 3), 2, &mut Alone).unwrap();
+    assert!(network.backward(&noise("d", 10), &mut LostAfter(3), &mut |_, _| {}).is_err());
+    network.commit_buffers(BufferUpdate::Momentum(0.1));
+}

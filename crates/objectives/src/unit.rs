@@ -15,7 +15,11 @@ pub struct UnitRows<T> {
 
 impl<T: Real> UnitRows<T> {
     /// Normalises the rows of `embeddings`, `[n, width]`.
+    ///
+    /// # Panics
+    /// If `embeddings` end within a row.
     pub fn new(embeddings: &[T], width: usize) -> Self {
+        assert!(embeddings.len().is_multiple_of(width), "{} numbers in rows of {width}", embeddings.len());
         let norm = |row: &[T]| row.iter().map(|z| z.to_f64() * z.to_f64()).sum::<f64>().sqrt();
         let norms: Vec<f64> = embeddings.chunks_exact(width).map(norm).collect();
         let mut unit = embeddings.to_vec();
@@ -28,7 +32,11 @@ impl<T: Real> UnitRows<T> {
     /// Turns `dL/du` into `dL/dz`, both `[n, d]`: `dL/dz = (I - u u^T) dL/du / |z|`.
     ///
     /// A row that was too short for its norm was divided by a constant, and so is its gradient.
+    ///
+    /// # Panics
+    /// If the gradient is not of these rows.
     pub fn project(&self, mut d_unit: Vec<T>) -> Vec<T> {
+        assert_eq!(d_unit.len(), self.unit.len(), "length of a gradient by the unit rows");
         let width = self.unit.len() / self.norms.len();
         for ((d_row, u), &norm) in
             d_unit.chunks_exact_mut(width).zip(self.unit.chunks_exact(width)).zip(&self.norms)

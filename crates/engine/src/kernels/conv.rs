@@ -55,12 +55,6 @@ impl ConvShape {
         self.c_out * self.c_in * self.kernel * self.kernel
     }
 
-    /// Floating-point operations of one pass over `n` images, taps on padding counted.
-    pub fn flops(&self, n: usize) -> f64 {
-        let taps = (self.c_in * self.kernel * self.kernel) as f64;
-        2.0 * n as f64 * self.output_len() as f64 * taps
-    }
-
     #[track_caller]
     fn check(&self) {
         assert!(
@@ -118,11 +112,6 @@ impl<T: Real> Conv2d<T> {
             Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
         };
         Self { shape, threads, method }
-    }
-
-    /// The shape that was planned.
-    pub fn shape(&self) -> &ConvShape {
-        &self.shape
     }
 
     /// Bytes of buffers that [`Conv2d::new`] allocates.

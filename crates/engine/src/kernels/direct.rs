@@ -255,7 +255,7 @@ struct Layout<'a> {
 /// Packs weights into panels of `[taps, depth]` rows, the panels divided over the threads.
 fn pack_weights(pool: &Pool, w: &[f32], layout: Layout<'_>, packed: &mut [f32]) {
     let Layout { strides, taps, panels } = layout;
-    // As many rows of depth as the longer stride fits into the weights.
+    // The weights are columns x depth x taps, and the shorter stride steps over the taps alone.
     let depth = w.len() / (panels.columns * strides.column.min(strides.depth));
     let mut rest = packed;
     let parts = panels.iter().map(|panel| {

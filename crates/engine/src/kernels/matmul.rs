@@ -37,11 +37,6 @@ impl Gemm {
         Self { m, n, k, a_transposed: false, b_transposed: false, accumulate: false }
     }
 
-    /// Floating-point operations of the product.
-    pub fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
-    }
-
     #[track_caller]
     fn check<T>(&self, a: &[T], b: &[T], c: &[T]) {
         let lengths = (a.len(), b.len(), c.len());

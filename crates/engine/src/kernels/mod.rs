@@ -1,11 +1,11 @@
 //! The arithmetic: convolutions and matrix products on the CPU, and the threads they run on.
 //!
 //! Everything the rest of the engine calls is safe and generic over [`Real`]. In `f64`, and on
-//! [`KernelPath::Reference`], plain loops answer ([`reference`](mod@reference)); in `f32` one
+//! [`KernelPath::Reference`], plain loops answer (`reference`); in `f32` one
 //! register-blocked micro-kernel does all the work, compiled once per instruction set and chosen at
 //! run time.
 //!
-//! Start reading at [`conv`] for what is computed, at `direct` and `winograd` for how it is divided,
+//! Start reading at `conv` for what is computed, at `direct` and `winograd` for how it is divided,
 //! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
 //! `simd`, `strip` and `vectorized`.
 //!
@@ -13,7 +13,7 @@
 //! statically and partial sums are added in thread order.
 
 mod aligned;
-pub mod conv;
+mod conv;
 mod direct;
 mod division;
 mod frame;
@@ -21,9 +21,9 @@ mod matmul;
 mod panels;
 mod path;
 mod peak;
-pub mod pool;
-pub mod real;
-pub mod reference;
+mod pool;
+mod real;
+mod reference;
 mod simd;
 mod strip;
 mod taps;
@@ -33,10 +33,10 @@ mod vectorized;
 mod window;
 mod winograd;
 
-pub use aligned::AlignedVec;
+pub(crate) use aligned::AlignedVec;
 pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
-pub use path::{KernelPath, UnknownPath};
+pub use path::KernelPath;
 pub use peak::peak_flops;
 pub use pool::{Pool, split};
 pub use real::Real;

@@ -1,7 +1,6 @@
 //! Which instructions the kernels are made of.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// An implementation of the kernels. They agree within rounding, not bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,11 +14,6 @@ pub enum KernelPath {
     /// x86-64 with AVX-512F.
     Avx512,
 }
-
-/// A name that is no kernel path.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown kernel path {0:?}: expected reference, portable, avx2 or avx512")]
-pub struct UnknownPath(pub String);
 
 impl KernelPath {
     /// Every path, slowest first.
@@ -55,31 +49,9 @@ impl fmt::Display for KernelPath {
     }
 }
 
-impl FromStr for KernelPath {
-    type Err = UnknownPath;
-
-    fn from_str(name: &str) -> Result<Self, UnknownPath> {
-        Self::ALL
-            .into_iter()
-            .find(|path| path.to_string() == name)
-            .ok_or_else(|| UnknownPath(name.to_owned()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::KernelPath;
-
-    #[test]
-    fn names_read_back() {
-        for path in KernelPath::ALL {
-            assert_eq!(path.to_string().parse::<KernelPath>().unwrap(), path);
-        }
-        assert_eq!(
-            "sse9".parse::<KernelPath>().unwrap_err().to_string(),
-            "unknown kernel path \"sse9\": expected reference, portable, avx2 or avx512"
-        );
-    }
 
     #[test]
     fn the_detected_path_is_available() {

@@ -148,7 +148,11 @@ impl Pool {
 
     /// Splits `data`, rows of `width` elements, evenly over the threads and runs `f(first_row,
     /// rows)` on each.
+    ///
+    /// # Panics
+    /// If `data` ends within a row.
     pub fn for_each_rows<T: Send>(&self, data: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        assert!(data.len().is_multiple_of(width), "{} elements in rows of {width}", data.len());
         let rows = data.len() / width.max(1);
         let mut rest = data;
         let parts = (0..self.threads())

@@ -1,7 +1,7 @@
 //! The two number types a network may be built in.
 
 use std::fmt::{Debug, Display};
-use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 use bytemuck::Pod;
 
@@ -24,7 +24,6 @@ pub trait Real:
     + AddAssign
     + SubAssign
     + MulAssign
-    + DivAssign
 {
     /// Zero.
     const ZERO: Self;
@@ -39,16 +38,6 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Natural exponential.
     fn exp(self) -> Self;
-    /// Natural logarithm.
-    fn ln(self) -> Self;
-    /// Absolute value.
-    fn abs(self) -> Self;
-    /// The larger of two; the other one if one is not a number.
-    fn max(self, other: Self) -> Self;
-    /// The smaller of two; the other one if one is not a number.
-    fn min(self, other: Self) -> Self;
-    /// Whether the number is neither infinite nor not a number.
-    fn is_finite(self) -> bool;
 
     /// `slice` as `f32` if that is what it holds: the door to the fast kernels.
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
@@ -78,26 +67,6 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $type::exp(self)
-            }
-            #[inline(always)]
-            fn ln(self) -> Self {
-                $type::ln(self)
-            }
-            #[inline(always)]
-            fn abs(self) -> Self {
-                $type::abs(self)
-            }
-            #[inline(always)]
-            fn max(self, other: Self) -> Self {
-                $type::max(self, other)
-            }
-            #[inline(always)]
-            fn min(self, other: Self) -> Self {
-                $type::min(self, other)
-            }
-            #[inline(always)]
-            fn is_finite(self) -> bool {
-                $type::is_finite(self)
             }
             #[inline(always)]
             fn as_f32($slice: &[Self]) -> Option<&[f32]> {

@@ -6,7 +6,7 @@ use super::batch_norm::{BackwardViews, ForwardViews};
 use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
-use crate::kernels::{KernelPath, Pool};
+use crate::kernels::{Conv2d, ConvShape, Convolution, KernelPath, Pool};
 use crate::parameters::Parameters;
 use crate::peers::Alone;
 
@@ -148,6 +148,36 @@ fn batch_norm() {
         // More pixels than are summed at once.
         check_batch_norm((2, 9, 10, 1), joins, true, 2);
     }
+}
+
+/// The reference convolution, which the kernels' own tests hold every other one against.
+#[track_caller]
+fn check_convolution(shape: ConvShape) {
+    let pool = Pool::new(2, &[]);
+    let mut conv = Conv2d::new(shape, KernelPath::Reference, Convolution::Direct, 2);
+    let (len, d_len) = (shape.n * shape.input_len(), shape.n * shape.output_len());
+    let (x, w, d_y) = (noise(1, len), noise(2, shape.weight_len()), noise(3, d_len));
+    let (mut d_x, mut d_w) = (vec![7.0; len], vec![7.0; w.len()]);
+    conv.backward_data(&pool, shape.n, &d_y, &w, &mut d_x, false);
+    conv.backward_weights(&pool, shape.n, &x, &d_y, &mut d_w);
+    let mut loss = |x: &[f64], w: &[f64]| {
+        let mut y = vec![7.0; d_len];
+        conv.forward(&pool, shape.n, x, w, &mut y, None);
+        dot(&y, &d_y)
+    };
+    check_gradient(&format!("x of {shape:?}"), &x, &d_x, |x| loss(x, &w));
+    check_gradient(&format!("w of {shape:?}"), &w, &d_w, |w| loss(&x, w));
+}
+
+#[test]
+fn convolution() {
+    let shape = ConvShape { n: 2, h: 5, w: 4, c_in: 3, c_out: 2, kernel: 3, stride: 1, pad: 1 };
+    check_convolution(shape);
+    check_convolution(ConvShape { stride: 2, ..shape });
+    check_convolution(ConvShape { kernel: 1, stride: 2, pad: 0, ..shape });
+    check_convolution(ConvShape { kernel: 7, stride: 2, pad: 3, h: 9, ..shape });
+    check_convolution(ConvShape { n: 3, h: 4, w: 2, c_in: 1, c_out: 5, kernel: 1, stride: 3, pad: 2 });
+    check_convolution(ConvShape { kernel: 2, stride: 3, pad: 0, h: 7, w: 6, ..shape });
 }
 
 #[test]
