@@ -10,4 +10,5 @@ mod replay;
 mod resume;
 mod single;
 mod support;
+mod tools;
 mod world_sizes;

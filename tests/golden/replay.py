@@ -126,8 +126,7 @@ def main(program):
         himpun(program, "train", "--workers", 1, "--data", data, "--out", run, *settings)
         exported = directory / "first.safetensors"
         himpun(program, "export", "--checkpoint", run / "checkpoints/step-00000000", "--format", "state-dict", "--out", exported)
-        # SGD starts without momentum, as does the run.
-        first = {name: value for name, value in load_file(exported).items() if not name.startswith("momentum.")}
+        first = load_file(exported)
         views = []
         for epoch in range(STEPS):
             pairs = []

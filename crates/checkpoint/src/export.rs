@@ -11,7 +11,7 @@ use crate::state::{Dtype, State, Tensor, encode_shard};
 /// Which tensors, under which names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Backbone, head and momentum: `backbone.conv1.weight`, `head.0.bias`, `momentum.head.0.bias`.
+    /// Backbone and head: `backbone.conv1.weight`, `head.0.bias`.
     StateDict,
     /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
     Torchvision,
@@ -46,17 +46,14 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
     }
 }
 
-/// Backbone and head, running statistics and `num_batches_tracked` included, and the momentum of the
-/// optimizers that have one.
+/// Backbone and head, running statistics and `num_batches_tracked` included.
 ///
 /// # Errors
 /// As [`tensors`].
 pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
     select(state, |name| {
-        let (of_model, of_optimizer) = (name.strip_prefix("model."), name.strip_prefix("optimizer."));
-        of_model
-            .filter(|name| name.starts_with("backbone.") || name.starts_with("head."))
-            .or_else(|| of_optimizer.filter(|name| name.starts_with("momentum.")))
+        let name = name.strip_prefix("model.")?;
+        (name.starts_with("backbone.") || name.starts_with("head.")).then_some(name)
     })
 }
 
@@ -110,8 +107,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // The process id keeps two exports to the same file from writing into each other's.
     let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    write_durably(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(Error::io("write", path))?;
+    let written = write_durably(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("write", path)));
+    if let Err(error) = written {
+        // It may not be there at all; what the user asked for is the other file.
+        fs::remove_file(&temporary).ok();
+        return Err(match error {
+            Error::Io { source, .. } => Error::io("write", path)(source),
+            other => other,
+        });
+    }
     sync_dir(dir)
 }
 
@@ -126,8 +131,7 @@ mod tests {
             Tensor::from_f32("model.backbone.conv1.weight", &[1, 1, 1, 2], &[1.0, 2.0]),
             Tensor::from_f32("model.backbone.bn1.running_mean", &[1], &[3.0]),
             Tensor::from_i64("model.backbone.bn1.num_batches_tracked", 7),
-            Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.5; 2]),
-            Tensor::from_f32("optimizer.first_moment.head.0.weight", &[1, 2], &[0.0; 2]),
+            Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.0; 2]),
             Tensor::from_u64("counters.updates", 7),
         ])
         .unwrap()
@@ -145,7 +149,6 @@ mod tests {
             "backbone.bn1.running_mean",
             "backbone.conv1.weight",
             "head.0.weight",
-            "momentum.backbone.conv1.weight",
         ];
         assert_eq!(names(&dict), expected);
         let backbone = tensors(&state(), "torchvision".parse().unwrap()).unwrap();
@@ -180,5 +183,10 @@ mod tests {
         write_safetensors(&a, &torchvision(&state()).unwrap()).unwrap();
         assert_ne!(fs::read(&a).unwrap(), bytes);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        // A failure names the file that was asked for and leaves nothing behind either.
+        fs::create_dir_all(dir.path().join("taken/by")).unwrap();
+        let error = write_safetensors(&dir.path().join("taken"), &[]).unwrap_err();
+        assert!(error.to_string().ends_with("taken"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 }

@@ -56,8 +56,10 @@ fn render(failure: &Failure) -> String {
     text
 }
 
-/// Columns aligned to the widest cell of each; the last is not padded.
+/// Columns aligned to the widest cell of each; the last is not padded. A row is one line, whatever its cells hold.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let in_a_line = |cell: &String| cell.replace('\n', "\\n");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(in_a_line).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -98,5 +100,6 @@ mod tests {
     fn columns_align() {
         let rows = [vec!["a".to_owned(), "bcd".to_owned()], vec!["long".to_owned(), "x".to_owned()]];
         assert_eq!(table(&rows), "a     bcd\nlong  x");
+        assert_eq!(table(&[vec!["a\nb".to_owned(), "c".to_owned()]]), "a\\nb  c");
     }
 }

@@ -59,6 +59,10 @@ impl Progress {
 
     /// Shows what the event tells.
     pub fn event(&mut self, event: &Event) {
+        if let Some(event::Kind::State(_)) = &event.kind {
+            // What was paused or forming meanwhile says nothing about the speed.
+            self.first = None;
+        }
         match (&event.kind, Severity::try_from(event.severity)) {
             (Some(event::Kind::Metrics(row)), _) => self.row(row, event.time_ns),
             (_, Ok(Severity::Warn)) => self.line(&format!("warning: {}", event.text)),

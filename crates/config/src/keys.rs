@@ -89,7 +89,9 @@ pub(crate) const KEYS: &[Key] = &[
             Length::Steps(_) => None,
         },
         read: |config, value| {
-            config.run.length = Length::Epochs(settle(value, ", at least 1", |epochs| *epochs >= 1)?);
+            // The data room counts them in 32 bits.
+            let in_range = |epochs: &u64| (1..=u64::from(u32::MAX)).contains(epochs);
+            config.run.length = Length::Epochs(settle(value, " from 1 to 4294967295", in_range)?);
             Ok(())
         },
     },

@@ -210,6 +210,11 @@ mod tests {
             "cluster.orphan_ttl = 5: expected a duration such as \"15min\", \"30s\" or \"500ms\"",
         );
         check("run.seed=-1", "run.seed = -1: expected a whole number");
+        check("run.epochs=0", "run.epochs = 0: expected a whole number from 1 to 4294967295");
+        check(
+            "run.epochs=4294967296",
+            "run.epochs = 4294967296: expected a whole number from 1 to 4294967295",
+        );
     }
 
     #[test]

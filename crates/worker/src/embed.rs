@@ -35,6 +35,9 @@ pub struct Embedded {
     pub checkpoint: PathBuf,
     /// Images that could not be decoded and were left out: path and reason.
     pub corrupt: Vec<(String, String)>,
+    /// What the user should know: which half of the data was taken, which checkpoints are damaged, which images
+    /// were left out.
+    pub warnings: Vec<String>,
 }
 
 /// What kNN found, and which checkpoint it looked at.
@@ -46,6 +49,8 @@ pub struct KnnReport {
     pub checkpoint: PathBuf,
     /// Its completed updates.
     pub step: u64,
+    /// What the user should know, as [`Embedded::warnings`].
+    pub warnings: Vec<String>,
 }
 
 /// The form of a file of features.
@@ -66,8 +71,9 @@ enum Form {
 /// If `out` has another extension, the checkpoint is damaged, or the images cannot be read.
 pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Error> {
     let form = form(out)?;
-    let Restored { mut network, pool, config, dir, .. } = restore(checkpoint)?;
-    let dataset = open(data)?;
+    check_directory(out)?;
+    let Restored { mut network, pool, config, dir, mut warnings, .. } = restore(checkpoint)?;
+    let dataset = open(data, &mut warnings)?;
     let preprocess = model::preprocess(&config);
     let features = features::encode(&mut network, &pool, &dataset, 0..dataset.len(), &preprocess)?;
     let (n, width) = (features.indices.len(), network.spec().feature_width());
@@ -85,9 +91,7 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
             checkpoint::encode_shard(&tensors)
         }
     };
-    // A path may hold a newline, a line must not.
-    let mut texts =
-        vec![("paths.txt", lines(features.indices.iter().map(|&i| dataset.path_of(i).replace('\n', "\\n"))))];
+    let mut texts = vec![("paths.txt", lines(features.indices.iter().map(|&i| dataset.path_of(i))))];
     if let Some(labels) = &labels {
         texts.push(("labels.txt", lines(labels.iter().map(u32::to_string))));
         texts.push(("classes.txt", lines(dataset.class_names().iter().cloned())));
@@ -100,7 +104,8 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
     }
     // The features come last: when they are there, so is what belongs to them.
     export::write_atomically(out, &bytes).map_err(Error::Output)?;
-    Ok(Embedded { n, width, files, checkpoint: dir, corrupt: features.corrupt })
+    warnings.extend(left_out(&features.corrupt));
+    Ok(Embedded { n, width, files, checkpoint: dir, corrupt: features.corrupt, warnings })
 }
 
 /// Classifies the images of `test` by those of `data`, or each of `data` by the others.
@@ -108,21 +113,32 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 /// # Errors
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
 pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
-    let Restored { mut network, pool, config, dir, step } = restore(checkpoint)?;
-    let open = |source: &str| open(source).map(Arc::new);
+    let Restored { mut network, pool, config, dir, step, mut warnings } = restore(checkpoint)?;
+    let mut open = |source: &str| open(source, &mut warnings).map(Arc::new);
     let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
         .ok_or(Error::NoLabels)?;
     let mut alone = Communicator::alone();
     let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
-    Ok(KnnReport { evaluated: evaluation.knn(&mut encoder)?, checkpoint: dir, step })
+    let evaluated = evaluation.knn(&mut encoder)?;
+    if step == 0 {
+        let note =
+            "batch norm has seen no images at step 0: the untrained net's accuracy is that of metrics.jsonl";
+        warnings.push(note.to_owned());
+    }
+    warnings.extend(left_out(&evaluated.corrupt));
+    Ok(KnnReport { evaluated, checkpoint: dir, step, warnings })
 }
 
-fn open(source: &str) -> Result<Dataset, Error> {
+/// Opens images, and notes what was chosen in doing so.
+pub(crate) fn open(source: &str, warnings: &mut Vec<String>) -> Result<Dataset, Error> {
     let dataset = Dataset::open(source).map_err(Error::Data)?;
-    if let Some(note) = dataset.note() {
-        tracing::info!(source, "{note}");
-    }
+    warnings.extend(dataset.note().map(str::to_owned));
     Ok(dataset)
+}
+
+/// A sentence for each corrupt image.
+pub(crate) fn left_out(corrupt: &[(String, String)]) -> impl Iterator<Item = String> {
+    corrupt.iter().map(|(path, reason)| format!("{path} is left out: {reason}"))
 }
 
 /// A checkpoint's network, on all cores of this machine.
@@ -132,20 +148,20 @@ struct Restored {
     config: RunConfig,
     dir: PathBuf,
     step: u64,
+    /// What is wrong with newer ones.
+    warnings: Vec<String>,
 }
 
 fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let located = checkpoint::locate(checkpoint).map_err(Error::Load)?;
-    for problem in &located.problems {
-        tracing::warn!(used = %located.dir.display(), "a newer checkpoint is damaged: {problem}");
-    }
+    let warnings = located.problems.iter().map(ToString::to_string).collect();
     let (manifest, state) = checkpoint::load(&located.dir).map_err(Error::Load)?;
     let config = stored_config(&manifest, &located.dir)?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let pool = Arc::new(Pool::new(threads, &[]));
     let mut network = Network::new(&model::spec(&config), options(&config, threads), Arc::clone(&pool));
     snapshot::restore_network(&mut network, &state).map_err(Error::Load)?;
-    Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step })
+    Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step, warnings })
 }
 
 fn stored_config(manifest: &Manifest, dir: &Path) -> Result<RunConfig, Error> {
@@ -183,8 +199,21 @@ fn form(out: &Path) -> Result<Form, Error> {
     }
 }
 
+/// Finds out before the images are encoded, not after.
+fn check_directory(out: &Path) -> Result<(), Error> {
+    match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => Err(Error::Config {
+            key: "--out",
+            value: out.display().to_string(),
+            reason: format!("there is no directory {}", parent.display()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A line for each item: a name may hold a newline, a line must not.
 fn lines(items: impl Iterator<Item = String>) -> String {
-    items.map(|item| item + "\n").collect()
+    items.map(|item| item.replace('\n', "\\n") + "\n").collect()
 }
 
 #[cfg(test)]
@@ -300,6 +329,8 @@ mod tests {
         let error = refuse(&fixture.checkpoint, &fixture.data, &out.with_extension("txt"));
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("ends in .npy or .safetensors"), "{error}");
+        let error = refuse(&fixture.checkpoint, &fixture.data, &fixture.dir.path().join("no/f.npy"));
+        assert!(error.exit_code() == 2 && error.to_string().contains("there is no directory"), "{error}");
         assert_eq!(refuse(&fixture.checkpoint, "/nowhere", &out).exit_code(), 2);
         assert_eq!(refuse(Path::new("/nowhere"), &fixture.data, &out).exit_code(), 2);
         let flat = format!("{}/left", fixture.data);
@@ -315,7 +346,12 @@ mod tests {
         // Where an older one is intact it is used.
         let older =
             fixtures::checkpoint(&fixture.dir.path().join("run"), 2, &fixtures::config(), &fixture.network);
-        let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
+        let run = fixture.dir.path().join("run");
+        let embedded = embed(&run, &fixture.data, &out).unwrap();
         assert_eq!(embedded.checkpoint, older);
+        let names_shard = |warnings: &[String]| warnings.iter().any(|text| text.contains("step-00000004"));
+        assert!(names_shard(&embedded.warnings), "{:?}", embedded.warnings);
+        let report = evaluate_knn(&run, &fixture.data, None).unwrap();
+        assert!(report.step == 2 && names_shard(&report.warnings), "{report:?}");
     }
 }

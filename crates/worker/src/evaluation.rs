@@ -174,7 +174,7 @@ fn share(n: usize, rank: usize, world_size: usize) -> Range<usize> {
 }
 
 /// Labels of `test` as class numbers of `bank`: two folders number their classes independently.
-fn labels_in_terms_of(bank: &Dataset, test: &Dataset) -> Result<Vec<u32>, Error> {
+pub(crate) fn labels_in_terms_of(bank: &Dataset, test: &Dataset) -> Result<Vec<u32>, Error> {
     let labels = test.labels().ok_or(Error::NoTestLabels)?;
     let number_in_bank = |name| bank.class_names().iter().position(|known| known == name);
     let numbers: Vec<Option<usize>> = test.class_names().iter().map(number_in_bank).collect();

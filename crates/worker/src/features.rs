@@ -47,6 +47,23 @@ pub fn encode(
     Ok(features)
 }
 
+/// The pixels of every image of `dataset` in the place of features, `[n, size * size * 3]`.
+///
+/// # Errors
+/// If a file cannot be read, or not a single image can be decoded.
+pub(crate) fn pixels(pool: &Pool, dataset: &Dataset, preprocess: &Preprocess) -> Result<Features, Error> {
+    let mut pixels = Features::default();
+    let mut images = Images::new(pool, dataset, preprocess, dataset.len());
+    let n = images.fill(0..dataset.len(), &mut pixels)?;
+    if n == 0 {
+        return Err(Error::NothingDecoded { corrupt: pixels.corrupt });
+    }
+    let len = images.rows(n).len();
+    pixels.values = images.values;
+    pixels.values.truncate(len);
+    Ok(pixels)
+}
+
 /// Room for one pass's images, preprocessed on all threads.
 pub(crate) struct Images<'a> {
     pool: &'a Pool,

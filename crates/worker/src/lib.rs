@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`train`], which is the program; then `step`, one update; then `run`, how a worker comes
 //! to train. Beside it stand what the command line does with a checkpoint or a configuration alone:
-//! [`embed`], [`bench`], [`views`].
+//! [`embed`], [`pixels`], [`bench`], [`views`].
 
 pub mod bench;
 mod checkpoints;
@@ -24,6 +24,7 @@ pub mod knn;
 mod metrics;
 pub mod model;
 mod npy;
+pub mod pixels;
 pub mod plan;
 mod run;
 pub mod session;

@@ -18,7 +18,7 @@ pub enum Command {
     Now(Arguments),
     /// List checkpoints: of a coordinator's run, or of a run's directory without one
     List(Arguments),
-    /// Compare every digest: of a coordinator's run, or of a run's directory without one
+    /// Compare every digest: of a coordinator's run, or of a run's or a checkpoint's directory without one
     Verify(VerifyArguments),
 }
 
@@ -76,7 +76,7 @@ async fn now(arguments: Arguments) -> Result<Exit, Failure> {
 }
 
 async fn list(arguments: Arguments) -> Result<Exit, Failure> {
-    let checkpoints = match local(&arguments.target) {
+    let checkpoints = match local(&arguments.target)? {
         Some(run_dir) => {
             let (found, problems) = checkpoint::list(run_dir)?;
             problems.iter().for_each(|problem| output::warning(&problem.to_string()));
@@ -101,7 +101,7 @@ async fn list(arguments: Arguments) -> Result<Exit, Failure> {
 
 async fn verify(arguments: VerifyArguments) -> Result<Exit, Failure> {
     let VerifyArguments { common, step } = arguments;
-    let verified = match local(&common.target) {
+    let verified = match local(&common.target)? {
         Some(run_dir) => verify_local(run_dir, step)?,
         None => verify_remote(&common.target, step).await?,
     };
@@ -129,14 +129,16 @@ async fn verify(arguments: VerifyArguments) -> Result<Exit, Failure> {
 
 /// Each checkpoint's path and what is wrong with it.
 fn verify_local(run_dir: &Path, step: Option<u64>) -> Result<Vec<(String, Vec<String>)>, Failure> {
+    let problems_of =
+        |dir: &Path| checkpoint::verify(dir).iter().map(ToString::to_string).collect::<Vec<String>>();
+    if step.is_none() && run_dir.join(checkpoint::MANIFEST_FILE).exists() {
+        return Ok(vec![(run_dir.display().to_string(), problems_of(run_dir))]);
+    }
     let (found, broken) = checkpoint::list(run_dir)?;
     let mut verified: Vec<(String, Vec<String>)> = found
         .iter()
         .filter(|info| step.is_none_or(|step| step == info.step))
-        .map(|info| {
-            let problems = checkpoint::verify(&info.path).iter().map(ToString::to_string).collect();
-            (info.path.display().to_string(), problems)
-        })
+        .map(|info| (info.path.display().to_string(), problems_of(&info.path)))
         .collect();
     // A manifest that cannot be read does not say which step it is of.
     if !broken.is_empty() && step.is_none() {
@@ -178,9 +180,16 @@ async fn connect(target: &RunArguments) -> Result<(Client, String), Failure> {
 }
 
 /// The run's directory, if that is what was named.
-fn local(target: &RunArguments) -> Option<&Path> {
+fn local(target: &RunArguments) -> Result<Option<&Path>, Failure> {
     let path = Path::new(&target.run);
-    path.is_dir().then_some(path)
+    if path.is_dir() {
+        return Ok(Some(path));
+    }
+    // No id holds a slash: asking a coordinator for a mistyped path would only hide the mistake.
+    match target.run.contains('/') {
+        true => Err(Failure::usage(format!("there is no directory {}", path.display()))),
+        false => Ok(None),
+    }
 }
 
 impl Checkpoint {

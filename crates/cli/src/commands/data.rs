@@ -33,7 +33,7 @@ pub struct ViewsArguments {
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config", "data", "set"])]
     run: Option<PathBuf>,
     /// The data pass, counted from 0
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::from(u32::MAX)))]
     epoch: u64,
     /// The image's place in the data set, counted from 0
     #[arg(long)]
@@ -104,6 +104,7 @@ fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), 
 
 fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
     let dataset = Dataset::open(&arguments.data)?;
+    dataset.note().iter().for_each(|note| output::warning(note));
     let stats = data::stats(&dataset, agent::available_cores().len())?;
     if arguments.json {
         output::json(&json!({
@@ -130,6 +131,9 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
         vec!["std".to_owned(), channels(stats.std)],
         vec!["corrupt".to_owned(), stats.corrupt.len().to_string()],
     ];
+    if dataset.labels().is_none() {
+        rows.push(vec!["classes".to_owned(), "none, so that kNN has nothing to compare with".to_owned()]);
+    }
     for (name, count) in dataset.class_names().iter().zip(&stats.class_counts) {
         rows.push(vec![format!("class {name}"), count.to_string()]);
     }

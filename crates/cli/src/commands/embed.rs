@@ -27,9 +27,7 @@ pub struct Arguments {
 /// Encodes and writes.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let embedded = worker::embed::embed(&arguments.checkpoint, &arguments.data, &arguments.out)?;
-    for (path, reason) in &embedded.corrupt {
-        output::warning(&format!("{path} is left out: {reason}"));
-    }
+    embedded.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {
         output::json(&json!({
             "images": embedded.n,

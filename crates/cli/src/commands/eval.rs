@@ -1,8 +1,8 @@
-//! `himpun eval knn`: how well the features tell the classes apart.
+//! `himpun eval knn`: how well features, or the pixels themselves, tell the classes apart.
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -16,11 +16,20 @@ pub enum Command {
 
 /// Which checkpoint, on which images.
 #[derive(Args)]
+#[command(group = ArgGroup::new("rows").required(true).args(["checkpoint", "pixels"]))]
 pub struct Arguments {
     /// A checkpoint's directory, or a run's: then its newest good checkpoint
     #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
-    /// The labelled images to compare with
+    checkpoint: Option<PathBuf>,
+    /// Compare pixels instead of a checkpoint's features: the baseline to beat. All images are held in memory
+    #[arg(long)]
+    pixels: bool,
+    /// Side of the images with --pixels; a checkpoint brings its own
+    #[arg(long, value_name = "PX", default_value_t = 32, conflicts_with = "checkpoint",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    size: usize,
+    /// The labelled images to compare with: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a
+    /// split
     #[arg(long, value_name = "PATH")]
     data: String,
     /// The images to classify [default: each image of --data, by the others]
@@ -34,12 +43,17 @@ pub struct Arguments {
 /// Evaluates and prints.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     let Command::Knn(arguments) = command;
-    let test = arguments.test.as_deref();
-    let report = worker::embed::evaluate_knn(&arguments.checkpoint, &arguments.data, test)?;
-    let evaluated = &report.evaluated;
-    for (path, reason) in &evaluated.corrupt {
-        output::warning(&format!("{path} is left out: {reason}"));
+    match &arguments.checkpoint {
+        Some(checkpoint) => features(checkpoint, &arguments)?,
+        None => pixels(&arguments)?,
     }
+    Ok(Exit::DONE)
+}
+
+fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
+    let report = worker::embed::evaluate_knn(checkpoint, &arguments.data, arguments.test.as_deref())?;
+    report.warnings.iter().for_each(|warning| output::warning(warning));
+    let evaluated = &report.evaluated;
     if arguments.json {
         output::json(&json!({
             "knn_top1": evaluated.top1,
@@ -60,5 +74,27 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
             report.checkpoint.display()
         ));
     }
-    Ok(Exit::DONE)
+    Ok(())
+}
+
+fn pixels(arguments: &Arguments) -> Result<(), Failure> {
+    let size = arguments.size;
+    let report = worker::pixels::evaluate_knn(&arguments.data, arguments.test.as_deref(), size)?;
+    report.warnings.iter().for_each(|warning| output::warning(warning));
+    if arguments.json {
+        output::json(&json!({
+            "knn_top1": report.top1,
+            "queries": report.n_queries,
+            "bank": report.n_bank,
+            "size": size,
+        }));
+    } else {
+        output::data(&format!(
+            "kNN {:.2} % of {} images, by {} others; on {size} x {size} pixels",
+            100.0 * report.top1,
+            report.n_queries,
+            report.n_bank,
+        ));
+    }
+    Ok(())
 }

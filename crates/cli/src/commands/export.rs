@@ -14,7 +14,7 @@ pub struct Arguments {
     /// A checkpoint's directory, or a run's: then its newest good checkpoint
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// `state-dict`: backbone, head and momentum; `torchvision`: the backbone under torchvision's names
+    /// `state-dict`: backbone and head; `torchvision`: the backbone under torchvision's names
     #[arg(long, value_name = "FORMAT", default_value = "state-dict")]
     format: String,
     /// The file to write

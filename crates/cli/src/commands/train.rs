@@ -99,7 +99,9 @@ impl Job {
             }
         };
         // What would end the workers at once is found before there is a directory or a process to clean up.
-        Plan::resolve(&job.config, 0, job.workers as usize)?;
+        let plan = Plan::resolve(&job.config, 0, job.workers as usize)?;
+        let notes = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
+        notes.filter_map(|dataset| dataset.note()).for_each(output::warning);
         Ok(job)
     }
 

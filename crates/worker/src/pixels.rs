@@ -1,0 +1,133 @@
+//! kNN on raw pixels: what features have to beat to be worth their training.
+
+use data::{Dataset, Preprocess};
+use engine::kernels::{KernelPath, Pool};
+use std::thread;
+
+use crate::evaluation::labels_in_terms_of;
+use crate::features::{self, Features};
+use crate::knn::{self, Bank, Queries};
+use crate::{Error, embed};
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PixelReport {
+    /// Share of the queries whose class was predicted, in [0, 1].
+    pub top1: f64,
+    /// Images that were classified.
+    pub n_queries: usize,
+    /// Images that they were compared with.
+    pub n_bank: usize,
+    /// What the user should know: which half of the data was taken, which images were left out.
+    pub warnings: Vec<String>,
+}
+
+/// Classifies the images of `test` by those of `data`, or each of `data` by the others.
+///
+/// The protocol of [`embed::evaluate_knn`] with pixels in the place of features: the centre crop of `size` pixels,
+/// `x / 255`, flattened. All images are held in memory, 12 bytes a pixel.
+///
+/// # Errors
+/// If the images cannot be read, or have no labels.
+pub fn evaluate_knn(data: &str, test: Option<&str>, size: usize) -> Result<PixelReport, Error> {
+    let mut warnings = Vec::new();
+    let bank = embed::open(data, &mut warnings)?;
+    let bank_labels = bank.labels().ok_or(Error::NoLabels)?;
+    let test = match test {
+        None => None,
+        Some(test) => {
+            let test = embed::open(test, &mut warnings)?;
+            let labels = labels_in_terms_of(&bank, &test)?;
+            Some((test, labels))
+        }
+    };
+
+    let pool = Pool::new(thread::available_parallelism().map_or(1, usize::from), &[]);
+    let preprocess = Preprocess { size, mean: [0.0; 3], std: [1.0; 3] };
+    let width = size * size * 3;
+    let mut unit_rows = |dataset: &Dataset| -> Result<Features, Error> {
+        let mut rows = features::pixels(&pool, dataset, &preprocess)?;
+        knn::normalize_rows(&mut rows.values, width);
+        warnings.extend(embed::left_out(&rows.corrupt));
+        Ok(rows)
+    };
+    let rows = unit_rows(&bank)?;
+    let labels = labels_of(&rows, bank_labels);
+    let queries = test.map(|(test, labels)| Ok::<_, Error>((unit_rows(&test)?, labels))).transpose()?;
+
+    let (query_rows, expected, offset_in_bank) = match &queries {
+        None => (&rows, labels.clone(), Some(0)),
+        Some((rows, labels)) => (rows, labels_of(rows, labels), None),
+    };
+    let predictions = knn::classify(
+        &pool,
+        KernelPath::detect(),
+        Bank { features: &rows.values, labels: &labels, width },
+        Queries { features: &query_rows.values, offset_in_bank },
+    );
+    let correct = predictions.iter().zip(&expected).filter(|(a, b)| a == b).count();
+    Ok(PixelReport {
+        top1: correct as f64 / expected.len() as f64,
+        n_queries: expected.len(),
+        n_bank: labels.len(),
+        warnings,
+    })
+}
+
+/// The labels of the images that could be decoded.
+fn labels_of(rows: &Features, labels: &[u32]) -> Vec<u32> {
+    rows.indices.iter().map(|&i| labels[i]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const SIZE: u32 = 4;
+
+    /// Writes an image of one colour; cosines between such images are those between their colours.
+    fn image(root: &Path, name: &str, color: [u8; 3]) {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(SIZE, SIZE, image::Rgb(color)).save(path).unwrap();
+    }
+
+    #[test]
+    fn colours_are_told_apart_by_their_angle() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bank, test) = (dir.path().join("bank"), dir.path().join("test"));
+        image(&bank, "red/0.png", [200, 10, 0]);
+        image(&bank, "green/0.png", [0, 250, 10]);
+        image(&bank, "green/1.png", [10, 220, 0]);
+        // Dark or bright, the angle decides; and one of the three bears the wrong name.
+        image(&test, "red/0.png", [20, 2, 0]);
+        image(&test, "green/0.png", [0, 90, 3]);
+        image(&test, "green/1.png", [180, 20, 10]);
+        let report = |test: Option<&Path>| {
+            evaluate_knn(bank.to_str().unwrap(), test.map(|path| path.to_str().unwrap()), SIZE as usize)
+        };
+        let tested = report(Some(&test)).unwrap();
+        assert_eq!((tested.top1, tested.n_queries, tested.n_bank), (2.0 / 3.0, 3, 3));
+        // Left out of the bank, the only red image is among the green ones.
+        let left_out = report(None).unwrap();
+        assert_eq!((left_out.top1, left_out.n_queries, left_out.n_bank), (2.0 / 3.0, 3, 3));
+        assert_eq!(left_out.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn corrupt_images_are_left_out_and_unlabelled_ones_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        image(dir.path(), "a/0.png", [200, 10, 0]);
+        image(dir.path(), "a/1.png", [100, 10, 0]);
+        std::fs::write(dir.path().join("a/2.png"), b"no image").unwrap();
+        image(dir.path(), "b/0.png", [0, 10, 100]);
+        image(dir.path(), "b/1.png", [0, 10, 200]);
+        let evaluate = |path: &Path| evaluate_knn(path.to_str().unwrap(), None, 8);
+        let report = evaluate(dir.path()).unwrap();
+        assert_eq!((report.top1, report.n_queries), (1.0, 4));
+        assert_eq!(report.warnings.len(), 1);
+        assert!(report.warnings[0].starts_with("a/2.png is left out: "), "{:?}", report.warnings);
+        assert_eq!(evaluate(&dir.path().join("a")).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,129 @@
+//! Commands that look into data, configurations and checkpoints without a coordinator.
+
+use crate::support::{fail, himpun, output, succeed, tiny_run};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[track_caller]
+fn json(command: &mut Command) -> Value {
+    let stdout = succeed(command);
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    serde_json::from_str(&stdout).expect("a line of JSON")
+}
+
+/// Class folders with names that shells, lines and encodings stumble over.
+fn images(directory: &Path) -> PathBuf {
+    let root = directory.join("images");
+    for (class, color) in [("with space", [200, 20, 0]), ("ünïcödé\n", [0, 200, 20])] {
+        std::fs::create_dir_all(root.join(class)).unwrap();
+        for i in 0..12u8 {
+            let pixel = image::Rgb([color[0] + i, color[1] + i, color[2] + i]);
+            image::RgbImage::from_pixel(16, 16, pixel)
+                .save(root.join(class).join(format!("{i}.png")))
+                .unwrap();
+        }
+    }
+    root
+}
+
+#[test]
+fn a_checkpoint_is_exported_embedded_evaluated_and_verified() {
+    let directory = tempfile::tempdir().unwrap();
+    let (images, run) = (images(directory.path()), directory.path().join("run"));
+    succeed(
+        himpun()
+            .args(["train", "--workers", "1"])
+            .args(tiny_run(1))
+            .arg("--data")
+            .arg(&images)
+            .arg("--out")
+            .arg(&run),
+    );
+    let of_run = |command: &[&str]| {
+        let mut himpun = himpun();
+        himpun.args(command).arg("--json").arg("--checkpoint").arg(&run);
+        himpun
+    };
+
+    let exported = json(of_run(&["export"]).arg("--out").arg(directory.path().join("e.safetensors")));
+    assert_eq!(exported["step"], 1);
+    let embedded =
+        json(of_run(&["embed"]).arg("--data").arg(&images).arg("--out").arg(directory.path().join("f.npy")));
+    assert_eq!((&embedded["images"], &embedded["width"]), (&24.into(), &64.into()));
+    let classes = std::fs::read_to_string(directory.path().join("f.classes.txt")).unwrap();
+    assert_eq!(classes, "with space\nünïcödé\\n\n");
+    let evaluated = json(of_run(&["eval", "knn"]).arg("--data").arg(&images));
+    assert_eq!((&evaluated["queries"], &evaluated["step"]), (&24.into(), &1.into()));
+
+    let checkpoint = run.join("checkpoints/step-00000001");
+    for directory in [&run, &checkpoint] {
+        let verified = json(himpun().args(["checkpoint", "verify", "--json"]).arg(directory));
+        assert_eq!(verified[0]["problems"], serde_json::json!([]), "{verified}");
+    }
+    std::fs::write(checkpoint.join("manifest.json"), "{}").unwrap();
+    let output = output(himpun().args(["checkpoint", "verify"]).arg(&checkpoint));
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn pixels_are_a_baseline() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = images(directory.path());
+    let knn = |extra: &[&str]| {
+        let mut himpun = himpun();
+        himpun.args(["eval", "knn", "--json", "--data"]).arg(&images).args(extra);
+        himpun
+    };
+    let report = json(&mut knn(&["--pixels", "--size", "16"]));
+    assert_eq!(report, serde_json::json!({ "knn_top1": 1.0, "queries": 24, "bank": 24, "size": 16 }));
+    fail(&mut knn(&[]), 2);
+    fail(&mut knn(&["--pixels", "--checkpoint", "somewhere"]), 2);
+}
+
+#[test]
+fn views_are_written_as_tensors_and_as_a_picture() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tensors, picture) = (directory.path().join("v.safetensors"), directory.path().join("v.png"));
+    succeed(
+        himpun()
+            .args(["data", "views", "--index", "3", "--epoch", "1", "--out"])
+            .arg(&tensors)
+            .arg("--png")
+            .arg(&picture),
+    );
+    let picture = image::open(picture).unwrap().into_rgb8();
+    assert_eq!(picture.dimensions(), (64, 32));
+    let bytes = std::fs::read(tensors).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let blue = |x: usize, y: usize| {
+        let at = 4 * ((2 * 32 + y) * 32 + x);
+        let bytes = tensors.tensor("view_1").unwrap().data()[at..at + 4].try_into().unwrap();
+        (f32::from_le_bytes(bytes) * 255.0).round() as u8
+    };
+    for (x, y) in [(0, 0), (31, 4), (17, 31)] {
+        assert_eq!(picture.get_pixel(32 + x as u32, y as u32)[2], blue(x, y), "{x} {y}");
+    }
+    fail(himpun().args(["data", "views", "--index", "0", "--epoch", "4294967296", "--png", "x.png"]), 2);
+    fail(himpun().args(["data", "views", "--index", "6000", "--png", "x.png"]), 2);
+}
+
+#[test]
+fn what_is_chosen_in_opening_data_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let set = directory.path().join("set");
+    std::fs::create_dir(&set).unwrap();
+    for half in ["train", "test"] {
+        std::fs::rename(images(directory.path()), set.join(half)).unwrap();
+    }
+    let output = output(himpun().args(["data", "stats", "--json", "--data"]).arg(&set));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("taking train"), "{output:?}");
+    let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(stats["images"], 24);
+}
+
+#[test]
+fn a_path_that_is_not_there_is_not_taken_for_a_runs_id() {
+    let stderr = fail(himpun().args(["checkpoint", "list", "runs/no-such-run"]), 2);
+    assert!(stderr.contains("there is no directory runs/no-such-run"), "{stderr}");
+}
