@@ -1,6 +1,6 @@
 //! Runs from their submission to their end.
 
-use crate::support::{Bench, assert_refused, collect, submission, tensors};
+use crate::support::{Bench, DEADLINE, assert_refused, collect, submission, tensors};
 use proto::Refusal;
 use proto::v1::*;
 use tonic::Code;
@@ -259,7 +259,8 @@ async fn checkpoint_now_waits_for_the_commit() {
     let refusal = Refusal::from(&waiting.await.unwrap().unwrap_err());
     assert_refused(&refusal, Code::FailedPrecondition, "run_ended", "ended before");
     // Repeated after the end, under the same key: nothing can come any more.
-    let again = bench.control().checkpoint_now(last).await;
+    let mut control = bench.control();
+    let again = tokio::time::timeout(DEADLINE, control.checkpoint_now(last)).await.expect("an answer");
     assert_refused(
         &Refusal::from(&again.unwrap_err()),
         Code::FailedPrecondition,

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 /// Longest wait for anything that a test expects.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A configuration of which checkpoints are kept, and nothing trained.
 pub const CONFIG: &str = "[run]\nsteps = 9\n[train]\nglobal_batch = 8\n[checkpoint]\nkeep = 2\n";
