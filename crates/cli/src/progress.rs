@@ -40,7 +40,7 @@ impl Progress {
 
     fn new(stop_after: Option<u64>, every_event: bool) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24} {pos:>6}/{len} steps  {msg}");
+            let style = ProgressStyle::with_template("{bar:16} {pos}/{len}  {msg}");
             ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         Progress { bar, end: None, stop_after, first: None, shown_ns: 0, knn_top1: None, every_event }
@@ -93,22 +93,28 @@ impl Progress {
         let (first_step, first_ns) = *self.first.get_or_insert((row.step, time_ns));
         let eta =
             self.end.and_then(|end| eta_seconds(row.step, first_step, time_ns.saturating_sub(first_ns), end));
-        let numbers = describe(row, self.knn_top1, eta);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(row.step);
-                bar.set_message(numbers);
+                bar.set_message(describe(&for_bar(row), self.knn_top1, eta));
             }
             None => {
                 let due = time_ns.saturating_sub(self.shown_ns) >= LINE_EVERY_NS;
                 if due || evaluated.is_some() || Some(row.step) == self.end {
                     self.shown_ns = time_ns;
+                    let numbers = describe(row, self.knn_top1, eta);
                     let end = self.end.map_or(String::new(), |end| format!("/{end}"));
                     output::note(&format!("step {:>7}{end}  {numbers}", row.step));
                 }
             }
         }
     }
+}
+
+/// The row without what hardly changes: beside a bar there is room for 80 columns in all.
+fn for_bar(row: &MetricRow) -> MetricRow {
+    let values = row.values.iter().filter(|metric| !["chance_loss", "lr"].contains(&metric.name.as_str()));
+    MetricRow { step: row.step, values: values.cloned().collect() }
 }
 
 /// A row's numbers in fixed columns; what it does not hold is left out.
@@ -191,6 +197,10 @@ mod tests {
         assert_eq!(
             describe(&full, Some(0.5), Some(64)),
             "loss  4.5000 (chance 6.236)  lr 3.000e-1       512 images/s  kNN  50.0 %  eta 1m04s"
+        );
+        assert_eq!(
+            describe(&for_bar(&full), Some(0.5), Some(64)),
+            "loss  4.5000      512 images/s  kNN  50.0 %  eta 1m04s"
         );
         assert_eq!(describe(&row(&[("knn_top1", 0.25)]), Some(0.25), None), "kNN  25.0 %");
     }

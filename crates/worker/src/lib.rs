@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`train`], which is the program; then `step`, one update; then `run`, how a worker comes
 //! to train. Beside it stand what the command line does with a checkpoint or a configuration alone:
-//! [`embed`], [`pixels`], [`bench`], [`views`].
+//! [`embed`], [`pixels`], [`mod@bench`], [`views`].
 
 pub mod bench;
 mod checkpoints;
