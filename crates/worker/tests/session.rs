@@ -176,8 +176,7 @@ fn orders_arrive_and_everything_said_is_delivered_before_the_close() {
         session.metrics(MetricRow { step, values: Vec::new() });
     }
     session.failed(Failed { exit_code: 3, error: "diverged".into(), hint: String::new(), peer: false });
-    drop(down);
-    session.close();
+    let closing = std::thread::spawn(move || session.close());
     for step in 0..500 {
         assert_eq!(
             coordinator.message(),
@@ -185,13 +184,18 @@ fn orders_arrive_and_everything_said_is_delivered_before_the_close() {
         );
     }
     assert!(matches!(coordinator.message(), worker_up::Message::Failed(failed) if failed.exit_code == 3));
+    // As the coordinator does: it closes its side once the worker's is read to its end.
+    while !matches!(coordinator.next(), Heard::Closed) {}
+    drop(down);
+    closing.join().unwrap();
     assert!(!abort.is_aborted());
 }
 
 #[test]
 fn heartbeats_say_where_training_is() {
     let coordinator = Coordinator::start();
-    let (session, ..) = coordinator.session(Duration::ZERO);
+    // Dropping the stream's other end would end the run.
+    let (session, _, _down) = coordinator.session(Duration::ZERO);
     session.progress(Phase::Training, 41, 1234);
     loop {
         if let Heard::Up(WorkerUp { message: Some(worker_up::Message::Heartbeat(beat)), .. }) =
