@@ -84,7 +84,7 @@ impl Plan {
         self.schedule.total_steps
     }
 
-    /// The update after which the run ends, or is to end for now.
+    /// The update after which this start of the run ends: its last, or `run.stop_after`.
     pub fn end_step(&self) -> u64 {
         self.config.run.stop_after.unwrap_or(u64::MAX).min(self.total_steps())
     }
