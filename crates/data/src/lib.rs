@@ -25,6 +25,7 @@ mod replace;
 mod sampler;
 mod source;
 mod stats;
+mod wide;
 
 pub use augment::{Augmentation, Scratch, ViewKey, ViewPipeline};
 pub use decode::{Image, MAX_PIXELS, decode};
