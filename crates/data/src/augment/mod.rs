@@ -17,7 +17,7 @@ mod resize;
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
-pub(crate) use resize::{Axis, resize};
+pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
 use crate::wide;

@@ -174,3 +174,54 @@ fn window<'a>(image: &'a Image, y: usize, columns: &Axis) -> &'a [u8] {
     let start = 3 * (y * image.width + columns.offset);
     &image.rgb[start..start + 3 * columns.len]
 }
+
+/// Shrinks whole images; memory that is kept from image to image.
+#[derive(Debug, Default)]
+pub(crate) struct Shrink {
+    axes: [Axis; 2],
+    row: Vec<f32>,
+}
+
+impl Shrink {
+    /// Makes the shorter side `side` pixels long, the longer one in proportion (rounded), 8 bits a channel. None if
+    /// it is no longer than that already.
+    pub fn to_shorter_side(&mut self, image: &Image, side: usize) -> Option<Image> {
+        let shorter = image.width.min(image.height);
+        if shorter <= side {
+            return None;
+        }
+        let [width, height] = [image.width, image.height].map(|len| (side * len + shorter / 2) / shorter);
+        let [columns, rows] = &mut self.axes;
+        columns.plan(0, image.width, width, 0..width);
+        rows.plan(0, image.height, height, 0..height);
+        self.row.resize(3 * image.width + 1 + 3 * width + 1, 0.0);
+        let (row, pixels) = self.row.split_at_mut(3 * image.width + 1);
+        let mut rgb = vec![0; 3 * width * height];
+        wide::run(ShrinkPass { image, columns, rows, row, pixels, rgb: &mut rgb });
+        Some(Image { width, height, rgb })
+    }
+}
+
+struct ShrinkPass<'a> {
+    image: &'a Image,
+    columns: &'a Axis,
+    rows: &'a Axis,
+    row: &'a mut [f32],
+    pixels: &'a mut [f32],
+    rgb: &'a mut [u8],
+}
+
+impl wide::Pass for ShrinkPass<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let ShrinkPass { image, columns, rows, row, pixels, rgb } = self;
+        let taps = rows.firsts.iter().zip(rows.weights.chunks_exact(rows.taps));
+        for ((first, weights), line) in taps.zip(rgb.chunks_exact_mut(3 * columns.firsts.len())) {
+            combine_rows(image, columns, (*first, weights), &mut row[..3 * columns.len]);
+            combine_columns::<0>(columns, row, pixels);
+            for (byte, value) in line.iter_mut().zip(&*pixels) {
+                *byte = (value * 255.0 + 0.5) as u8;
+            }
+        }
+    }
+}
