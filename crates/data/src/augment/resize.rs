@@ -23,6 +23,8 @@ pub(crate) struct Axis {
     taps: usize,
     /// `[firsts.len(), taps]`.
     weights: Vec<f32>,
+    /// Whether every output pixel is the input pixel of its number.
+    is_identity: bool,
 }
 
 impl Axis {
@@ -30,14 +32,30 @@ impl Axis {
     ///
     /// Numbers are rounded to f32 where PyTorch rounds them, so that weights agree to the last bit or two.
     pub fn plan(&mut self, offset: usize, len: usize, full: usize, kept: Range<usize>) {
-        (self.offset, self.len) = (offset, len);
-        let scale = len as f32 / full as f32;
+        self.plan_reduced((offset, len), 1, full, kept);
+    }
+
+    /// The same of an image of which every pixel stands for `reduction` of those that the window is counted in.
+    pub fn plan_reduced(
+        &mut self,
+        (offset, len): (usize, usize),
+        reduction: usize,
+        full: usize,
+        kept: Range<usize>,
+    ) {
+        self.offset = offset / reduction;
+        self.len = (offset + len).div_ceil(reduction) - self.offset;
+        // Powers of two: exact.
+        let before = (offset % reduction) as f32 / reduction as f32;
+        let scale = len as f32 / reduction as f32 / full as f32;
+        let len = self.len;
         let support = scale.max(1.0);
         let under = |output: usize| {
-            let centre = (f64::from(scale) * (output as f64 + 0.5)) as f32;
+            let centre = (f64::from(scale) * (output as f64 + 0.5)) as f32 + before;
             let first = (centre - support + 0.5).max(0.0) as usize;
             (centre, first..((centre + support + 0.5) as usize).min(len))
         };
+        self.is_identity = scale == 1.0 && before == 0.0 && kept == (0..len);
         self.taps = kept.clone().map(|output| under(output).1.len()).max().unwrap_or(0);
         self.firsts.clear();
         self.weights.clear();
@@ -60,15 +78,11 @@ impl Axis {
 
     /// Mirrors the output.
     pub fn reverse(&mut self) {
+        self.is_identity = false;
         self.firsts.reverse();
         // The taps of a pixel are reversed with it, and once more by themselves.
         self.weights.reverse();
         self.weights.chunks_exact_mut(self.taps).for_each(<[f32]>::reverse);
-    }
-
-    fn is_identity(&self) -> bool {
-        // Pixels in their order, one on one; the weights of the others are zero.
-        self.len == self.firsts.len() && self.firsts.first() == Some(&0)
     }
 }
 
@@ -101,7 +115,7 @@ impl wide::Pass for Resize<'_> {
         let Resize { image, columns, rows, row, pixels, out } = self;
         let size = out.size;
         let row_values = 3 * columns.len;
-        let copied = columns.is_identity() && rows.is_identity();
+        let copied = columns.is_identity && rows.is_identity;
         let [red, green, blue] = out.channels();
         let lines =
             red.chunks_exact_mut(size).zip(green.chunks_exact_mut(size)).zip(blue.chunks_exact_mut(size));

@@ -206,17 +206,38 @@ impl Dataset {
         if let Some(image) = self.cache.get(index) {
             return Ok(image);
         }
-        let image = match &self.source {
-            Source::Builtin(split) => builtin::render(*split, index),
-            Source::Folder(folder) => self.decode(index, &folder.read(index)?)?,
-            Source::Archive(archive) => self.decode(index, &archive.read(index)?)?,
-            Source::Pixels(pixels) => pixels.image(index),
-            // The system keeps what was read of a mapped file.
-            Source::Pack(pack) => return pack.image(index).map(Arc::new),
-        };
-        let image = Arc::new(image);
-        self.cache.offer(index, &image);
+        let image = Arc::new(self.load_anew(index)?);
+        // Of a mapped file, the system keeps what was read.
+        if !matches!(self.source, Source::Pack(_)) {
+            self.cache.offer(index, &image);
+        }
         Ok(image)
+    }
+
+    /// Decodes an image, whether or not it is in memory.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn load_anew(&self, index: usize) -> Result<Image, Error> {
+        match &self.source {
+            Source::Builtin(split) => Ok(builtin::render(*split, index)),
+            Source::Folder(folder) => self.decode(index, &folder.read(index)?),
+            Source::Archive(archive) => self.decode(index, &archive.read(index)?),
+            Source::Pixels(pixels) => Ok(pixels.image(index)),
+            Source::Pack(pack) => pack.image(index),
+        }
+    }
+
+    /// The bytes of an image's own file, where it has one.
+    pub(crate) fn file(&self, index: usize) -> Result<Option<Vec<u8>>, Error> {
+        match &self.source {
+            Source::Folder(folder) => folder.read(index).map(Some),
+            Source::Archive(archive) => archive.read(index).map(Some),
+            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => Ok(None),
+        }
     }
 
     fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {

@@ -3,8 +3,10 @@
 //! One module a part. All of them time what training calls, with [`time`], and report the median of the
 //! calls and between which bounds they lay.
 
+mod data;
 mod step;
 
+pub use data::{DataOptions, DataPart, DataReport, bench_data};
 pub use step::{StepOptions, StepReport, bench_step};
 
 use std::ops::RangeInclusive;

@@ -2,6 +2,7 @@
 //!
 //! Each prints one table, or with `--json` one object.
 
+mod data;
 mod step;
 
 use clap::Subcommand;
@@ -16,12 +17,15 @@ use crate::output;
 pub enum Command {
     /// Time the trainer's step (forward, loss, backward, update) on random images
     Step(step::Arguments),
+    /// Time decoding and augmentation, on one thread and on all
+    Data(data::Arguments),
 }
 
 /// Carries the command out.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Step(arguments) => step::run(arguments),
+        Command::Data(arguments) => data::run(arguments),
     }
 }
 
