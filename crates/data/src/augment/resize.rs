@@ -199,7 +199,7 @@ pub(crate) struct Shrink {
 impl Shrink {
     /// Makes the shorter side `side` pixels long, the longer one in proportion (rounded), 8 bits a channel. None if
     /// it is no longer than that already.
-    pub fn to_shorter_side(&mut self, image: &Image, side: usize) -> Option<Image> {
+    pub fn shorten(&mut self, image: &Image, side: usize) -> Option<Image> {
         let shorter = image.width.min(image.height);
         if shorter <= side {
             return None;

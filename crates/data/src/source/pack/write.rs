@@ -184,7 +184,7 @@ fn prepare_one(
         }
         Err(other) => return Err(other),
     };
-    let small = shrink.to_shorter_side(&image, options.shorter_side);
+    let small = shrink.shorten(&image, options.shorter_side);
     let (kept, shrunk) = match &small {
         Some(small) => (small, true),
         None => (&*image, false),
