@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 /// A whole file, read only.
@@ -31,5 +32,11 @@ impl Map {
 
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Some of the bytes, which are brought from the disk at once and not page by page as they are touched.
+    pub fn range(&self, range: Range<usize>) -> io::Result<&[u8]> {
+        self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len())?;
+        Ok(&self.0[range])
     }
 }

@@ -74,7 +74,8 @@ impl Pack {
             let path = format!("{} in {}", entry.path, self.path.display());
             Error::Image { path, reason }
         };
-        let bytes = &self.map.bytes()[entry.range()];
+        let bytes = self.map.range(entry.range());
+        let bytes = bytes.map_err(|source| Error::Io { path: self.path.clone(), source })?;
         if !self.verified[index].load(Ordering::Relaxed) {
             if checksum(bytes) != entry.checksum {
                 return Err(corrupt(
