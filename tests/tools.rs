@@ -1,6 +1,6 @@
 //! Commands that look into data, configurations and checkpoints without a coordinator.
 
-use crate::support::{fail, himpun, output, succeed, tiny_run};
+use crate::support::{fail, himpun, metrics, output, succeed, tiny_run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,4 +126,65 @@ fn what_is_chosen_in_opening_data_is_told() {
 fn a_path_that_is_not_there_is_not_taken_for_a_runs_id() {
     let stderr = fail(himpun().args(["checkpoint", "list", "runs/no-such-run"]), 2);
     assert!(stderr.contains("there is no directory runs/no-such-run"), "{stderr}");
+}
+
+#[test]
+fn a_packed_set_trains_and_resumes_as_the_folder_it_was_made_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let (images, pack) = (images(directory.path()), directory.path().join("set.packed"));
+    std::fs::write(images.join("with space/broken.png"), "no image").unwrap();
+    let mut command = himpun();
+    command.args(["data", "pack", "--json", "--data"]).arg(&images).arg("--out").arg(&pack);
+    let report = json(&mut command);
+    assert_eq!((&report["images"], &report["shrunk"]), (&25.into(), &0.into()));
+    assert_eq!(report["corrupt"], serde_json::json!(["with space/broken.png"]));
+    let losses = |data: &Path, name: &str, stops: &[u64]| {
+        let run = directory.path().join(name);
+        for (start, stop) in stops.iter().enumerate() {
+            let mut command = himpun();
+            command.arg("train").args(["--set", &format!("run.stop_after={stop}")]);
+            if start == 0 {
+                command.args(["--workers", "1", "--data"]).arg(data).arg("--out").arg(&run);
+                command.args(tiny_run(4)).args(["--set", "data.max_corrupt_share=0.1"]);
+            } else {
+                command.arg("--resume").arg(&run);
+            }
+            succeed(&mut command);
+        }
+        metrics(&run).iter().map(|row| (row["step"].clone(), row["loss"].clone())).collect::<Vec<_>>()
+    };
+    let of_folder = losses(&images, "of-folder", &[4]);
+    assert_eq!(of_folder.len(), 4);
+    assert_eq!(losses(&pack, "of-pack", &[2, 4]), of_folder);
+
+    let stats = json(himpun().args(["data", "stats", "--json", "--data"]).arg(&pack));
+    assert_eq!((&stats["images"], &stats["corrupt"][0]), (&25.into(), &report_path(&pack).into()));
+    let bytes = std::fs::read(&pack).unwrap();
+    std::fs::write(&pack, &bytes[..bytes.len() / 2]).unwrap();
+    let message = fail(himpun().args(["data", "stats", "--data"]).arg(&pack), 2);
+    assert!(message.contains("set.packed: damaged packed set"), "{message}");
+}
+
+/// How the broken image of a packed set is named.
+fn report_path(pack: &Path) -> String {
+    format!("with space/broken.png in {}", pack.display())
+}
+
+#[test]
+fn the_data_path_is_timed() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = images(directory.path());
+    let bench = |extra: &[&str]| {
+        let mut himpun = himpun();
+        himpun.args(["bench", "data", "--size", "8", "--data"]).arg(&images).args(extra);
+        himpun
+    };
+    let report = json(&mut bench(&["--json", "--threads", "2"]));
+    assert_eq!((&report["images"], &report["threads"]), (&24.into(), &2.into()));
+    for part in ["decode", "augment", "total", "all_threads"] {
+        assert!(report[part]["views_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{report}");
+    }
+    let table = succeed(&mut bench(&[]));
+    assert_eq!(table.lines().count(), 5, "{table}");
+    fail(&mut bench(&["--augment", "none-such"]), 2);
 }

@@ -10,6 +10,36 @@ use crate::output;
 /// Plain lines come no more often than this, except for evaluations.
 const LINE_EVERY_NS: u64 = 1_000_000_000;
 
+/// How many of a known number are done: a bar on a terminal, nothing elsewhere.
+pub struct Counter {
+    bar: Option<ProgressBar>,
+}
+
+impl Counter {
+    /// Begins at 0 of `total`.
+    pub fn new(total: usize) -> Counter {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left");
+            ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Counter { bar }
+    }
+
+    /// Shows that `done` are done.
+    pub fn show(&self, done: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// What is shown of a run while it goes on, on stderr.
 pub struct Progress {
     /// Absent where stderr is no terminal.

@@ -137,6 +137,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.threads, "of each worker, decoding ahead", " from 1 to 256", |n| (1..=256).contains(n)),
     key!(data.max_corrupt_share, "of images that may fail to decode", " from 0 to 1", |s| (0.0..=1.0)
         .contains(s)),
+    key!(data.decode, "full, or scaled: JPEGs at 1/2 to 1/8 for large crops; off by 1 to 2 of 255"),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
     key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),

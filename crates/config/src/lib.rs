@@ -19,7 +19,7 @@ mod run_config;
 mod setting;
 
 pub use choices::{
-    Arch, Augment, BatchNorm, Convolution, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
     UnknownChoice,
 };
 pub use error::Error;

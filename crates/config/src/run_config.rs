@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::choices::{
-    Arch, Augment, BatchNorm, Convolution, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
 };
 use crate::{Error, keys, layers};
 
@@ -129,6 +129,8 @@ pub struct Data {
     pub threads: usize,
     /// Share of images that may fail to decode before the run fails.
     pub max_corrupt_share: f64,
+    /// How much of a JPEG file is decoded; part of what the views are, so that a resumed run keeps it.
+    pub decode: Decode,
 }
 
 /// kNN evaluation; never, unless set.
@@ -227,6 +229,7 @@ impl Default for Data {
             std: None,
             threads: 2,
             max_corrupt_share: 0.01,
+            decode: Decode::Full,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use toml::Value;
 
 use crate::choices::{
-    Arch, Augment, BatchNorm, Convolution, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
 };
 
 /// A type that a key may have.
@@ -164,4 +164,5 @@ named!(
     OptimizerKind: OptimizerKind::NAMES,
     ScheduleKind: ScheduleKind::NAMES,
     Augment: Augment::NAMES,
+    Decode: Decode::NAMES,
 );

@@ -66,7 +66,7 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
 /// The decoder notices missing data only at the next row of blocks, so a cut in the last row would pass.
 /// In entropy-coded data 0xFF is always stuffed, so the marker cannot appear there by accident; before the
 /// first scan it can, inside a thumbnail, hence the walk over the header's segments.
-fn has_end_of_image(bytes: &[u8]) -> bool {
+pub(crate) fn has_end_of_image(bytes: &[u8]) -> bool {
     let mut rest = &bytes[2..];
     loop {
         match rest {
@@ -102,7 +102,7 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<Image, String> {
     checked_image(width, height, pixels.into_rgb8().into_raw())
 }
 
-fn check_dimensions(width: usize, height: usize) -> Result<(), String> {
+pub(crate) fn check_dimensions(width: usize, height: usize) -> Result<(), String> {
     match width.checked_mul(height) {
         Some(0) => Err(format!("an image of {width} x {height} pixels")),
         Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
@@ -110,7 +110,7 @@ fn check_dimensions(width: usize, height: usize) -> Result<(), String> {
     }
 }
 
-fn checked_image(width: usize, height: usize, rgb: Vec<u8>) -> Result<Image, String> {
+pub(crate) fn checked_image(width: usize, height: usize, rgb: Vec<u8>) -> Result<Image, String> {
     if rgb.len() == width * height * 3 {
         Ok(Image { width, height, rgb })
     } else {

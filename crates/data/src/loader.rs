@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use crate::augment::{Augmentation, Scratch, ViewKey};
+use crate::augment::{Augmentation, Reduced, Scratch, ViewKey};
+use crate::reduced::{Decoded, Decoding, load_reduced};
 use crate::replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
 use crate::{Dataset, Error, Sampler};
 
@@ -34,6 +35,8 @@ pub struct LoaderOptions {
     pub prefetch: usize,
     /// The run fails when a rank meets more corrupt images than this share of the data set.
     pub max_corrupt_share: f64,
+    /// How much of an image's file is decoded.
+    pub decoding: Decoding,
 }
 
 /// What one rank encodes in one step.
@@ -198,17 +201,47 @@ impl Drop for Loader {
 pub fn views_of(
     dataset: &Dataset,
     augmentation: &Augmentation,
+    decoding: Decoding,
     (seed, epoch, index): (u64, u64, usize),
 ) -> Result<Views, Error> {
     let known = KnownCorrupt::new(1.0);
     let mut images = vec![0.0; 2 * augmentation.view_len()];
-    let Shown { index: shown, image } =
-        decode_or_replace(dataset, &known, (seed, epoch, index), &mut Vec::new())?;
+    let load = |candidate| load(dataset, augmentation, decoding, (candidate, (seed, epoch, index)));
+    let Shown { index: shown, decoded } =
+        decode_or_replace(dataset, &known, (seed, epoch, index), &mut Vec::new(), &load)?;
     let mut scratch = Scratch::default();
-    for (view, out) in images.chunks_exact_mut(augmentation.view_len()).enumerate() {
-        augmentation.render(&image, ViewKey { seed, epoch, index, view: view as u8 }, &mut scratch, out);
-    }
+    let views = images.chunks_exact_mut(augmentation.view_len());
+    render(augmentation, &decoded, (seed, epoch, index), &mut scratch, views);
     Ok(Views { index: shown, images })
+}
+
+/// Decodes the image `candidate` for the views of `key`, of which it may be the replacement.
+fn load(
+    dataset: &Dataset,
+    augmentation: &Augmentation,
+    decoding: Decoding,
+    (candidate, key): (usize, (u64, u64, usize)),
+) -> Result<Decoded, Error> {
+    match decoding {
+        Decoding::Full => dataset.load(candidate).map(Decoded::full),
+        Decoding::Scaled => {
+            load_reduced(dataset, candidate, |dimensions| augmentation.reduction(dimensions, key))
+        }
+    }
+}
+
+fn render<'a>(
+    augmentation: &Augmentation,
+    Decoded { image, dimensions, reduction }: &Decoded,
+    (seed, epoch, index): (u64, u64, usize),
+    scratch: &mut Scratch,
+    views: impl Iterator<Item = &'a mut [f32]>,
+) {
+    for (view, out) in views.enumerate() {
+        let key = ViewKey { seed, epoch, index, view: view as u8 };
+        let reduced = Reduced { image, dimensions: *dimensions, reduction: *reduction };
+        augmentation.render_reduced(reduced, key, scratch, out);
+    }
 }
 
 const NO_PANIC: &str = "nothing panics while the loader's lock is held";
@@ -281,17 +314,11 @@ impl Shared {
         let (first, second) = views.split_at_mut(unit.indices.len() * len);
         let rows = first.chunks_exact_mut(len).zip(second.chunks_exact_mut(len));
         for (&index, (first, second)) in unit.indices.iter().zip(rows) {
-            let (seed, epoch) = (self.options.seed, unit.epoch);
-            let Shown { image, .. } =
-                decode_or_replace(&self.dataset, &self.known, (seed, epoch, index), &mut met)?;
-            for (view, out) in [first, second].into_iter().enumerate() {
-                self.augmentation.render(
-                    &image,
-                    ViewKey { seed, epoch, index, view: view as u8 },
-                    scratch,
-                    out,
-                );
-            }
+            let key = (self.options.seed, unit.epoch, index);
+            let load =
+                |candidate| load(&self.dataset, &self.augmentation, self.options.decoding, (candidate, key));
+            let Shown { decoded, .. } = decode_or_replace(&self.dataset, &self.known, key, &mut met, &load)?;
+            render(&self.augmentation, &decoded, key, scratch, [first, second].into_iter());
         }
         Ok(met)
     }

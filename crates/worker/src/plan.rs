@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, LoaderOptions, Sampler};
+use data::{Augmentation, Dataset, Decoding, LoaderOptions, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::ModelSpec;
 use engine::network::{Network, NetworkOptions};
@@ -150,6 +150,7 @@ impl Plan {
             threads: self.config.data.threads,
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
+            decoding: decoding(&self.config),
         }
     }
 }
@@ -187,6 +188,14 @@ pub fn augmentation(config: &RunConfig) -> Result<Augmentation, Error> {
     };
     let data::Preprocess { mean, std, .. } = model::preprocess(config);
     Ok(augmentation.normalised(mean, std))
+}
+
+/// How much of an image's file is decoded for the views.
+pub fn decoding(config: &RunConfig) -> Decoding {
+    match config.data.decode {
+        config::Decode::Full => Decoding::Full,
+        config::Decode::Scaled => Decoding::Scaled,
+    }
 }
 
 fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {

@@ -30,7 +30,8 @@ pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews,
     }
     let augmentation = plan::augmentation(config)?;
     let Views { index, images } =
-        data::views_of(&dataset, &augmentation, (config.run.seed, epoch, index)).map_err(Error::Data)?;
+        data::views_of(&dataset, &augmentation, plan::decoding(config), (config.run.seed, epoch, index))
+            .map_err(Error::Data)?;
     let (first, second) = images.split_at(augmentation.view_len());
     Ok(ImageViews {
         images: [first.to_vec(), second.to_vec()],

@@ -1,10 +1,10 @@
-//! `himpun data views|stats`: what training sees, and what a data set holds.
+//! `himpun data views|stats|pack`: what training sees, what a data set holds, and the set in one file.
 
 use anyhow::Context as _;
 use checkpoint::export::write_safetensors;
 use clap::{ArgGroup, Args, Subcommand};
 use config::RunConfig;
-use data::Dataset;
+use data::{Dataset, PackOptions};
 use image::RgbImage;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use worker::views::ImageViews;
 
 use crate::failure::{Exit, Failure};
 use crate::layers::{self, LayerArguments};
-use crate::output;
+use crate::{output, progress};
 
 /// Look into a data set
 #[derive(Subcommand)]
@@ -21,6 +21,8 @@ pub enum Command {
     Views(ViewsArguments),
     /// Count images and classes, measure sizes, mean and deviation, and name what cannot be decoded
     Stats(StatsArguments),
+    /// Decode every image once into one file, which `--data` takes like any other source
+    Pack(PackArguments),
 }
 
 /// Which image, of which run or configuration.
@@ -57,11 +59,29 @@ pub struct StatsArguments {
     json: bool,
 }
 
+/// What is packed, and where to.
+#[derive(Args)]
+pub struct PackArguments {
+    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
+    #[arg(long, value_name = "PATH")]
+    data: String,
+    /// The file to write; it gets its name when it is complete
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Shrink images whose shorter side is longer than this to it; the others keep every pixel
+    #[arg(long, value_name = "PX", default_value_t = 256, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(8..=8192))]
+    size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Carries the command out.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Views(arguments) => views(arguments),
         Command::Stats(arguments) => stats(arguments),
+        Command::Pack(arguments) => pack(arguments),
     }
 }
 
@@ -141,5 +161,37 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
     for image in &stats.corrupt {
         output::warning(&format!("{}: {}", image.path, image.reason));
     }
+    Ok(Exit::DONE)
+}
+
+fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
+    let dataset = Dataset::open(&arguments.data)?;
+    dataset.note().iter().for_each(|note| output::warning(note));
+    let options = PackOptions { shorter_side: arguments.size, threads: agent::available_cores().len() };
+    let counter = progress::Counter::new(dataset.len());
+    let packed = data::pack(&dataset, &arguments.out, &options, &mut |done| counter.show(done))?;
+    counter.clear();
+    for image in &packed.corrupt {
+        output::warning(&format!("{}: {}", image.path, image.reason));
+    }
+    if arguments.json {
+        output::json(&json!({
+            "source": dataset.origin(),
+            "out": arguments.out,
+            "images": packed.len,
+            "shrunk": packed.shrunk,
+            "corrupt": packed.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+            "bytes": packed.file_bytes,
+        }));
+        return Ok(Exit::DONE);
+    }
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    output::data(&output::table(&[
+        row("packed", arguments.out.display().to_string()),
+        row("images", packed.len.to_string()),
+        row("shrunk", format!("{}, to {} pixels on the shorter side", packed.shrunk, arguments.size)),
+        row("corrupt", packed.corrupt.len().to_string()),
+        row("size", format!("{:.1} MB", packed.file_bytes as f64 / 1e6)),
+    ]));
     Ok(Exit::DONE)
 }

@@ -17,9 +17,10 @@ mod resize;
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
-pub(crate) use resize::{Axis, resize};
+pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
+use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
@@ -151,14 +152,28 @@ impl Planes {
 
     /// Writes `(x - mean) / std` as `[size, size, 3]`.
     pub(crate) fn write_normalised(&self, mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
-        let pixels = self.size * self.size;
-        assert_eq!(out.len(), 3 * pixels, "a view of {0} x {0}", self.size);
-        let (red, rest) = self.values.split_at(pixels);
+        assert_eq!(out.len(), self.values.len(), "a view of {0} x {0}", self.size);
+        wide::run(WriteNormalised { planes: self, mean, std, out });
+    }
+}
+
+struct WriteNormalised<'a> {
+    planes: &'a Planes,
+    mean: [f32; 3],
+    std: [f32; 3],
+    out: &'a mut [f32],
+}
+
+impl wide::Pass for WriteNormalised<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let WriteNormalised { planes, mean, std, out } = self;
+        let pixels = planes.size * planes.size;
+        let (red, rest) = planes.values.split_at(pixels);
         let (green, blue) = rest.split_at(pixels);
-        for (pixel, ((r, g), b)) in out.chunks_exact_mut(3).zip(red.iter().zip(green).zip(blue)) {
-            pixel[0] = (r - mean[0]) / std[0];
-            pixel[1] = (g - mean[1]) / std[1];
-            pixel[2] = (b - mean[2]) / std[2];
+        let (out, _) = out.as_chunks_mut::<3>();
+        for (pixel, ((r, g), b)) in out.iter_mut().zip(red.iter().zip(green).zip(blue)) {
+            *pixel = [(r - mean[0]) / std[0], (g - mean[1]) / std[1], (b - mean[2]) / std[2]];
         }
     }
 }
@@ -209,6 +224,25 @@ impl Augmentation {
         Preprocess { size: self.size, mean: self.mean, std: self.std }
     }
 
+    /// Tells how much smaller an image of these dimensions may be decoded for both of its views: by the power of two
+    /// up to 8 that leaves each crop at least as many pixels as its view has.
+    pub fn reduction(
+        &self,
+        (width, height): (usize, usize),
+        (seed, epoch, index): (u64, u64, usize),
+    ) -> usize {
+        let of_view = |(view, pipeline): (usize, &ViewPipeline)| match &pipeline.crop {
+            Some(crop) => {
+                let key = ViewKey { seed, epoch, index, view: view as u8 };
+                let window = crop.draw(width, height, &mut key.draws(Purpose::Crop));
+                window.width.min(window.height) / self.size
+            }
+            None => 1,
+        };
+        let largest = self.views.iter().enumerate().map(of_view).min().unwrap_or(1);
+        [8, 4, 2].into_iter().find(|reduction| *reduction <= largest).unwrap_or(1)
+    }
+
     /// Counts the values of one view.
     pub fn view_len(&self) -> usize {
         self.size * self.size * 3
@@ -221,14 +255,27 @@ impl Augmentation {
     /// # Panics
     /// If `out` has another length or `key.view` is neither 0 nor 1.
     pub fn render(&self, image: &Image, key: ViewKey, scratch: &mut Scratch, out: &mut [f32]) {
+        let dimensions = (image.width, image.height);
+        self.render_reduced(Reduced { image, dimensions, reduction: 1 }, key, scratch, out);
+    }
+
+    /// Makes one view of an image that was decoded smaller than it is, by at most [`reduction`](Self::reduction).
+    ///
+    /// # Panics
+    /// As [`render`](Self::render), or if a view without a crop is made of an image that is reduced.
+    pub fn render_reduced(&self, reduced: Reduced<'_>, key: ViewKey, scratch: &mut Scratch, out: &mut [f32]) {
         let pipeline = &self.views[usize::from(key.view)];
         match &pipeline.crop {
             Some(crop) => {
-                let window = crop.draw(image.width, image.height, &mut key.draws(Purpose::Crop));
+                let (width, height) = reduced.dimensions;
+                let window = crop.draw(width, height, &mut key.draws(Purpose::Crop));
                 let flip = key.draws(Purpose::Flip).chance(pipeline.flip);
-                scratch.crop(image, window, self.size, flip);
+                scratch.crop_reduced(reduced.image, (window, reduced.reduction), self.size, flip);
             }
-            None => self.preprocess().place(image, scratch),
+            None => {
+                assert_eq!(reduced.reduction, 1, "a view of a whole image is made of all of its pixels");
+                self.preprocess().place(reduced.image, scratch);
+            }
         }
         for op in &pipeline.ops {
             if let Some(applied) = op.draw(key) {
@@ -237,6 +284,17 @@ impl Augmentation {
         }
         scratch.planes.write_normalised(self.mean, self.std, out);
     }
+}
+
+/// An image that may have been decoded smaller than it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Reduced<'a> {
+    /// What was decoded.
+    pub image: &'a Image,
+    /// Width and height of the whole image, in pixels: crops are drawn in these.
+    pub dimensions: (usize, usize),
+    /// How many of them a decoded pixel stands for along an axis: 1, 2, 4 or 8.
+    pub reduction: usize,
 }
 
 fn both(smallest_area: f64, ops: Vec<Op>) -> [ViewPipeline; 2] {
@@ -285,19 +343,30 @@ impl Op {
 impl Scratch {
     /// Resizes a window of `image` to `size`, mirrored if `flip`, into `planes`.
     pub fn crop(&mut self, image: &Image, window: CropBox, size: usize, flip: bool) {
+        self.crop_reduced(image, (window, 1), size, flip);
+    }
+
+    /// The same of an image of which a pixel stands for several of the window's.
+    fn crop_reduced(
+        &mut self,
+        image: &Image,
+        (window, reduction): (CropBox, usize),
+        size: usize,
+        flip: bool,
+    ) {
         let [columns, rows] = &mut self.axes;
-        columns.plan(window.left, window.width, size, 0..size);
-        rows.plan(window.top, window.height, size, 0..size);
-        resize(image, [columns, rows], &mut self.row, &mut self.planes);
+        columns.plan_reduced((window.left, window.width), reduction, size, 0..size);
         if flip {
-            self.planes.values.chunks_exact_mut(size).for_each(<[f32]>::reverse);
+            columns.reverse();
         }
+        rows.plan_reduced((window.top, window.height), reduction, size, 0..size);
+        resize(image, [columns, rows], &mut self.row, &mut self.planes);
     }
 
     /// Applies one operation to `planes`.
     pub fn apply(&mut self, applied: &Applied) {
         match applied {
-            Applied::Jitter(adjusts) => adjusts.iter().for_each(|&change| adjust(&mut self.planes, change)),
+            Applied::Jitter(adjusts) => adjust(&mut self.planes, adjusts),
             Applied::Grayscale => grayscale(&mut self.planes),
             Applied::Blur { kernel, sigma } => {
                 blur::kernel(*kernel, *sigma, &mut self.kernel);

@@ -3,9 +3,11 @@
 //! One module a part. All of them time what training calls, with [`time`], and report the median of the
 //! calls and between which bounds they lay.
 
+mod data;
 mod loss;
 mod step;
 
+pub use data::{DataOptions, DataPart, DataReport, bench_data};
 pub use loss::{LossOptions, LossReport, bench_loss};
 pub use step::{StepOptions, StepReport, bench_step};
 

@@ -2,6 +2,7 @@
 //!
 //! Each prints one table, or with `--json` one object.
 
+mod data;
 mod loss;
 mod step;
 
@@ -17,6 +18,8 @@ use crate::output;
 pub enum Command {
     /// Time the trainer's step (forward, loss, backward, update) on random images
     Step(step::Arguments),
+    /// Time decoding and augmentation, on one thread and on all
+    Data(data::Arguments),
     /// Time NT-Xent, forward and backward, on random embeddings
     Loss(loss::Arguments),
 }
@@ -25,6 +28,7 @@ pub enum Command {
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Step(arguments) => step::run(arguments),
+        Command::Data(arguments) => data::run(arguments),
         Command::Loss(arguments) => loss::run(arguments),
     }
 }
