@@ -20,6 +20,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The operating system refused to write.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The source was read and holds no image.
     #[error(
         "{origin} holds no images ({skipped} other files skipped): expected JPEG, PNG or WebP files, as \

@@ -7,7 +7,7 @@
 //! What it promises: the views of an image depend on the seed, the epoch, the image's index, the view and
 //! the operation, and on nothing else: not on ranks, threads, restarts, or the order in which work is done.
 //!
-//! What it does not know: models, losses, devices, the network. It never writes a file.
+//! What it does not know: models, losses, devices, the network. It writes no file but a packed set.
 //!
 //! Where to start: [`Dataset::open`] for the source grammar, [`Augmentation`] for the pipelines,
 //! [`Loader`] for how a run consumes them, [`random`] for where every random number comes from.
@@ -25,6 +25,7 @@ mod replace;
 mod sampler;
 mod source;
 mod stats;
+mod wide;
 
 pub use augment::{Augmentation, Scratch, ViewKey, ViewPipeline};
 pub use decode::{Image, MAX_PIXELS, decode};
@@ -34,4 +35,5 @@ pub use preprocess::Preprocess;
 pub use replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
 pub use sampler::{Sampler, rank_range};
 pub use source::Dataset;
+pub use source::pack::{PackOptions, Packed, pack};
 pub use stats::{Stats, stats};

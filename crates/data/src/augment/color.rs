@@ -1,6 +1,7 @@
 //! Operations on the colour of single pixels, after torchvision's functional versions on float tensors.
 
 use crate::augment::Planes;
+use crate::wide::{self, LANES};
 
 /// One of the four colour adjustments.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,28 +16,25 @@ pub enum Adjust {
     Hue(f32),
 }
 
-/// Adjusts every pixel; results are clamped to [0, 1].
-pub fn adjust(planes: &mut Planes, change: Adjust) {
-    match change {
-        Adjust::Brightness(factor) => {
-            planes.values.iter_mut().for_each(|value| *value = (*value * factor).clamp(0.0, 1.0));
+/// Makes adjustments one after the other; results of each are clamped to [0, 1].
+pub fn adjust(planes: &mut Planes, changes: &[Adjust]) {
+    // Contrast needs the mean of all pixels as they are by then: everything between two such means is one pass.
+    let mut rest = changes;
+    while !rest.is_empty() {
+        let mut mean = 0.0;
+        if let [Adjust::Contrast(_), ..] = rest {
+            wide::run(MeanLuma { planes, mean: &mut mean });
         }
-        Adjust::Contrast(factor) => {
-            let other = mean_luma(planes) * (1.0 - factor);
-            planes.values.iter_mut().for_each(|value| *value = (*value * factor + other).clamp(0.0, 1.0));
-        }
-        Adjust::Saturation(factor) => for_each_pixel(planes, |rgb| {
-            let other = luma(rgb) * (1.0 - factor);
-            rgb.map(|value| (value * factor + other).clamp(0.0, 1.0))
-        }),
-        Adjust::Hue(0.0) => {}
-        Adjust::Hue(turn) => for_each_pixel(planes, |rgb| turn_hue(rgb, turn)),
+        let next = rest.iter().skip(1).position(|change| matches!(change, Adjust::Contrast(_)));
+        let (now, later) = rest.split_at(next.map_or(rest.len(), |at| at + 1));
+        wide::run(PerPixel { planes, changes: now, mean });
+        rest = later;
     }
 }
 
 /// Replaces all channels by the luma.
 pub fn grayscale(planes: &mut Planes) {
-    for_each_pixel(planes, |rgb| [luma(rgb); 3]);
+    wide::run(Grayscale { planes });
 }
 
 /// Inverts the values from 0.5 on.
@@ -48,29 +46,110 @@ pub fn solarize(planes: &mut Planes) {
     });
 }
 
+/// Changes of single pixels, of which only the first may be one of contrast, about `mean`.
+struct PerPixel<'a> {
+    planes: &'a mut Planes,
+    changes: &'a [Adjust],
+    mean: f32,
+}
+
+impl wide::Pass for PerPixel<'_> {
+    /// All changes to a few pixels before the next few, so that they stay in the nearest cache.
+    #[inline(always)]
+    fn run(self) {
+        const BLOCK: usize = 32 * LANES;
+        let [red, green, blue] = self.planes.channels();
+        let blocks = red.chunks_mut(BLOCK).zip(green.chunks_mut(BLOCK)).zip(blue.chunks_mut(BLOCK));
+        for ((red, green), blue) in blocks {
+            for change in self.changes {
+                let rgb = [&mut *red, &mut *green, &mut *blue];
+                match *change {
+                    Adjust::Brightness(factor) => for_each_value(rgb, |value| unit(value * factor)),
+                    Adjust::Contrast(factor) => {
+                        let other = self.mean * (1.0 - factor);
+                        for_each_value(rgb, |value| unit(value * factor + other));
+                    }
+                    Adjust::Saturation(factor) => for_each_pixel(rgb, |rgb| {
+                        let other = luma(rgb) * (1.0 - factor);
+                        rgb.map(|value| unit(value * factor + other))
+                    }),
+                    Adjust::Hue(0.0) => {}
+                    Adjust::Hue(turn) => for_each_pixel(rgb, |rgb| turn_hue(rgb, turn)),
+                }
+            }
+        }
+    }
+}
+
+struct Grayscale<'a> {
+    planes: &'a mut Planes,
+}
+
+impl wide::Pass for Grayscale<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for_each_pixel(self.planes.channels(), |rgb| [luma(rgb); 3]);
+    }
+}
+
+struct MeanLuma<'a> {
+    planes: &'a mut Planes,
+    mean: &'a mut f32,
+}
+
+impl wide::Pass for MeanLuma<'_> {
+    /// Short sums in f32, in lanes, added up in f64: fast, and exact enough for any image.
+    #[inline(always)]
+    fn run(self) {
+        const PART: usize = 8 * LANES;
+        let pixels = self.planes.size * self.planes.size;
+        let [red, green, blue] = self.planes.channels();
+        let mut total = 0.0;
+        for ((red, green), blue) in red.chunks(PART).zip(green.chunks(PART)).zip(blue.chunks(PART)) {
+            let mut sums = [0.0; LANES];
+            let groups = red.chunks(LANES).zip(green.chunks(LANES)).zip(blue.chunks(LANES));
+            for ((red, green), blue) in groups {
+                for (sum, ((r, g), b)) in sums.iter_mut().zip(red.iter().zip(green).zip(blue)) {
+                    *sum += luma([*r, *g, *b]);
+                }
+            }
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        }
+        *self.mean = (total / pixels as f64) as f32;
+    }
+}
+
 /// ITU-R 601-2, with torchvision's digits.
+#[inline(always)]
 fn luma([red, green, blue]: [f32; 3]) -> f32 {
     0.2989 * red + 0.587 * green + 0.114 * blue
 }
 
-fn mean_luma(planes: &mut Planes) -> f32 {
-    let pixels = planes.size * planes.size;
-    let [red, green, blue] = planes.channels();
-    // Short sums in f32 added up in f64: fast, and exact enough for any image.
-    let chunks = red.chunks(64).zip(green.chunks(64)).zip(blue.chunks(64));
-    let sum: f64 = chunks
-        .map(|((red, green), blue)| {
-            let lumas = red.iter().zip(green).zip(blue).map(|((r, g), b)| luma([*r, *g, *b]));
-            f64::from(lumas.sum::<f32>())
-        })
-        .sum();
-    (sum / pixels as f64) as f32
+/// Clamped to [0, 1], in the two instructions that `f32::clamp` is not: it also cares for what is no number.
+#[inline(always)]
+fn unit(value: f32) -> f32 {
+    larger(smaller(value, 1.0), 0.0)
 }
 
-/// Inlined into loops over three plain slices, which the compiler vectorises.
 #[inline(always)]
-fn for_each_pixel(planes: &mut Planes, change: impl Fn([f32; 3]) -> [f32; 3]) {
-    let [red, green, blue] = planes.channels();
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn for_each_value(rgb: [&mut [f32]; 3], change: impl Fn(f32) -> f32) {
+    rgb.into_iter().for_each(|channel| channel.iter_mut().for_each(|value| *value = change(*value)));
+}
+
+/// Inlined into a loop over three plain slices, which the compiler vectorises.
+#[inline(always)]
+fn for_each_pixel(rgb: [&mut [f32]; 3], change: impl Fn([f32; 3]) -> [f32; 3]) {
+    let [red, green, blue] = rgb;
     for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
         [*red, *green, *blue] = change([*red, *green, *blue]);
     }
@@ -83,22 +162,20 @@ fn for_each_pixel(planes: &mut Planes, change: impl Fn([f32; 3]) -> [f32; 3]) {
 /// `v - c * clamp(min(k, 4 - k), 0, 1)` where `k = (n + h) mod 6` and n = 5, 3, 1 for red, green, blue.
 #[inline(always)]
 fn turn_hue([red, green, blue]: [f32; 3], turn: f32) -> [f32; 3] {
-    let max = red.max(green).max(blue);
-    let range = max - red.min(green).min(blue);
+    let max = larger(larger(red, green), blue);
+    let range = max - smaller(smaller(red, green), blue);
     // Gray has no hue; whatever stands here is multiplied by a range of zero.
     let divisor = if range == 0.0 { 1.0 } else { range };
-    let from_red = (green - blue) / divisor;
-    let from_green = 2.0 + (blue - red) / divisor;
-    let from_blue = 4.0 + (red - green) / divisor;
-    let hue = if max == green { from_green } else { from_blue };
-    let hue = if max == red { from_red } else { hue };
+    // Chosen before the division: one of them instead of three.
+    let (sector, difference) = if max == green { (2.0, blue - red) } else { (4.0, red - green) };
+    let (sector, difference) = if max == red { (0.0, green - blue) } else { (sector, difference) };
     // From [-1, 5] and at most three sixths further to [0, 6].
-    let hue = hue + 6.0 * turn;
+    let hue = sector + difference / divisor + 6.0 * turn;
     let hue = if hue < 0.0 { hue + 6.0 } else { hue };
     let hue = if hue >= 6.0 { hue - 6.0 } else { hue };
     [5.0, 3.0, 1.0].map(|sector| {
         let k = sector + hue;
         let k = if k >= 6.0 { k - 6.0 } else { k };
-        max - range * k.min(4.0 - k).clamp(0.0, 1.0)
+        max - range * unit(smaller(k, 4.0 - k))
     })
 }

@@ -17,9 +17,10 @@ mod resize;
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
-pub(crate) use resize::{Axis, resize};
+pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
+use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
@@ -151,14 +152,28 @@ impl Planes {
 
     /// Writes `(x - mean) / std` as `[size, size, 3]`.
     pub(crate) fn write_normalised(&self, mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
-        let pixels = self.size * self.size;
-        assert_eq!(out.len(), 3 * pixels, "a view of {0} x {0}", self.size);
-        let (red, rest) = self.values.split_at(pixels);
+        assert_eq!(out.len(), self.values.len(), "a view of {0} x {0}", self.size);
+        wide::run(WriteNormalised { planes: self, mean, std, out });
+    }
+}
+
+struct WriteNormalised<'a> {
+    planes: &'a Planes,
+    mean: [f32; 3],
+    std: [f32; 3],
+    out: &'a mut [f32],
+}
+
+impl wide::Pass for WriteNormalised<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let WriteNormalised { planes, mean, std, out } = self;
+        let pixels = planes.size * planes.size;
+        let (red, rest) = planes.values.split_at(pixels);
         let (green, blue) = rest.split_at(pixels);
-        for (pixel, ((r, g), b)) in out.chunks_exact_mut(3).zip(red.iter().zip(green).zip(blue)) {
-            pixel[0] = (r - mean[0]) / std[0];
-            pixel[1] = (g - mean[1]) / std[1];
-            pixel[2] = (b - mean[2]) / std[2];
+        let (out, _) = out.as_chunks_mut::<3>();
+        for (pixel, ((r, g), b)) in out.iter_mut().zip(red.iter().zip(green).zip(blue)) {
+            *pixel = [(r - mean[0]) / std[0], (g - mean[1]) / std[1], (b - mean[2]) / std[2]];
         }
     }
 }
@@ -287,17 +302,17 @@ impl Scratch {
     pub fn crop(&mut self, image: &Image, window: CropBox, size: usize, flip: bool) {
         let [columns, rows] = &mut self.axes;
         columns.plan(window.left, window.width, size, 0..size);
+        if flip {
+            columns.reverse();
+        }
         rows.plan(window.top, window.height, size, 0..size);
         resize(image, [columns, rows], &mut self.row, &mut self.planes);
-        if flip {
-            self.planes.values.chunks_exact_mut(size).for_each(<[f32]>::reverse);
-        }
     }
 
     /// Applies one operation to `planes`.
     pub fn apply(&mut self, applied: &Applied) {
         match applied {
-            Applied::Jitter(adjusts) => adjusts.iter().for_each(|&change| adjust(&mut self.planes, change)),
+            Applied::Jitter(adjusts) => adjust(&mut self.planes, adjusts),
             Applied::Grayscale => grayscale(&mut self.planes),
             Applied::Blur { kernel, sigma } => {
                 blur::kernel(*kernel, *sigma, &mut self.kernel);

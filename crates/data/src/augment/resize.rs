@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::Image;
 use crate::augment::Planes;
+use crate::wide;
 
 /// Which input pixels, with which weights, make each output pixel along one axis.
 #[derive(Debug, Default)]
@@ -16,8 +17,11 @@ pub(crate) struct Axis {
     offset: usize,
     /// Pixels of the window.
     len: usize,
-    /// Per output pixel: its first input pixel, in the image, and where its weights lie.
-    taps: Vec<(usize, Range<usize>)>,
+    /// Per output pixel: its first input pixel, in the window.
+    firsts: Vec<usize>,
+    /// Input pixels of every output pixel: those that are under fewer have weights of zero.
+    taps: usize,
+    /// `[firsts.len(), taps]`.
     weights: Vec<f32>,
 }
 
@@ -27,73 +31,197 @@ impl Axis {
     /// Numbers are rounded to f32 where PyTorch rounds them, so that weights agree to the last bit or two.
     pub fn plan(&mut self, offset: usize, len: usize, full: usize, kept: Range<usize>) {
         (self.offset, self.len) = (offset, len);
-        self.taps.clear();
-        self.weights.clear();
         let scale = len as f32 / full as f32;
         let support = scale.max(1.0);
-        for output in kept {
+        let under = |output: usize| {
             let centre = (f64::from(scale) * (output as f64 + 0.5)) as f32;
             let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(len);
+            (centre, first..((centre + support + 0.5) as usize).min(len))
+        };
+        self.taps = kept.clone().map(|output| under(output).1.len()).max().unwrap_or(0);
+        self.firsts.clear();
+        self.weights.clear();
+        for output in kept {
+            let (centre, inputs) = under(output);
+            // At the far edge the window moves back, so that it ends with the image.
+            let first = inputs.start.min(len - self.taps);
             let start = self.weights.len();
-            for input in first..end {
+            self.weights.resize(start + self.taps, 0.0);
+            let weights = &mut self.weights[start..];
+            for input in inputs {
                 let distance = (f64::from(input as f32 - centre) + 0.5) / f64::from(support);
-                self.weights.push((1.0 - distance.abs()).max(0.0) as f32);
+                weights[input - first] = (1.0 - distance.abs()).max(0.0) as f32;
             }
-            let total: f32 = self.weights[start..].iter().sum();
-            self.weights[start..].iter_mut().for_each(|weight| *weight /= total);
-            self.taps.push((offset + first, start..self.weights.len()));
+            let total: f32 = weights.iter().sum();
+            weights.iter_mut().for_each(|weight| *weight /= total);
+            self.firsts.push(first);
         }
     }
 
+    /// Mirrors the output.
+    pub fn reverse(&mut self) {
+        self.firsts.reverse();
+        // The taps of a pixel are reversed with it, and once more by themselves.
+        self.weights.reverse();
+        self.weights.chunks_exact_mut(self.taps).for_each(<[f32]>::reverse);
+    }
+
     fn is_identity(&self) -> bool {
-        self.len == self.taps.len() && self.taps.first().is_some_and(|(first, _)| *first == self.offset)
+        // Pixels in their order, one on one; the weights of the others are zero.
+        self.len == self.firsts.len() && self.firsts.first() == Some(&0)
     }
 }
 
 /// Resizes a window of `image` into `out`, values in [0, 1].
 ///
-/// - `row`: memory for one row of the window
+/// - `row`: memory for a row of the window and one of the result
 pub(crate) fn resize(image: &Image, [columns, rows]: [&Axis; 2], row: &mut Vec<f32>, out: &mut Planes) {
-    let size = rows.taps.len();
-    assert_eq!(columns.taps.len(), size, "views are square");
+    let size = rows.firsts.len();
+    assert_eq!(columns.firsts.len(), size, "views are square");
     out.size = size;
     out.values.resize(3 * size * size, 0.0);
-    let copied = columns.is_identity() && rows.is_identity();
-    let [red, green, blue] = out.channels();
-    let lines = red.chunks_exact_mut(size).zip(green.chunks_exact_mut(size)).zip(blue.chunks_exact_mut(size));
-    for ((first, weights), ((red, green), blue)) in rows.taps.iter().zip(lines) {
-        if copied {
-            // x / 255 to the last bit, which a product of weights would not give.
-            for (x, pixel) in window(image, *first, columns).chunks_exact(3).enumerate() {
-                [red[x], green[x], blue[x]] =
-                    std::array::from_fn(|channel| f32::from(pixel[channel]) / 255.0);
-            }
-            continue;
-        }
-        row.clear();
-        row.resize(3 * columns.len, 0.0);
-        for (y, weight) in rows.weights[weights.clone()].iter().enumerate() {
-            let weight = weight / 255.0;
-            for (sum, &value) in row.iter_mut().zip(window(image, first + y, columns)) {
-                *sum += weight * f32::from(value);
-            }
-        }
-        for (x, (first, weights)) in columns.taps.iter().enumerate() {
-            let pixels = row[3 * (first - columns.offset)..].chunks_exact(3);
-            let mut sum = [0.0; 3];
-            for (weight, pixel) in columns.weights[weights.clone()].iter().zip(pixels) {
-                for (sum, value) in sum.iter_mut().zip(pixel) {
-                    *sum += weight * value;
+    // Pixels are read and written as four values, of which the last belongs to the neighbour.
+    row.resize(3 * columns.len + 1 + 3 * size + 1, 0.0);
+    let (row, pixels) = row.split_at_mut(3 * columns.len + 1);
+    wide::run(Resize { image, columns, rows, row, pixels, out });
+}
+
+struct Resize<'a> {
+    image: &'a Image,
+    columns: &'a Axis,
+    rows: &'a Axis,
+    row: &'a mut [f32],
+    pixels: &'a mut [f32],
+    out: &'a mut Planes,
+}
+
+impl wide::Pass for Resize<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Resize { image, columns, rows, row, pixels, out } = self;
+        let size = out.size;
+        let row_values = 3 * columns.len;
+        let copied = columns.is_identity() && rows.is_identity();
+        let [red, green, blue] = out.channels();
+        let lines =
+            red.chunks_exact_mut(size).zip(green.chunks_exact_mut(size)).zip(blue.chunks_exact_mut(size));
+        let taps = rows.firsts.iter().zip(rows.weights.chunks_exact(rows.taps));
+        for (y, ((first, weights), ((red, green), blue))) in taps.zip(lines).enumerate() {
+            if copied {
+                // x / 255 to the last bit, which a product of weights would not give.
+                for (value, &byte) in pixels.iter_mut().zip(window(image, rows.offset + y, columns)) {
+                    *value = f32::from(byte) / 255.0;
+                }
+            } else {
+                combine_rows(image, columns, (rows.offset + first, weights), &mut row[..row_values]);
+                match columns.taps {
+                    // Every crop that is enlarged.
+                    2 => combine_columns::<2>(columns, row, pixels),
+                    3 => combine_columns::<3>(columns, row, pixels),
+                    _ => combine_columns::<0>(columns, row, pixels),
                 }
             }
-            [red[x], green[x], blue[x]] = sum;
+            let (rgb, _) = pixels.as_chunks::<3>();
+            for (((red, green), blue), rgb) in red.iter_mut().zip(green).zip(blue).zip(rgb) {
+                [*red, *green, *blue] = *rgb;
+            }
         }
     }
 }
 
+/// Adds up the rows under one output row, pixels interleaved.
+#[inline(always)]
+fn combine_rows(image: &Image, columns: &Axis, (first, weights): (usize, &[f32]), row: &mut [f32]) {
+    // Two rows at once: of an enlarged crop these are all.
+    for (pair, weights) in weights.chunks(2).enumerate() {
+        let above = window(image, first + 2 * pair, columns);
+        let (above_weight, below_weight) = (weights[0] / 255.0, weights.get(1).unwrap_or(&0.0) / 255.0);
+        let below = if weights.len() == 2 { window(image, first + 2 * pair + 1, columns) } else { above };
+        let pairs = row.iter_mut().zip(above.iter().zip(below));
+        if pair == 0 {
+            pairs.for_each(|(sum, (&above, &below))| {
+                *sum = above_weight * f32::from(above) + below_weight * f32::from(below);
+            });
+        } else {
+            pairs.for_each(|(sum, (&above, &below))| {
+                *sum += above_weight * f32::from(above) + below_weight * f32::from(below);
+            });
+        }
+    }
+}
+
+/// Adds up the columns under each pixel of a row, pixels interleaved. `TAPS` of 0 is any number of them.
+#[inline(always)]
+fn combine_columns<const TAPS: usize>(columns: &Axis, row: &[f32], pixels: &mut [f32]) {
+    let taps = if TAPS == 0 { columns.taps } else { TAPS };
+    let planned = columns.firsts.iter().zip(columns.weights.chunks_exact(taps));
+    for (x, (first, weights)) in planned.enumerate() {
+        let row = &row[3 * first..][..3 * taps + 1];
+        let mut sum = [0.0; 4];
+        for (tap, weight) in weights.iter().enumerate() {
+            for (sum, value) in sum.iter_mut().zip(&row[3 * tap..][..4]) {
+                *sum += weight * value;
+            }
+        }
+        // The fourth is overwritten by the next pixel.
+        pixels[3 * x..][..4].copy_from_slice(&sum);
+    }
+}
+
 /// The bytes of one row of the image that lie under the columns' window.
+#[inline(always)]
 fn window<'a>(image: &'a Image, y: usize, columns: &Axis) -> &'a [u8] {
     let start = 3 * (y * image.width + columns.offset);
     &image.rgb[start..start + 3 * columns.len]
+}
+
+/// Shrinks whole images; memory that is kept from image to image.
+#[derive(Debug, Default)]
+pub(crate) struct Shrink {
+    axes: [Axis; 2],
+    row: Vec<f32>,
+}
+
+impl Shrink {
+    /// Makes the shorter side `side` pixels long, the longer one in proportion (rounded), 8 bits a channel. None if
+    /// it is no longer than that already.
+    pub fn to_shorter_side(&mut self, image: &Image, side: usize) -> Option<Image> {
+        let shorter = image.width.min(image.height);
+        if shorter <= side {
+            return None;
+        }
+        let [width, height] = [image.width, image.height].map(|len| (side * len + shorter / 2) / shorter);
+        let [columns, rows] = &mut self.axes;
+        columns.plan(0, image.width, width, 0..width);
+        rows.plan(0, image.height, height, 0..height);
+        self.row.resize(3 * image.width + 1 + 3 * width + 1, 0.0);
+        let (row, pixels) = self.row.split_at_mut(3 * image.width + 1);
+        let mut rgb = vec![0; 3 * width * height];
+        wide::run(ShrinkPass { image, columns, rows, row, pixels, rgb: &mut rgb });
+        Some(Image { width, height, rgb })
+    }
+}
+
+struct ShrinkPass<'a> {
+    image: &'a Image,
+    columns: &'a Axis,
+    rows: &'a Axis,
+    row: &'a mut [f32],
+    pixels: &'a mut [f32],
+    rgb: &'a mut [u8],
+}
+
+impl wide::Pass for ShrinkPass<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let ShrinkPass { image, columns, rows, row, pixels, rgb } = self;
+        let taps = rows.firsts.iter().zip(rows.weights.chunks_exact(rows.taps));
+        for ((first, weights), line) in taps.zip(rgb.chunks_exact_mut(3 * columns.firsts.len())) {
+            combine_rows(image, columns, (*first, weights), &mut row[..3 * columns.len]);
+            combine_columns::<0>(columns, row, pixels);
+            for (byte, value) in line.iter_mut().zip(&*pixels) {
+                *byte = (value * 255.0 + 0.5) as u8;
+            }
+        }
+    }
 }

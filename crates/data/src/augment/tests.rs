@@ -54,7 +54,7 @@ fn run(case: &str, golden: &SafeTensors<'_>) -> Vec<f32> {
             adjusts.clear();
         }
     }
-    adjusts.into_iter().for_each(|change| adjust(&mut scratch.planes, change));
+    adjust(&mut scratch.planes, &adjusts);
     normalised.unwrap_or(scratch.planes.values)
 }
 

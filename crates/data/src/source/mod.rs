@@ -8,6 +8,7 @@ mod cifar;
 mod files;
 mod idx;
 mod listing;
+pub mod pack;
 mod pixels;
 
 use std::fs;
@@ -20,6 +21,7 @@ use archive::Archive;
 use builtin::Split;
 use files::Folder;
 use listing::Arranged;
+use pack::Pack;
 use pixels::Pixels;
 
 /// Labelled or unlabelled images in a fixed order.
@@ -30,6 +32,7 @@ use pixels::Pixels;
 /// | a folder | JPEG, PNG and WebP files in it, or IDX or CIFAR files |
 /// | a tar, plain or compressed by gzip or zstd | such files in it |
 /// | an IDX or CIFAR file | its images |
+/// | a packed set ([`pack`](crate::pack())) | its images |
 /// | any of these`#split` | the images of that subfolder, or the `train` or `test` half of IDX and CIFAR files |
 ///
 /// Where a folder or tar holds a `train` and a `test` (or `val`) folder and nothing says which, `train` is taken and
@@ -51,6 +54,7 @@ enum Source {
     Folder(Folder),
     Archive(Archive),
     Pixels(Pixels),
+    Pack(Pack),
 }
 
 impl Dataset {
@@ -107,6 +111,12 @@ impl Dataset {
     }
 
     fn open_file(origin: &str, path: &Path, split: Option<&str>) -> Result<Dataset, Error> {
+        if let Some((pack, labels, class_names)) = pack::open_file(path)? {
+            return match split {
+                None => Ok(Dataset::new(origin, Source::Pack(pack), labels, class_names, None)),
+                Some(split) => Err(no_such_split(path, split, "no splits: it was packed from one")),
+            };
+        }
         if let Some(pixels) = idx::open_file(path)? {
             return Dataset::of_one_file(origin, path, split, pixels);
         }
@@ -181,6 +191,7 @@ impl Dataset {
             Source::Folder(folder) => folder.paths[index].to_string_lossy().into_owned(),
             Source::Archive(archive) => archive.items[index].0.to_string_lossy().into_owned(),
             Source::Pixels(pixels) => pixels.path_of(index),
+            Source::Pack(pack) => pack.path_of(index).to_owned(),
         }
     }
 
@@ -200,6 +211,8 @@ impl Dataset {
             Source::Folder(folder) => self.decode(index, &folder.read(index)?)?,
             Source::Archive(archive) => self.decode(index, &archive.read(index)?)?,
             Source::Pixels(pixels) => pixels.image(index),
+            // The system keeps what was read of a mapped file.
+            Source::Pack(pack) => return pack.image(index).map(Arc::new),
         };
         let image = Arc::new(image);
         self.cache.offer(index, &image);
@@ -232,6 +245,7 @@ impl Source {
             Source::Folder(folder) => folder.paths.len(),
             Source::Archive(archive) => archive.items.len(),
             Source::Pixels(pixels) => pixels.len(),
+            Source::Pack(pack) => pack.len(),
         }
     }
 }

@@ -1,20 +1,13 @@
-//! `himpun bench step`: how fast the trainer's own step is here.
+//! `himpun bench step`: forward, loss, backward and update on random images.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use engine::kernels::Convolution;
 use engine::models::{Arch, Stem};
-use worker::bench::{self, BenchOptions, BenchReport};
+use worker::bench::{StepOptions, bench_step};
 
+use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show};
 use crate::failure::{Exit, Failure};
 use crate::layers::Device;
-use crate::output;
-
-/// Measure
-#[derive(Subcommand)]
-pub enum Command {
-    /// Time the trainer's step (forward, loss, backward, update) on random images
-    Step(Arguments),
-}
 
 /// What to time.
 #[derive(Args)]
@@ -41,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PX")]
     size: usize,
     /// Compute threads [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = at_most_1024())]
     threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -56,14 +49,13 @@ enum Dtype {
 }
 
 /// Carries the command out.
-pub fn run(command: Command) -> Result<Exit, Failure> {
-    let Command::Step(arguments) = command;
+pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     arguments.device.name()?;
     if arguments.dtype == Dtype::Bf16 {
         return Err(Failure::usage("--dtype bf16 needs CUDA, and this version has no CUDA device support")
             .hint("use --dtype f32"));
     }
-    let report = bench::bench_step(&BenchOptions {
+    let report = bench_step(&StepOptions {
         arch: arguments.arch,
         stem: arguments.stem,
         convolution: match arguments.convolution {
@@ -74,26 +66,17 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
         size: arguments.size,
         threads: arguments.threads,
     })?;
-    if arguments.json {
-        output::json(&report);
-    } else {
-        let row = |name: &str, value: String| vec![name.to_owned(), value];
-        output::data(&output::table(&[
-            row("speed", format!("{:.1} views/s, {:.1} ms a step", report.views_per_s, report.step_ms)),
-            row("compute", compute(&report)),
-            row("memory", format!("{:.0} MB", report.peak_memory_bytes as f64 / 1e6)),
-            row("predicted", format!("{:.0} MB", report.predicted_memory_bytes as f64 / 1e6)),
-        ]));
-    }
+    show(arguments.json, &report, || {
+        vec![
+            row("speed", format!("{:.1} views/s", report.views_per_s)),
+            row("step", milliseconds(report.step_ms, report.step_ms_min, report.step_ms_max, report.steps)),
+            row(
+                "compute",
+                share_of_peak(report.gflops, report.share_of_peak, report.threads, &report.kernel_path),
+            ),
+            row("memory", megabytes(report.peak_memory_bytes)),
+            row("predicted", megabytes(report.predicted_memory_bytes)),
+        ]
+    });
     Ok(Exit::DONE)
-}
-
-fn compute(report: &BenchReport) -> String {
-    format!(
-        "{:.1} GFLOP/s, {:.1} % of the peak of {} threads ({})",
-        report.gflops,
-        100.0 * report.share_of_peak,
-        report.threads,
-        report.kernel_path
-    )
 }

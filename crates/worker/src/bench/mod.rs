@@ -1,0 +1,154 @@
+//! `himpun bench`: how fast the trainer's own parts are on this machine.
+//!
+//! One module a part. All of them time what training calls, with [`time`], and report the median of the
+//! calls and between which bounds they lay.
+
+mod step;
+
+pub use step::{StepOptions, StepReport, bench_step};
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::kernels::Pool;
+
+use crate::{Error, clock};
+
+/// Calls before the clock starts: pages are touched, clocks have risen.
+const WARM_UP: usize = 2;
+
+/// One call of a long action is warm-up enough.
+const WARM_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Calls that are timed at least, and at most.
+const TIMED: RangeInclusive<usize> = 5..=200;
+
+/// Timing goes on for about so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the calls of one action took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// Of the calls, the one in the middle.
+    pub median: Duration,
+    /// The shortest.
+    pub min: Duration,
+    /// The longest.
+    pub max: Duration,
+    /// Calls that were timed.
+    pub samples: usize,
+}
+
+impl Timing {
+    /// Of at least one call.
+    fn of(mut calls: Vec<Duration>) -> Self {
+        calls.sort_unstable();
+        let (min, max) = (calls[0], calls[calls.len() - 1]);
+        Self { median: calls[calls.len() / 2], min, max, samples: calls.len() }
+    }
+}
+
+/// Times an action, after some calls that are not timed.
+///
+/// # Errors
+/// The first of the action's.
+pub fn time<E>(mut action: impl FnMut() -> Result<(), E>) -> Result<Timing, E> {
+    let mut timed = || {
+        let begun = clock::now();
+        action().map(|()| begun.elapsed())
+    };
+    let mut warming = Duration::ZERO;
+    for _ in 0..WARM_UP {
+        warming += timed()?;
+        if warming > WARM_UP_PATIENCE {
+            break;
+        }
+    }
+    let mut calls = Vec::new();
+    while calls.len() < *TIMED.start()
+        || (calls.len() < *TIMED.end() && calls.iter().sum::<Duration>() < PATIENCE)
+    {
+        calls.push(timed()?);
+    }
+    Ok(Timing::of(calls))
+}
+
+/// So many threads, or one for each core.
+fn pool(threads: Option<usize>) -> Arc<Pool> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Pool::new(threads.unwrap_or(cores).max(1), &[]))
+}
+
+/// Values in [0, 1) without a pattern: no part's time depends on them.
+fn noise(n: usize) -> Vec<f32> {
+    let mut state = 0x9E37_79B9_u32;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 24) as f32
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+/// `VmHWM` of this process: the most memory that it has held.
+fn peak_memory() -> Result<u64, Error> {
+    let status = std::fs::read_to_string("/proc/self/status")
+        .map_err(|source| Error::System { what: "read this process's memory", source })?;
+    parse_peak(&status).ok_or_else(|| Error::System {
+        what: "read this process's memory",
+        source: std::io::Error::other("no VmHWM in /proc/self/status"),
+    })
+}
+
+fn parse_peak(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_is_not_timed_and_five_calls_are() {
+        let mut calls = 0;
+        let timing = time(|| {
+            calls += 1;
+            // The first call would be the longest by far.
+            std::thread::park_timeout(Duration::from_millis(if calls <= WARM_UP {
+                400
+            } else {
+                1100 / calls as u64
+            }));
+            Ok::<(), ()>(())
+        });
+        let timing = timing.unwrap();
+        assert!(timing.max < Duration::from_millis(390), "{timing:?}");
+        assert!(timing.samples >= 5 && calls == WARM_UP + timing.samples, "{timing:?} of {calls} calls");
+    }
+
+    #[test]
+    fn an_error_ends_the_timing() {
+        let mut calls = 0;
+        let outcome = time(|| {
+            calls += 1;
+            if calls == 4 { Err("broken") } else { Ok(()) }
+        });
+        assert_eq!((outcome, calls), (Err("broken"), 4));
+    }
+
+    #[test]
+    fn the_median_stands_between_the_bounds() {
+        let timing = Timing::of([5, 1, 9, 4, 2].map(Duration::from_millis).to_vec());
+        let [min, median, max] = [1, 4, 9].map(Duration::from_millis);
+        assert_eq!(timing, Timing { median, min, max, samples: 5 });
+    }
+
+    #[test]
+    fn the_peak_is_read_from_the_status() {
+        assert_eq!(parse_peak("VmPeak:\t 9 kB\nVmHWM:\t   123 kB\nVmRSS: 1 kB\n"), Some(123 * 1024));
+        assert_eq!(parse_peak("VmRSS: 1 kB\n"), None);
+    }
+}
