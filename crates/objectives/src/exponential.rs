@@ -136,7 +136,7 @@ impl ChannelPass for TwoExps<'_> {
 /// `x = k ln 2 + r` with `|r| <= ln 2 / 2`, and `e^r` by the polynomial of Cephes' `expf` (Moshier). Without a
 /// branch, so that the compiler makes vectors of it. `x` must be at most 88; not-a-number stays that.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Below it, `e^x` is no normal number.
     const LOWEST: f32 = -87.336_54;
     /// 1.5 * 2^23: added to a small number, it rounds that to an integer in the lowest bits.

@@ -10,6 +10,8 @@
 
 mod exponential;
 pub mod nt_xent;
+mod tile;
+mod tournament;
 pub mod unit;
 
 use collective::{Communicator, Error, Number};

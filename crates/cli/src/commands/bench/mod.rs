@@ -2,6 +2,7 @@
 //!
 //! Each prints one table, or with `--json` one object.
 
+mod loss;
 mod step;
 
 use clap::Subcommand;
@@ -16,12 +17,15 @@ use crate::output;
 pub enum Command {
     /// Time the trainer's step (forward, loss, backward, update) on random images
     Step(step::Arguments),
+    /// Time NT-Xent, forward and backward, on random embeddings
+    Loss(loss::Arguments),
 }
 
 /// Carries the command out.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Step(arguments) => step::run(arguments),
+        Command::Loss(arguments) => loss::run(arguments),
     }
 }
 
