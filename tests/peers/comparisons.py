@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Side:
-    """A figure of one of the group's runs: which key of its JSON, in which unit."""
+    """A figure of one of the group's runs: which key of its JSON (`part.key` of a nested one), in which unit."""
 
     run: str
     key: str
@@ -38,7 +38,10 @@ class Side:
     scale: float = 1.0
 
     def of(self, results):
-        return results[self.run][self.key] * self.scale
+        found = results[self.run]
+        for key in self.key.split("."):
+            found = found[key]
+        return found * self.scale
 
 
 @dataclass(frozen=True)
@@ -171,42 +174,43 @@ MEMORY = Group(
     note="Peak memory is that of the whole process (`VmHWM`), interpreter and libraries included, on both sides.",
 )
 
-VIEWS = Group(
-    "views",
-    {
-        "ours": Run("{himpun} bench data --json --threads 1 --size 32 --photos {photos}", cores=1),
-        "torchvision": Run("{python} {here}/torchvision_views.py --size 32 --photos {photos}", cores=1,
-                           best="views_per_s"),
-    },
-    [speed("SimCLR views at 32 px on one core, against torchvision's best pipeline", "ours", "torchvision", 15.0)],
-    needs=("photos",),
-)
+def data(command, part, size, what, wanted):
+    return Group(
+        "views" if size == 32 else "jpeg",
+        {
+            "ours": Run("{himpun} bench data --json --threads 1 " + command, cores=1),
+            "torchvision": Run("{python} {here}/torchvision_views.py --photos {photos} --rounds 3 --size " + str(size),
+                               cores=1, best="views_per_s"),
+        },
+        [Row(what, Side("ours", f"{part}.views_per_s", "views/s"), Side("torchvision", "views_per_s", "views/s"), wanted)],
+        needs=("photos",),
+    )
 
-JPEG = Group(
-    "jpeg",
-    {
-        "ours": Run("{himpun} bench data --json --threads 1 --size 224 --photos {photos}", cores=1),
-        "torchvision": Run("{python} {here}/torchvision_views.py --size 224 --photos {photos}", cores=1,
-                           best="views_per_s"),
-    },
-    [speed("JPEG decode and two SimCLR views at 224 px with blur on one core, real photos, against torchvision's best",
-           "ours", "torchvision", 4.0)],
-    needs=("photos",),
-)
+
+VIEWS = data("--data builtin --size 32 --augment simclr-cifar", "augment", 32,
+             "SimCLR views at 32 px from pixels in memory on one core, against torchvision's best pipeline", 15.0)
+JPEG = data("--data {photos}#val --size 224 --augment simclr-imagenet", "total", 224,
+            "JPEG decode and two SimCLR views at 224 px with blur on one core, real photos, against torchvision's best", 4.0)
+
+
+def milliseconds(what, key, peer, wanted):
+    """Times, so the peer's over ours."""
+    return Row(what, Side("ours", key, "ms"), Side(peer, key, "ms"), wanted, figure=lambda ours, peer: peer / ours)
+
 
 LOSS = Group(
     "loss",
     {
-        "ours": Run("{himpun} bench loss --json --rows 16384 --dim 128"),
-        "torch": Run("{python} {here}/torch_loss.py --rows 16384 --dim 128", TUNED),
+        "ours": Run("{himpun} bench loss --json --batch 16384 --width 128"),
+        # Plain and tuned, each in a process of its own; it reports the faster.
+        "torch": Run("{python} {here}/torch_loss.py --batch 16384 --width 128 --samples 3"),
     },
-    [Row("NT-Xent forward and backward, 16,384 x 128, against PyTorch's dense version", Side("ours", "ms", "ms"),
-         Side("torch", "ms", "ms"), 3.0, figure=lambda ours, peer: peer / ours)],
+    [milliseconds("NT-Xent forward and backward, 16,384 x 128, against PyTorch's dense version", "loss_ms", "torch", 3.0)],
 )
 
 BIG_LOSS = Group(
     "big-loss",
-    {"ours": Run("{himpun} bench loss --json --rows 65536 --dim 128")},
+    {"ours": Run("{himpun} bench loss --json --batch 65536 --width 128")},
     [Row("NT-Xent forward and backward, 65,536 x 128: peak memory of the process",
          Side("ours", "peak_memory_bytes", "MB", 1e-6), None, 300.0, at_most=True, unit=" MB")],
     rounds=1,
@@ -218,8 +222,7 @@ ALL_REDUCE = Group(
         "ours": Run("{himpun} bench collective --json --world 4 --bytes 45000000"),
         "gloo": Run("{python} {here}/torch_allreduce.py --world 4 --bytes 45000000"),
     },
-    [Row("All-reduce of 45 MB between 4 local processes, against gloo", Side("ours", "ms", "ms"),
-         Side("gloo", "ms", "ms"), 1.0, figure=lambda ours, peer: peer / ours)],
+    [milliseconds("All-reduce of 45 MB between 4 local processes, against gloo", "ms", "gloo", 1.0)],
 )
 
 

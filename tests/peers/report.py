@@ -32,20 +32,17 @@ def side(side, rounds):
     return f"{number(statistics.median(side.of(r) for r in ran))} {side.unit}" if ran else "-"
 
 
-def failure(row, rounds):
-    """Why the row has no figure."""
-    for results in rounds:
-        for one in (row.ours, row.peer):
-            if one is not None and "error" in results.get(one.run, {}):
-                return f"failed: {results[one.run]['error']}"
-    return "not run"
+def absence(row, rounds):
+    """Why the row has no figure. What a command said may hold paths of this machine, so it is not repeated."""
+    runs = [side.run for side in (row.ours, row.peer) if side is not None]
+    return "failed" if any("error" in results.get(run, {}) for results in rounds for run in runs) else "not run"
 
 
 def line(row, rounds, reason):
     wanted = f"{'<=' if row.at_most else '>='} {row.wanted:g}{row.unit}"
     figures = row.figures(rounds)
     if not figures:
-        return [row.what, side(row.ours, rounds), side(row.peer, rounds), reason or failure(row, rounds), wanted, "-"]
+        return [row.what, side(row.ours, rounds), side(row.peer, rounds), reason or absence(row, rounds), wanted, "-"]
     met = "yes" if row.met(figures) else "**no**"
     return [row.what, side(row.ours, rounds), side(row.peer, rounds), spread(figures, row.unit), wanted, met]
 

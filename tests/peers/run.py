@@ -108,8 +108,20 @@ def carry_out(run, places):
         return last_json(done.stdout, run.best)
     except (ValueError, IndexError, KeyError):
         return {"error": "no JSON in what it printed"}
-    except subprocess.TimeoutExpired:
-        return {"error": "ran out of time"}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)}
+
+
+def lacking(group, name, result):
+    """An error in place of a result that the rows cannot be made of."""
+    sides = [side for row in group.rows for side in (row.ours, row.peer, row.given) if side is not None]
+    for side in sides:
+        try:
+            if side.run == name and "error" not in result:
+                side.of({name: result})
+        except (KeyError, TypeError):
+            return {"error": f"its JSON has no `{side.key}`"}
+    return result
 
 
 def today():
@@ -140,11 +152,10 @@ def measure(group, rounds, path, places, identity):
         order = list(group.runs) if index % 2 == 0 else list(reversed(group.runs))
         for name in order:
             if "error" in results.get(name, {"error": ""}):
-                results[name] = carry_out(group.runs[name], {**places, "round": index})
+                results[name] = lacking(group, name, carry_out(group.runs[name], places))
                 stored["date"] = today()
                 save(path, stored)
-                shown = results[name].get("error") or {k: round(v, 3) for k, v in results[name].items() if type(v) is float}
-                print(f"{group.name} round {index + 1}: {name}: {shown}", file=sys.stderr, flush=True)
+                print(f"{group.name} round {index + 1}: {name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
 
 
 def write_report(results, reasons, quick):
