@@ -258,6 +258,5 @@ CONVERGENCE = Group(
     needs=("cifar",),
     rounds=1,
     default=False,
-    note="The noise is the 95 % interval of the difference of two means of three seeds each (Student's t). One layer of "
-    "Winograd is held within 1e-5 of direct, relative, by the tests of `engine::kernels`.",
+    note="The noise is the 95 % interval of the difference of two means of three seeds each (Student's t).",
 )

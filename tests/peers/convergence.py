@@ -28,8 +28,8 @@ def train(arguments, method, seed):
         keys += [f"run.seed={seed}", f"train.convolution={method}", "checkpoint.every=100", "checkpoint.keep=1"]
         command += ["--preset", "simclr-cifar10-small", "--data", f"{arguments.images}#train", "--workers", "1", "--out", run]
         command += [word for key in keys for word in ("--set", key)]
-    report = run.with_suffix(".train.json")
-    if not report.exists():
+    report = run.with_suffix(".json")
+    if not report.exists() or not report.read_text().strip():
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         report.write_text(done.stdout.strip().splitlines()[-1])
     return run

@@ -16,6 +16,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -94,18 +95,30 @@ def last_json(text, best):
         return max(lines, key=lambda line: line[best]) if best else lines[-1]
 
 
+def output_of(command, run, timeout):
+    """Runs a command on its cores; its whole process group ends with it, or with us."""
+    allowed = machine.cores(run.cores)
+    child = subprocess.Popen(command, env={**os.environ, **run.environment}, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, start_new_session=True,
+                             preexec_fn=lambda: os.sched_setaffinity(0, allowed))
+    try:
+        out, err = child.communicate(timeout=timeout)
+        return child.returncode, out, err
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+
+
 def carry_out(run, places):
     command = [word.format_map(places) for word in shlex.split(run.command)]
-    allowed = machine.cores(run.cores)
-    taken = {**os.environ, **run.environment}
     try:
-        done = subprocess.run(command, env=taken, capture_output=True, text=True, timeout=places["timeout"],
-                              preexec_fn=lambda: os.sched_setaffinity(0, allowed))
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        code, out, err = output_of(command, run, places["timeout"])
+        if code != 0:
+            said = err.strip().splitlines() or [f"exit code {code}"]
             # Rust says why in its first line, Python in its last.
             return {"error": said[-1] if said[0].startswith("Traceback") else said[0]}
-        return last_json(done.stdout, run.best)
+        return last_json(out, run.best)
     except (ValueError, IndexError, KeyError):
         return {"error": "no JSON in what it printed"}
     except (OSError, subprocess.TimeoutExpired) as error:
