@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::conv::ConvShape;
+use super::prologue::{Input, Plain, Prologue, Reading};
 use super::simd::{Simd, Task, add_lanes};
 use super::transforms::{Map, Output, Planes, Tile, map_columns, map_row};
 
@@ -54,8 +55,8 @@ pub(super) struct Source<'a> {
     /// The channels to transform.
     pub(super) channels: Range<usize>,
     pub(super) images: &'a [f32],
-    /// Stands in for the pixels outside an image.
-    pub(super) zeros: &'a [f32],
+    /// What is done to each pixel of an image on the way.
+    pub(super) prologue: Option<Prologue<'a, f32>>,
 }
 
 /// Transforms a block of tiles of `N` x `N` pixels into `planes [POINTS, tiles, channels]`.
@@ -73,13 +74,23 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        match self.source.prologue {
+            None => self.spread(simd, Plain),
+            Some(prologue) => self.spread(simd, prologue),
+        }
+    }
+}
+
+impl<F: Map<N, 6>, const N: usize> Spread<'_, F, N> {
+    #[inline(always)]
+    fn spread<S: Simd>(self, simd: S, reading: impl Reading) {
         let width = self.source.channels.len();
-        let mut pixels = [[&self.source.zeros[..width]; N]; N];
+        let mut pixels = [[&[][..]; N]; N];
         let mut columns = [[simd.splat(0.0); 6]; N];
         for (slot, tile) in self.block.enumerate() {
             self.source.find(tile, &mut pixels);
             for channel in (0..width).step_by(S::LANES) {
-                map_columns(simd, self.map, &Pixels { pixels: &pixels, channel }, &mut columns);
+                map_columns(simd, self.map, &Pixels { pixels: &pixels, channel, reading }, &mut columns);
                 let offset = slot * width + channel;
                 for row in 0..6 {
                     let line = map_row(simd, self.map, &columns, row);
@@ -94,16 +105,16 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 
 impl<'a> Source<'a> {
     /// All channels of the input of a convolution, with its border of one pixel.
-    pub(super) fn input(tiles: Tiles, images: &'a [f32], zeros: &'a [f32]) -> Self {
-        Self { tiles, before: 1, channels: 0..tiles.channels, images, zeros }
+    pub(super) fn input(tiles: Tiles, images: Input<'a, f32>) -> Self {
+        let Input { x: images, prologue } = images;
+        Self { tiles, before: 1, channels: 0..tiles.channels, images, prologue }
     }
 
-    /// Finds the pixels that the map reads for a tile.
+    /// Finds the pixels that the map reads for a tile, nothing for those outside the image.
     #[inline(always)]
     fn find<const N: usize>(&self, tile: usize, pixels: &mut [[&'a [f32]; N]; N]) {
         let Tiles { h, w, channels } = self.tiles;
         let Place { image, y, x } = self.tiles.place(tile);
-        let zeros = &self.zeros[..self.channels.len()];
         for (row, pixels) in pixels.iter_mut().enumerate() {
             // What lies before the image wraps around to a very large number.
             let y = (y + row).wrapping_sub(self.before);
@@ -113,7 +124,7 @@ impl<'a> Source<'a> {
                 *pixel = if y < h && x < w {
                     &self.images[(line + x) * channels..][self.channels.clone()]
                 } else {
-                    zeros
+                    &[]
                 };
             }
         }
@@ -121,15 +132,19 @@ impl<'a> Source<'a> {
 }
 
 /// One vector of channels of each pixel.
-struct Pixels<'a, const N: usize> {
+struct Pixels<'a, R, const N: usize> {
     pixels: &'a [[&'a [f32]; N]; N],
     channel: usize,
+    reading: R,
 }
 
-impl<const N: usize> Tile for Pixels<'_, N> {
+impl<R: Reading, const N: usize> Tile for Pixels<'_, R, N> {
     #[inline(always)]
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        simd.read(&self.pixels[row][column][self.channel..])
+        match self.pixels[row][column].get(self.channel..self.channel + S::LANES) {
+            Some(pixel) => self.reading.read(simd, self.channel, simd.read(pixel)),
+            None => simd.splat(0.0),
+        }
     }
 }
 

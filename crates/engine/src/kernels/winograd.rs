@@ -20,6 +20,7 @@ use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
 use super::panels::{Panel, Panels};
 use super::pool::Pool;
+use super::prologue;
 use super::simd::{InstructionSet, MAX_ROWS};
 use super::strip::{MAX_WIDTH, Rows, Target, Terms, strip};
 use super::tiles::{Collect, Source, Spread, Tiles};
@@ -61,8 +62,6 @@ struct Worker {
     d_weights: AlignedVec<f32>,
     /// Its share of the channel sums, `[2, c_out]`.
     sums: AlignedVec<f64>,
-    /// Stands in for the pixels outside an image.
-    zeros: AlignedVec<f32>,
 }
 
 /// Geometry, and how long every buffer is.
@@ -117,8 +116,7 @@ impl Plan {
                 * (AlignedVec::<f32>::bytes(self.images_len())
                     + AlignedVec::<f32>::bytes(self.outputs_len())
                     + AlignedVec::<f32>::bytes(self.shape.weight_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out)
-                    + AlignedVec::<f32>::bytes(self.channels()))
+                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
     }
 
     /// Where the transformed output gradient of one panel lies, and the distance of its planes.
@@ -156,7 +154,6 @@ impl WinogradConv {
             outputs: AlignedVec::zeroed(plan.outputs_len()),
             d_weights: AlignedVec::zeroed(shape.weight_len()),
             sums: AlignedVec::zeroed(2 * shape.c_out),
-            zeros: AlignedVec::zeroed(plan.channels()),
         };
         let workers = (0..threads).map(|_| worker()).collect();
         Self { isa, weights: AlignedVec::zeroed(plan.weights_len()), workers, plan }
@@ -170,7 +167,7 @@ impl WinogradConv {
         &mut self,
         pool: &Pool,
         n: usize,
-        x: &[f32],
+        input: prologue::Input<'_, f32>,
         w: &[f32],
         y: &mut [f32],
         sums: Option<&mut [f64]>,
@@ -191,8 +188,8 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, y, shape.output_len()),
             |_, (images, y, worker)| {
                 worker.sums.fill(0.0);
-                let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
-                pass.run(x, weights, y, worker);
+                let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
+                pass.run(input, weights, y, worker);
             },
         );
         if let Some(sums) = sums {
@@ -226,20 +223,27 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, dx, shape.input_len()),
             |_, (images, dx, worker)| {
                 let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(dy, weights, dx, worker);
+                pass.run(prologue::Input::plain(dy), weights, dx, worker);
             },
         );
     }
 
-    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(super) fn backward_weights(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        input: prologue::Input<'_, f32>,
+        dy: &[f32],
+        dw: &mut [f32],
+    ) {
         let Self { isa, plan, workers, .. } = self;
         let shape = plan.shape;
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
-            let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
+            let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(x), plan.gradient_block) {
-                add_block_gradient(*isa, plan, tiles, [x, dy], worker);
+            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(input.x), plan.gradient_block) {
+                add_block_gradient(*isa, plan, tiles, (input, dy), worker);
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
@@ -252,14 +256,14 @@ fn add_block_gradient(
     isa: InstructionSet,
     plan: &Plan,
     tiles: Range<usize>,
-    [x, dy]: [&[f32]; 2],
+    (x, dy): (prologue::Input<'_, f32>, &[f32]),
     worker: &mut Worker,
 ) {
-    let Worker { images, outputs, d_weights, zeros, .. } = worker;
+    let Worker { images, outputs, d_weights, .. } = worker;
     let c_in = plan.shape.c_in;
     let plane = plan.gradient_block * c_in + GAP;
     let (input, d_output) = (Tiles::new(&plan.shape, c_in), Tiles::new(&plan.shape, plan.shape.c_out));
-    let source = Source::input(input, x, zeros);
+    let source = Source::input(input, x);
     isa.run(Spread::<_, 6> { map: Input, source, block: tiles.clone(), planes: images, plane });
     let mut sums = Sums([0.0; POINTS * MAX_ROWS * MAX_WIDTH]);
     for panel in plan.outputs.iter() {
@@ -268,7 +272,7 @@ fn add_block_gradient(
         let channels = panel.first..panel.first + panel.width;
         isa.run(Spread::<_, 4> {
             map: OutputGradient,
-            source: Source { tiles: d_output, before: 0, channels, images: dy, zeros },
+            source: Source { tiles: d_output, before: 0, channels, images: dy, prologue: None },
             block: tiles.clone(),
             planes: transformed,
             plane: d_plane,
@@ -347,14 +351,20 @@ impl Pass {
     }
 
     /// Convolves the images of one thread.
-    fn run(&self, source: &[f32], weights: &[f32], target: &mut [f32], worker: &mut Worker) {
-        let Worker { images: transformed, outputs, sums, zeros, .. } = worker;
+    fn run(
+        &self,
+        source: prologue::Input<'_, f32>,
+        weights: &[f32],
+        target: &mut [f32],
+        worker: &mut Worker,
+    ) {
+        let Worker { images: transformed, outputs, sums, .. } = worker;
         let channels = self.source.channels;
         let plane = self.block * channels + GAP;
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..self.source.count(source), self.block) {
-            let source = Source::input(self.source, source, zeros);
+        for tiles in blocks(0..self.source.count(source.x), self.block) {
+            let source = Source::input(self.source, source);
             let (block, planes) = (tiles.clone(), &mut transformed[..]);
             self.isa.run(Spread::<_, 6> { map: Input, source, block, planes, plane });
             for panel in self.panels.iter() {
