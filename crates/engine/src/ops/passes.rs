@@ -286,7 +286,7 @@ impl<T: Real, const L: usize> GradientGroups<'_, T, L> {
 
 /// `f` of every lane.
 #[inline(always)]
-fn lanes<T: Real, const L: usize>(f: impl Fn(usize) -> T) -> [T; L] {
+pub(super) fn lanes<T: Real, const L: usize>(f: impl Fn(usize) -> T) -> [T; L] {
     let mut values = [T::ZERO; L];
     for (l, value) in values.iter_mut().enumerate() {
         *value = f(l);
@@ -308,11 +308,11 @@ fn flush<T: Real, const L: usize>(block: [T; L], sums: &mut [f64; L]) {
 }
 
 #[inline(always)]
-fn groups<const L: usize, T>(values: &[T]) -> &[[T; L]] {
+pub(super) fn groups<const L: usize, T>(values: &[T]) -> &[[T; L]] {
     values.as_chunks().0
 }
 
 #[inline(always)]
-fn groups_mut<const L: usize, T>(values: &mut [T]) -> &mut [[T; L]] {
+pub(super) fn groups_mut<const L: usize, T>(values: &mut [T]) -> &mut [[T; L]] {
     values.as_chunks_mut().0
 }
