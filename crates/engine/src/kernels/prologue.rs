@@ -70,29 +70,30 @@ impl<T: Real> Prologue<'_, T> {
     }
 }
 
-/// A step of a vector on its way into a convolution.
-pub(super) trait Reading: Copy {
-    /// What is seen of the vector of `x` that begins at `channel`.
-    fn read<S: Simd>(self, simd: S, channel: usize, x: S::Vector) -> S::Vector;
-}
-
-/// Nothing is done.
-#[derive(Clone, Copy)]
-pub(super) struct Plain;
-
-impl Reading for Plain {
+impl Prologue<'_, f32> {
+    /// The prologue of the vector of channels that begins at `channel`.
     #[inline(always)]
-    fn read<S: Simd>(self, _simd: S, _channel: usize, x: S::Vector) -> S::Vector {
-        x
+    pub(super) fn vector<S: Simd>(&self, simd: S, channel: usize) -> VectorPrologue<S> {
+        VectorPrologue {
+            multiplier: simd.read(&self.multiplier[channel..]),
+            offset: simd.read(&self.offset[channel..]),
+            floor: simd.splat(self.floor()),
+        }
     }
 }
 
-impl Reading for Prologue<'_, f32> {
+/// A prologue of as many channels as a vector has lanes.
+#[derive(Clone, Copy)]
+pub(super) struct VectorPrologue<S: Simd> {
+    multiplier: S::Vector,
+    offset: S::Vector,
+    floor: S::Vector,
+}
+
+impl<S: Simd> VectorPrologue<S> {
     #[inline(always)]
-    fn read<S: Simd>(self, simd: S, channel: usize, x: S::Vector) -> S::Vector {
-        let (multiplier, offset) =
-            (simd.read(&self.multiplier[channel..]), simd.read(&self.offset[channel..]));
-        simd.max(simd.splat(self.floor()), simd.mul_add(multiplier, x, offset))
+    pub(super) fn see(self, simd: S, x: S::Vector) -> S::Vector {
+        simd.max(self.floor, simd.mul_add(self.multiplier, x, self.offset))
     }
 }
 
@@ -113,8 +114,8 @@ impl Task for Apply<'_> {
         let whole = channels - channels % S::LANES;
         for (x, y) in self.x.chunks_exact(channels).zip(self.y.chunks_exact_mut(channels)) {
             for channel in (0..whole).step_by(S::LANES) {
-                let vector = self.prologue.read(simd, channel, simd.read(&x[channel..]));
-                simd.write(&mut y[channel..], vector);
+                let prologue = self.prologue.vector(simd, channel);
+                simd.write(&mut y[channel..], prologue.see(simd, simd.read(&x[channel..])));
             }
             for channel in whole..channels {
                 y[channel] = self.prologue.at(channel, x[channel]);
