@@ -28,9 +28,10 @@ impl MaxPool {
     /// - `x`: `[n, h, w, c]`; `y`: `[n, h', w', c]`
     pub fn forward<T: Real>(&mut self, team: &Team, x: &[T], y: &mut [T]) {
         let (input, output, threads) = (self.input, self.output, team.threads());
+        let taps = &mut self.taps[..y.len()];
         let passes = pieces(x, input.len(), threads)
             .zip(pieces_mut(y, output.len(), threads))
-            .zip(pieces_mut(&mut self.taps[..y.len()], output.len(), threads))
+            .zip(pieces_mut(taps, output.len(), threads))
             .map(|((x, y), taps)| Largest { input, output, x, y, taps })
             .collect();
         team.run(input.c, passes);
