@@ -6,8 +6,8 @@
 //! run time.
 //!
 //! Start reading at `conv` for what is computed, at `direct` and `winograd` for how it is divided,
-//! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `pool`,
-//! `simd`, `strip` and `vectorized`.
+//! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `planes`,
+//! `pool`, `products`, `simd`, `strip`, `tiles` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
@@ -22,7 +22,10 @@ mod packed;
 mod panels;
 mod path;
 mod peak;
+mod planes;
 mod pool;
+mod products;
+mod prologue;
 mod real;
 mod reference;
 mod simd;
@@ -41,5 +44,6 @@ pub use packed::{PANEL, Packed, PackedGemm};
 pub use path::KernelPath;
 pub use peak::peak_flops;
 pub use pool::{Pool, split};
+pub use prologue::{Input, Prologue};
 pub use real::Real;
 pub use vectorized::{ChannelPass, LANES, vectorized};

@@ -131,33 +131,60 @@ fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
     offset: &impl Fn(usize) -> usize,
     tile: &mut [[S::Vector; VECTORS]; ROWS],
 ) {
-    let width = VECTORS * S::LANES;
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
     let last = (0..ROWS).map(offset).max().unwrap_or(0);
     let reach = terms.len.saturating_sub(1) * step;
     let mut panel = terms.b;
-    for &run in terms.runs {
-        assert!(terms.len == 0 || last + run + reach < terms.a.len(), "a run leaves its matrix");
-        let (b, rest) = panel.split_at(terms.len * width);
+    for &start in terms.runs {
+        assert!(terms.len == 0 || last + start + reach < terms.a.len(), "a run leaves its matrix");
+        let (b, rest) = panel.split_at(terms.len * VECTORS * S::LANES);
         panel = rest;
-        let a = |l: usize| terms.a.as_ptr().wrapping_add(run + l * step);
-        let b = |l: usize| b.as_ptr().wrapping_add(l * width);
-        let mut l = 0;
-        while l + 4 <= terms.len {
-            for l in l..l + 4 {
-                // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
-                unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
-            }
-            l += 4;
-        }
-        while l < terms.len {
-            // SAFETY: l < len, and the ends of the run in `a` and in `b` are asserted above.
-            unsafe { add_term(simd, a(l), offset, b(l), &mut sums) };
-            l += 1;
-        }
+        let run = Run { a: terms.a.as_ptr().wrapping_add(start), step, b: b.as_ptr(), len: terms.len };
+        // SAFETY: the ends of the run in `a` and in `b` have just been checked.
+        unsafe { add_run(simd, run, offset, &mut sums) };
     }
     // Written row by row from a copy, because what is indexed at run time cannot live in registers.
     *tile = sums;
+}
+
+/// Terms that lie at equal distances.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// The first term of a row whose offset is zero.
+    pub(super) a: *const f32,
+    /// Distance of two terms in `a`.
+    pub(super) step: usize,
+    /// As many vectors per term as the strip is wide.
+    pub(super) b: *const f32,
+    pub(super) len: usize,
+}
+
+/// Adds a run to every sum of a strip; for use within a [`Task`], where it is inlined.
+///
+/// # Safety
+/// `a` plus the offset of every row and all steps, and all vectors of `b`, lie in live slices.
+#[inline(always)]
+pub(super) unsafe fn add_run<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    run: Run,
+    offset: &impl Fn(usize) -> usize,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    let a = |l: usize| run.a.wrapping_add(l * run.step);
+    let b = |l: usize| run.b.wrapping_add(l * VECTORS * S::LANES);
+    let mut l = 0;
+    while l + 4 <= run.len {
+        for l in l..l + 4 {
+            // SAFETY: l < len, and the rest is the caller's promise.
+            unsafe { add_term(simd, a(l), offset, b(l), sums) };
+        }
+        l += 4;
+    }
+    while l < run.len {
+        // SAFETY: l < len, and the rest is the caller's promise.
+        unsafe { add_term(simd, a(l), offset, b(l), sums) };
+        l += 1;
+    }
 }
 
 /// Adds one term to every sum of the strip.

@@ -1,11 +1,19 @@
 //! Images cut into tiles of 4 x 4 pixels, and a block of tiles moved into and out of the basis in which
 //! Winograd's convolution is a product per point.
 
+#![expect(unsafe_code, reason = "pixels are checked once per tile instead of once per vector")]
+
 use std::ops::Range;
+use std::ptr;
 
 use super::conv::ConvShape;
-use super::simd::{Simd, Task, add_lanes};
-use super::transforms::{Map, Output, Planes, Tile, map_columns, map_row};
+use super::planes::{Planes, ReadPoints, WritePoints};
+use super::prologue::{Input, Prologue, VectorPrologue};
+use super::simd::{MAX_LANES, Simd, Task, add_lanes};
+use super::transforms::{Map, Output, Sink, Tile, transform};
+
+/// Tiles whose channel sums are added up in single precision.
+const TILES_PER_SUM: usize = 4;
 
 /// Images `[h, w, channels]` cut into tiles, those at the far edges cut off.
 #[derive(Clone, Copy)]
@@ -16,6 +24,7 @@ pub(super) struct Tiles {
 }
 
 /// An image and the first pixel of a tile in it.
+#[derive(Clone, Copy)]
 struct Place {
     image: usize,
     y: usize,
@@ -43,6 +52,25 @@ impl Tiles {
         let across = self.w.div_ceil(4);
         Place { image, y: tile / across * 4, x: tile % across * 4 }
     }
+
+    /// Steps to the next tile.
+    #[inline(always)]
+    fn advance(&self, place: &mut Place) {
+        place.x += 4;
+        if place.x >= self.w {
+            *place = Place { x: 0, y: place.y + 4, ..*place };
+        }
+        if place.y >= self.h {
+            *place = Place { y: 0, image: place.image + 1, ..*place };
+        }
+    }
+
+    /// The numbers of one image.
+    #[inline(always)]
+    fn image(&self, place: Place) -> Range<usize> {
+        let len = self.h * self.w * self.channels;
+        place.image * len..(place.image + 1) * len
+    }
 }
 
 /// Pixels to transform.
@@ -54,18 +82,17 @@ pub(super) struct Source<'a> {
     /// The channels to transform.
     pub(super) channels: Range<usize>,
     pub(super) images: &'a [f32],
-    /// Stands in for the pixels outside an image.
-    pub(super) zeros: &'a [f32],
+    /// What is done to each pixel of an image on the way.
+    pub(super) prologue: Option<Prologue<'a, f32>>,
 }
 
-/// Transforms a block of tiles of `N` x `N` pixels into `planes [POINTS, tiles, channels]`.
+/// Transforms a block of tiles of `N` x `N` pixels into planes.
 pub(super) struct Spread<'a, F, const N: usize> {
     pub(super) map: F,
     pub(super) source: Source<'a>,
     pub(super) block: Range<usize>,
-    pub(super) planes: &'a mut [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
+    pub(super) planes: Planes,
+    pub(super) transformed: &'a mut [f32],
 }
 
 impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
@@ -73,75 +100,114 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.source.channels.len();
-        let mut pixels = [[&self.source.zeros[..width]; N]; N];
-        let mut columns = [[simd.splat(0.0); 6]; N];
-        for (slot, tile) in self.block.enumerate() {
-            self.source.find(tile, &mut pixels);
-            for channel in (0..width).step_by(S::LANES) {
-                map_columns(simd, self.map, &Pixels { pixels: &pixels, channel }, &mut columns);
-                let offset = slot * width + channel;
-                for row in 0..6 {
-                    let line = map_row(simd, self.map, &columns, row);
-                    for (column, vector) in line.into_iter().enumerate() {
-                        simd.write(&mut self.planes[(6 * row + column) * self.plane + offset..], vector);
-                    }
+        let Source { channels, prologue, .. } = self.source.clone();
+        let mut seen = Seen::<N>([[Vector([0.0; MAX_LANES]); N]; N]);
+        let mut place = self.source.tiles.place(self.block.start);
+        for slot in 0..self.block.len() {
+            let pixels: [[_; N]; N] = self.source.find(place);
+            for channel in (0..channels.len()).step_by(S::LANES) {
+                let tile = Pixels { pixels: &pixels, channel };
+                let offset = self.planes.offset(slot, channel / S::LANES);
+                let mut points =
+                    WritePoints::<6, false>::new::<S>(self.transformed, self.planes.plane, offset);
+                // Half of the rows at a time, because not all of them fit the registers.
+                if let Some(prologue) = prologue {
+                    seen.look(simd, &tile, prologue.vector(simd, channels.start + channel));
+                    transform::<S, N, 6, 3, 0>(simd, self.map, &seen, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, self.map, &seen, &mut points);
+                } else {
+                    transform::<S, N, 6, 3, 0>(simd, self.map, &tile, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, self.map, &tile, &mut points);
                 }
             }
+            self.source.tiles.advance(&mut place);
         }
     }
 }
 
 impl<'a> Source<'a> {
     /// All channels of the input of a convolution, with its border of one pixel.
-    pub(super) fn input(tiles: Tiles, images: &'a [f32], zeros: &'a [f32]) -> Self {
-        Self { tiles, before: 1, channels: 0..tiles.channels, images, zeros }
+    pub(super) fn input(tiles: Tiles, images: Input<'a, f32>) -> Self {
+        let Input { x: images, prologue } = images;
+        Self { tiles, before: 1, channels: 0..tiles.channels, images, prologue }
     }
 
-    /// Finds the pixels that the map reads for a tile.
+    /// Finds the pixels that the map reads for a tile; null stands for those outside the image.
     #[inline(always)]
-    fn find<const N: usize>(&self, tile: usize, pixels: &mut [[&'a [f32]; N]; N]) {
+    fn find<const N: usize>(&self, place: Place) -> [[*const f32; N]; N] {
         let Tiles { h, w, channels } = self.tiles;
-        let Place { image, y, x } = self.tiles.place(tile);
-        let zeros = &self.zeros[..self.channels.len()];
+        assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
+        let image = &self.images[self.tiles.image(place)][self.channels.start..];
+        let mut pixels = [[ptr::null(); N]; N];
         for (row, pixels) in pixels.iter_mut().enumerate() {
             // What lies before the image wraps around to a very large number.
-            let y = (y + row).wrapping_sub(self.before);
-            let line = (image * h).wrapping_add(y).wrapping_mul(w);
+            let y = (place.y + row).wrapping_sub(self.before);
             for (column, pixel) in pixels.iter_mut().enumerate() {
-                let x = (x + column).wrapping_sub(self.before);
-                *pixel = if y < h && x < w {
-                    &self.images[(line + x) * channels..][self.channels.clone()]
-                } else {
-                    zeros
-                };
+                let x = (place.x + column).wrapping_sub(self.before);
+                if y < h && x < w {
+                    *pixel = image.as_ptr().wrapping_add((y * w + x) * channels);
+                }
             }
         }
+        pixels
     }
 }
 
 /// One vector of channels of each pixel.
 struct Pixels<'a, const N: usize> {
-    pixels: &'a [[&'a [f32]; N]; N],
+    pixels: &'a [[*const f32; N]; N],
     channel: usize,
 }
 
 impl<const N: usize> Tile for Pixels<'_, N> {
     #[inline(always)]
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        simd.read(&self.pixels[row][column][self.channel..])
+        let pixel = self.pixels[row][column];
+        if pixel.is_null() {
+            return simd.splat(0.0);
+        }
+        // SAFETY: `Source::find` points at a pixel of the image that has this vector of channels.
+        unsafe { simd.load(pixel.wrapping_add(self.channel)) }
     }
 }
 
-/// Transforms `planes [POINTS, tiles, channels]` into a block of tiles of outputs.
+/// One vector of channels of each pixel behind the prologue, which is worth keeping: a transform reads it twice.
+struct Seen<const N: usize>([[Vector; N]; N]);
+
+/// A vector of any instruction set.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Vector([f32; MAX_LANES]);
+
+impl<const N: usize> Seen<N> {
+    #[inline(always)]
+    fn look<S: Simd>(&mut self, simd: S, tile: &Pixels<'_, N>, prologue: VectorPrologue<S>) {
+        for (row, seen) in self.0.iter_mut().enumerate() {
+            for (column, seen) in seen.iter_mut().enumerate() {
+                // The padding lies behind the prologue.
+                let is_outside = tile.pixels[row][column].is_null();
+                let x = tile.read(simd, row, column);
+                simd.write(&mut seen.0, if is_outside { x } else { prologue.see(simd, x) });
+            }
+        }
+    }
+}
+
+impl<const N: usize> Tile for Seen<N> {
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        simd.read(&self.0[row][column].0)
+    }
+}
+
+/// Transforms the planes of a block of tiles into outputs.
 pub(super) struct Collect<'a> {
     pub(super) tiles: Tiles,
     pub(super) block: Range<usize>,
     /// The channels to write.
     pub(super) channels: Range<usize>,
-    pub(super) planes: &'a [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
+    pub(super) planes: Planes,
+    pub(super) products: &'a [f32],
     pub(super) images: &'a mut [f32],
     /// Adds to the images instead of replacing them.
     pub(super) accumulate: bool,
@@ -153,31 +219,42 @@ impl Task for Collect<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
+        if self.accumulate { self.collect::<S, true>(simd) } else { self.collect::<S, false>(simd) }
+    }
+}
+
+impl Collect<'_> {
+    #[inline(always)]
+    fn collect<S: Simd, const ACCUMULATE: bool>(mut self, simd: S) {
         let Tiles { h, w, channels } = self.tiles;
-        let width = self.channels.len();
-        let mut columns = [[simd.splat(0.0); 4]; 6];
-        for (slot, tile) in self.block.clone().enumerate() {
-            let place = self.tiles.place(tile);
-            let first = (place.image * h + place.y) * w + place.x;
-            for channel in (0..width).step_by(S::LANES) {
-                let offset = slot * width + channel;
-                let products = Planes { planes: self.planes, plane: self.plane, offset, side: 6 };
-                map_columns(simd, Output, &products, &mut columns);
+        assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
+        for channel in (0..self.channels.len()).step_by(S::LANES) {
+            let mut place = self.tiles.place(self.block.start);
+            for first in (0..self.block.len()).step_by(TILES_PER_SUM) {
                 let (mut sum, mut squares) = (simd.splat(0.0), simd.splat(0.0));
-                for row in 0..4.min(h - place.y) {
-                    let line = map_row(simd, Output, &columns, row);
-                    for (column, vector) in line.into_iter().enumerate() {
-                        if place.x + column < w {
-                            let pixel = (first + row * w + column) * channels;
-                            let pixel = &mut self.images[pixel + self.channels.start + channel..];
-                            let vector =
-                                if self.accumulate { simd.add(simd.read(pixel), vector) } else { vector };
-                            simd.write(pixel, vector);
-                            sum = simd.add(sum, vector);
-                            squares = simd.mul_add(vector, vector, squares);
-                        }
+                for slot in first..(first + TILES_PER_SUM).min(self.block.len()) {
+                    let offset = self.planes.offset(slot, channel / S::LANES);
+                    let products = ReadPoints::<6>::new::<S>(self.products, self.planes.plane, offset);
+                    let image = &mut self.images[self.tiles.image(place)];
+                    let mut sink = Pixel::<S, ACCUMULATE> {
+                        tile: image[(place.y * w + place.x) * channels + self.channels.start + channel..]
+                            .as_mut_ptr(),
+                        row: w * channels,
+                        pixel: channels,
+                        rows: 4,
+                        columns: 4,
+                        sum,
+                        squares,
+                    };
+                    if place.y + 4 <= h && place.x + 4 <= w {
+                        transform::<S, 6, 4, 4, 0>(simd, Output, &products, &mut sink);
+                    } else {
+                        (sink.rows, sink.columns) = (h - place.y, w - place.x);
+                        transform::<S, 6, 4, 4, 0>(simd, Output, &products, &mut sink);
                     }
+                    (sum, squares) = (sink.sum, sink.squares);
+                    self.tiles.advance(&mut place);
                 }
                 if let Some([sums, all_squares]) = &mut self.sums {
                     add_lanes(simd, sum, &mut sums[channel..]);
@@ -185,5 +262,39 @@ impl Task for Collect<'_> {
                 }
             }
         }
+    }
+}
+
+/// One vector of channels of the pixels of a tile.
+struct Pixel<S: Simd, const ACCUMULATE: bool> {
+    /// In the first pixel, which lies within the image.
+    tile: *mut f32,
+    /// Distance of two rows of the image.
+    row: usize,
+    /// Distance of two pixels.
+    pixel: usize,
+    /// Rows and columns that lie within the image.
+    rows: usize,
+    columns: usize,
+    /// Of what was written.
+    sum: S::Vector,
+    squares: S::Vector,
+}
+
+impl<S: Simd, const ACCUMULATE: bool> Sink<S> for Pixel<S, ACCUMULATE> {
+    #[inline(always)]
+    fn write(&mut self, simd: S, row: usize, column: usize, mut vector: S::Vector) {
+        if row >= self.rows || column >= self.columns {
+            return;
+        }
+        let to = self.tile.wrapping_add(row * self.row + column * self.pixel);
+        if ACCUMULATE {
+            // SAFETY: as below.
+            vector = simd.add(unsafe { simd.load(to) }, vector);
+        }
+        // SAFETY: `Collect` has checked the image, its channels and how much of the tile lies within it.
+        unsafe { simd.store(to, vector) };
+        self.sum = simd.add(self.sum, vector);
+        self.squares = simd.mul_add(vector, vector, self.squares);
     }
 }

@@ -16,6 +16,7 @@
 //! and the gradient of the weights, being linear in the product, is `Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
 //! Each map works on the lines of a tile of vectors, a vector holding one number of many channels.
 
+use super::planes::{Planes, ReadPoints, WritePoints};
 use super::simd::{MAX_LANES, Simd, Task};
 
 /// Numbers in a transformed tile.
@@ -128,53 +129,39 @@ pub(super) trait Tile {
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector;
 }
 
-/// One vector of each plane of a `side` x `side` transform.
-pub(super) struct Planes<'a> {
-    pub(super) planes: &'a [f32],
-    /// Distance of two planes.
-    pub(super) plane: usize,
-    pub(super) offset: usize,
-    pub(super) side: usize,
+/// Where the vectors of a transformed tile are written.
+pub(super) trait Sink<S: Simd> {
+    fn write(&mut self, simd: S, row: usize, column: usize, vector: S::Vector);
 }
 
-impl Tile for Planes<'_> {
-    #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        simd.read(&self.planes[(row * self.side + column) * self.plane + self.offset..])
-    }
-}
-
-/// Applies a map to the columns of a tile. The caller keeps `columns`, lest they be cleared and
-/// copied for every vector.
+/// Applies a map to the columns and then to the rows of a tile, and writes `ROWS` rows of the
+/// result, from row `FIRST` on.
+///
+/// Only those are computed: the compiler leaves out what a column's map gives to the others.
 #[inline(always)]
-pub(super) fn map_columns<S: Simd, const N: usize, const M: usize>(
+pub(super) fn transform<S: Simd, const N: usize, const M: usize, const ROWS: usize, const FIRST: usize>(
     simd: S,
     map: impl Map<N, M>,
     tile: &impl Tile,
-    columns: &mut [[S::Vector; M]; N],
+    sink: &mut impl Sink<S>,
 ) {
-    for (column, mapped) in columns.iter_mut().enumerate() {
+    let mut rows = [[simd.splat(0.0); N]; ROWS];
+    for column in 0..N {
         let mut line = [simd.splat(0.0); N];
         for (row, vector) in line.iter_mut().enumerate() {
             *vector = tile.read(simd, row, column);
         }
-        *mapped = map.map(simd, line);
+        let mapped = map.map(simd, line);
+        for (row, line) in rows.iter_mut().enumerate() {
+            line[column] = mapped[FIRST + row];
+        }
     }
-}
-
-/// Applies a map to a row of mapped columns.
-#[inline(always)]
-pub(super) fn map_row<S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    map: impl Map<N, M>,
-    columns: &[[S::Vector; M]; N],
-    row: usize,
-) -> [S::Vector; M] {
-    let mut line = [simd.splat(0.0); N];
-    for (vector, column) in line.iter_mut().zip(columns) {
-        *vector = column[row];
+    for (row, line) in rows.iter().enumerate() {
+        let mapped = map.map(simd, *line);
+        for (column, &vector) in mapped.iter().enumerate() {
+            sink.write(simd, FIRST + row, column, vector);
+        }
     }
-    map.map(simd, line)
 }
 
 /// `factor * a + b`
@@ -194,7 +181,9 @@ pub(super) struct SpreadWeights<'a> {
     pub(super) flipped: bool,
     /// Numbers in a row of the panel.
     pub(super) width: usize,
-    /// `[POINTS, rows, width]`
+    /// One tile per row.
+    pub(super) planes: Planes,
+    pub(super) rows: usize,
     pub(super) panel: &'a mut [f32],
 }
 
@@ -203,9 +192,7 @@ impl Task for SpreadWeights<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let plane = self.panel.len() / POINTS;
-        let mut columns = [[simd.splat(0.0); 6]; 3];
-        for row in 0..plane / self.width {
+        for row in 0..self.rows {
             for first in (0..self.width).step_by(S::LANES) {
                 let mut taps = [[0.0; MAX_LANES]; 9];
                 for lane in 0..S::LANES {
@@ -214,14 +201,10 @@ impl Task for SpreadWeights<'_> {
                         lanes[lane] = w[if self.flipped { 8 - tap } else { tap }];
                     }
                 }
-                let taps = Planes { planes: taps.as_flattened(), plane: MAX_LANES, offset: 0, side: 3 };
-                map_columns(simd, Weights, &taps, &mut columns);
-                for y in 0..6 {
-                    for (x, vector) in map_row(simd, Weights, &columns, y).into_iter().enumerate() {
-                        let offset = (6 * y + x) * plane + row * self.width + first;
-                        simd.write(&mut self.panel[offset..], vector);
-                    }
-                }
+                let taps = ReadPoints::<3>::new::<S>(taps.as_flattened(), MAX_LANES, 0);
+                let offset = self.planes.offset(row, first / S::LANES);
+                let mut points = WritePoints::<6, false>::new::<S>(self.panel, self.planes.plane, offset);
+                transform::<S, 3, 6, 6, 0>(simd, Weights, &taps, &mut points);
             }
         }
     }
@@ -230,34 +213,24 @@ impl Task for SpreadWeights<'_> {
 /// Transforms the gradients of some rows of a transformed panel into those of their nine taps.
 pub(super) struct CollectWeights<'a> {
     /// `[POINTS, rows, width]`
-    pub(super) planes: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) width: usize,
-    /// The panel's gradient, `[9, channels, width]`, from the first of these rows on.
+    pub(super) products: &'a [f32],
+    /// Distance of two points in `products`.
+    pub(super) plane: usize,
+    /// Numbers to transform.
+    pub(super) len: usize,
+    /// The panel's gradient, `[9, channels, width]`, from the first of these rows on, to be added to.
     pub(super) d_weights: &'a mut [f32],
     /// Distance of two taps in `d_weights`.
     pub(super) tap: usize,
-    pub(super) accumulate: bool,
 }
 
-impl Task for CollectWeights<'_> {
-    type Output = ();
-
+impl CollectWeights<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let mut columns = [[simd.splat(0.0); 3]; 6];
-        for offset in (0..self.rows * self.width).step_by(S::LANES) {
-            let plane = self.rows * self.width;
-            let tile = Planes { planes: self.planes, plane, offset, side: 6 };
-            map_columns(simd, WeightGradient, &tile, &mut columns);
-            for y in 0..3 {
-                for (x, vector) in map_row(simd, WeightGradient, &columns, y).into_iter().enumerate() {
-                    let d_weights = &mut self.d_weights[(3 * y + x) * self.tap + offset..];
-                    let vector =
-                        if self.accumulate { simd.add(simd.read(d_weights), vector) } else { vector };
-                    simd.write(d_weights, vector);
-                }
-            }
+    pub(super) fn run<S: Simd>(self, simd: S) {
+        for offset in (0..self.len).step_by(S::LANES) {
+            let products = ReadPoints::<6>::new::<S>(self.products, self.plane, offset);
+            let mut sums = WritePoints::<3, true>::new::<S>(self.d_weights, self.tap, offset);
+            transform::<S, 6, 3, 3, 0>(simd, WeightGradient, &products, &mut sums);
         }
     }
 }

@@ -10,8 +10,7 @@
 //! | weight gradient | input channels | output channels | tiles |
 //!
 //! Work is divided by images as in direct convolution, in blocks of tiles whose transforms stay in
-//! the cache. The gradient of a transformed weight never reaches memory: the 36 sums of a strip are
-//! transformed back at once. Sides that are no multiple of four end in tiles cut off at the edge.
+//! the cache. Sides that are no multiple of four end in tiles cut off at the edge.
 
 use std::ops::Range;
 
@@ -19,11 +18,13 @@ use super::aligned::AlignedVec;
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
 use super::panels::{Panel, Panels};
+use super::planes::Planes;
 use super::pool::Pool;
-use super::simd::{InstructionSet, MAX_ROWS};
-use super::strip::{MAX_WIDTH, Rows, Target, Terms, strip};
+use super::products::{AddGradient, Multiply};
+use super::prologue;
+use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
-use super::transforms::{CollectWeights, Input, OutputGradient, POINTS, SpreadWeights};
+use super::transforms::{Input, OutputGradient, POINTS, SpreadWeights};
 
 /// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
 /// the second-level cache, for many channels enough to be worth reading the transformed weights.
@@ -38,36 +39,34 @@ const GRADIENT_TILES: usize = 64;
 /// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
 const TRANSFORM_CHANNELS: f64 = 5.3;
 
-/// Numbers between the planes of a transform, lest all 36 fall into one set of the cache.
-const GAP: usize = 16;
-
 /// The three passes of one shape, with their transformed weights and each thread's scratch.
 pub(super) struct WinogradConv {
     isa: InstructionSet,
     plan: Plan,
-    /// Transformed, of the pass under way: for each panel `[POINTS, depth, width]`.
+    /// Transformed, of the pass under way: the planes of each panel, a row per channel.
     weights: AlignedVec<f32>,
     workers: Vec<Worker>,
 }
 
 /// What one thread writes while it works.
 struct Worker {
-    /// A block's transformed images, `[POINTS, tiles, channels]`.
+    /// The planes of a block's images.
     images: AlignedVec<f32>,
-    /// The products of a block and one panel, `[POINTS, tiles, width]`; for the weight gradient the
-    /// transformed output gradient, for each panel `[POINTS, tiles, width]`.
+    /// The planes of a block's products with one panel or, for the weight gradient, of one panel of
+    /// its output gradient.
     outputs: AlignedVec<f32>,
     /// Its share of the weight gradient, panels of `[kh, kw, c_in]` rows.
     d_weights: AlignedVec<f32>,
     /// Its share of the channel sums, `[2, c_out]`.
     sums: AlignedVec<f64>,
-    /// Stands in for the pixels outside an image.
-    zeros: AlignedVec<f32>,
 }
 
 /// Geometry, and how long every buffer is.
 struct Plan {
     shape: ConvShape,
+    lanes: usize,
+    /// Rows of a strip.
+    rows: usize,
     /// Panels over the output channels.
     outputs: Panels,
     /// Panels over the input channels.
@@ -79,13 +78,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(shape: ConvShape, lanes: usize, threads: usize) -> Self {
+    fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
+        let lanes = isa.lanes();
         let channels = shape.c_in.max(shape.c_out);
         let [fewest, most] = BLOCK_TILES;
         let fitting = BLOCK_BYTES / size_of::<f32>() / (POINTS * channels);
         let all = shape.n.div_ceil(threads).max(1) * Tiles::new(&shape, shape.c_in).per_image();
         Self {
             shape,
+            lanes,
+            rows: isa.rows(),
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             block: fitting.clamp(fewest, most).min(all),
@@ -93,22 +95,49 @@ impl Plan {
         }
     }
 
-    fn channels(&self) -> usize {
-        self.shape.c_in.max(self.shape.c_out)
+    /// Of a block's images, in groups of as many tiles as a strip has rows.
+    fn image_planes(&self, channels: usize) -> Planes {
+        // A strip that is one vector wide has two groups.
+        Planes::new(self.block.next_multiple_of(2 * self.rows), self.rows, channels, self.lanes)
+    }
+
+    /// Of a block's products with a panel, in the same groups.
+    fn product_planes(&self, width: usize) -> Planes {
+        self.image_planes(width)
+    }
+
+    /// Of a panel of weights, a row per channel.
+    fn weight_planes(&self, channels: usize, panel: Panel) -> Planes {
+        Planes::new(channels, 1, panel.width, self.lanes)
+    }
+
+    /// Of a block's images for the weight gradient, in one group.
+    fn gradient_planes(&self) -> Planes {
+        Planes::new(self.gradient_block, self.gradient_block, self.shape.c_in, self.lanes)
+    }
+
+    /// Of a panel of a block's output gradient, a row per tile.
+    fn d_output_planes(&self, panel: Panel) -> Planes {
+        Planes::new(self.gradient_block, 1, panel.width, self.lanes)
     }
 
     fn weights_len(&self) -> usize {
-        POINTS * self.shape.c_in * self.shape.c_out
+        let len = |panels: Panels, channels| {
+            panels.iter().map(|panel| self.weight_planes(channels, panel).len()).sum::<usize>()
+        };
+        len(self.outputs, self.shape.c_in).max(len(self.inputs, self.shape.c_out))
     }
 
     fn images_len(&self) -> usize {
-        POINTS * (self.block.max(self.gradient_block) * self.channels() + GAP)
+        let channels = self.shape.c_in.max(self.shape.c_out);
+        self.image_planes(channels).len().max(self.gradient_planes().len())
     }
 
     fn outputs_len(&self) -> usize {
-        let panels = self.shape.c_out.div_ceil(2 * self.outputs.lanes);
-        let products = POINTS * (self.block * 2 * self.outputs.lanes + GAP);
-        products.max(POINTS * (self.gradient_block * self.shape.c_out + panels * GAP))
+        let panels = || self.outputs.iter().chain(self.inputs.iter());
+        let products = panels().map(|panel| self.product_planes(panel.width).len());
+        let d_outputs = self.outputs.iter().map(|panel| self.d_output_planes(panel).len());
+        products.chain(d_outputs).max().unwrap_or(0)
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -117,14 +146,7 @@ impl Plan {
                 * (AlignedVec::<f32>::bytes(self.images_len())
                     + AlignedVec::<f32>::bytes(self.outputs_len())
                     + AlignedVec::<f32>::bytes(self.shape.weight_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out)
-                    + AlignedVec::<f32>::bytes(self.channels()))
-    }
-
-    /// Where the transformed output gradient of one panel lies, and the distance of its planes.
-    fn d_output_panel(&self, panel: Panel) -> (usize, usize) {
-        let index = panel.first / (2 * self.outputs.lanes);
-        (POINTS * (self.gradient_block * panel.first + index * GAP), self.gradient_block * panel.width + GAP)
+                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
     }
 }
 
@@ -150,27 +172,26 @@ impl WinogradConv {
     }
 
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let plan = Plan::new(shape, isa.lanes(), threads);
+        let plan = Plan::new(shape, isa, threads);
         let worker = || Worker {
             images: AlignedVec::zeroed(plan.images_len()),
             outputs: AlignedVec::zeroed(plan.outputs_len()),
             d_weights: AlignedVec::zeroed(shape.weight_len()),
             sums: AlignedVec::zeroed(2 * shape.c_out),
-            zeros: AlignedVec::zeroed(plan.channels()),
         };
         let workers = (0..threads).map(|_| worker()).collect();
         Self { isa, weights: AlignedVec::zeroed(plan.weights_len()), workers, plan }
     }
 
     pub(super) fn predicted_bytes(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        Plan::new(*shape, isa.lanes(), threads).bytes(threads)
+        Plan::new(*shape, isa, threads).bytes(threads)
     }
 
     pub(super) fn forward(
         &mut self,
         pool: &Pool,
         n: usize,
-        x: &[f32],
+        input: prologue::Input<'_, f32>,
         w: &[f32],
         y: &mut [f32],
         sums: Option<&mut [f64]>,
@@ -178,7 +199,7 @@ impl WinogradConv {
         let shape = self.plan.shape;
         let pass = Pass {
             isa: self.isa,
-            block: self.plan.block,
+            plan: &self.plan,
             source: Tiles::new(&shape, shape.c_in),
             target: Tiles::new(&shape, shape.c_out),
             panels: self.plan.outputs,
@@ -191,8 +212,8 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, y, shape.output_len()),
             |_, (images, y, worker)| {
                 worker.sums.fill(0.0);
-                let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
-                pass.run(x, weights, y, worker);
+                let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
+                pass.run(input, weights, y, worker);
             },
         );
         if let Some(sums) = sums {
@@ -213,7 +234,7 @@ impl WinogradConv {
         // With padding 1 the gradient is a convolution of `dy` and the weights turned around.
         let pass = Pass {
             isa: self.isa,
-            block: self.plan.block,
+            plan: &self.plan,
             source: Tiles::new(&shape, shape.c_out),
             target: Tiles::new(&shape, shape.c_in),
             panels: self.plan.inputs,
@@ -226,20 +247,27 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, dx, shape.input_len()),
             |_, (images, dx, worker)| {
                 let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(dy, weights, dx, worker);
+                pass.run(prologue::Input::plain(dy), weights, dx, worker);
             },
         );
     }
 
-    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(super) fn backward_weights(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        input: prologue::Input<'_, f32>,
+        dy: &[f32],
+        dw: &mut [f32],
+    ) {
         let Self { isa, plan, workers, .. } = self;
         let shape = plan.shape;
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
-            let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
+            let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(x), plan.gradient_block) {
-                add_block_gradient(*isa, plan, tiles, [x, dy], worker);
+            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(input.x), plan.gradient_block) {
+                add_block_gradient(*isa, plan, tiles, (input, dy), worker);
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
@@ -252,67 +280,45 @@ fn add_block_gradient(
     isa: InstructionSet,
     plan: &Plan,
     tiles: Range<usize>,
-    [x, dy]: [&[f32]; 2],
+    (x, dy): (prologue::Input<'_, f32>, &[f32]),
     worker: &mut Worker,
 ) {
-    let Worker { images, outputs, d_weights, zeros, .. } = worker;
-    let c_in = plan.shape.c_in;
-    let plane = plan.gradient_block * c_in + GAP;
-    let (input, d_output) = (Tiles::new(&plan.shape, c_in), Tiles::new(&plan.shape, plan.shape.c_out));
-    let source = Source::input(input, x, zeros);
-    isa.run(Spread::<_, 6> { map: Input, source, block: tiles.clone(), planes: images, plane });
-    let mut sums = Sums([0.0; POINTS * MAX_ROWS * MAX_WIDTH]);
+    let Worker { images, outputs, d_weights, .. } = worker;
+    let ConvShape { c_in, c_out, .. } = plan.shape;
+    let (block, image_planes) = (tiles.clone(), plan.gradient_planes());
+    let source = Source::input(Tiles::new(&plan.shape, c_in), x);
+    isa.run(Spread::<_, 6> { map: Input, source, block, planes: image_planes, transformed: images });
     for panel in plan.outputs.iter() {
-        let (start, d_plane) = plan.d_output_panel(panel);
-        let transformed = &mut outputs[start..][..POINTS * d_plane];
+        let d_output_planes = plan.d_output_planes(panel);
         let channels = panel.first..panel.first + panel.width;
         isa.run(Spread::<_, 4> {
             map: OutputGradient,
-            source: Source { tiles: d_output, before: 0, channels, images: dy, zeros },
+            source: Source {
+                tiles: Tiles::new(&plan.shape, c_out),
+                before: 0,
+                channels,
+                images: dy,
+                prologue: None,
+            },
             block: tiles.clone(),
-            planes: transformed,
-            plane: d_plane,
+            planes: d_output_planes,
+            transformed: outputs,
         });
-        let d_weights = &mut d_weights[panel.range(9 * c_in)];
-        for first in (0..c_in).step_by(isa.rows()) {
-            let count = isa.rows().min(c_in - first);
-            let mut rows = Rows::default();
-            for row in 0..count {
-                rows.push(first + row, row * panel.width);
-            }
-            for point in 0..POINTS {
-                let terms = Terms {
-                    a: &images[point * plane..],
-                    runs: &[0],
-                    len: tiles.len(),
-                    step: c_in,
-                    b: &transformed[point * d_plane..],
-                    width: panel.width,
-                };
-                let c = &mut sums.0[point * count * panel.width..];
-                let mut target = Target { c, columns: panel.width, accumulate: false, sums: None };
-                strip(isa, &terms, &rows, &mut target);
-            }
-            isa.run(CollectWeights {
-                planes: &sums.0,
-                rows: count,
-                width: panel.width,
-                d_weights: &mut d_weights[first * panel.width..],
-                tap: c_in * panel.width,
-                accumulate: true,
-            });
-        }
+        isa.run(AddGradient {
+            tiles: tiles.len(),
+            image_planes,
+            images,
+            d_output_planes,
+            d_outputs: outputs,
+            d_weights: &mut d_weights[panel.range(9 * c_in)],
+        });
     }
 }
 
-/// The gradients of some transformed weights.
-#[repr(align(64))]
-struct Sums([f32; POINTS * MAX_ROWS * MAX_WIDTH]);
-
 /// The forward pass or the data gradient: one convolution, of the one or the other images.
-struct Pass {
+struct Pass<'a> {
     isa: InstructionSet,
-    block: usize,
+    plan: &'a Plan,
     source: Tiles,
     target: Tiles,
     /// Panels over the channels of the target.
@@ -321,7 +327,7 @@ struct Pass {
     with_sums: bool,
 }
 
-impl Pass {
+impl Pass<'_> {
     /// Transforms the weights, the panels divided over the threads.
     fn transform_weights(
         &self,
@@ -331,65 +337,70 @@ impl Pass {
         flipped: bool,
         weights: &mut [f32],
     ) {
-        let depth = POINTS * self.source.channels;
-        let panel_len = 2 * self.panels.lanes * depth;
-        let parts = self.panels.iter().zip(weights.chunks_mut(panel_len)).collect();
-        pool.for_each_part(parts, |_, (panel, transformed)| {
+        let rows = self.source.channels;
+        let mut rest = weights;
+        let parts = self.panels.iter().map(|panel| {
+            let planes = self.plan.weight_planes(rows, panel);
+            (panel, planes, rest.split_off_mut(..planes.len()).expect("the panels fit their buffer"))
+        });
+        pool.for_each_part(parts.collect(), |_, (panel, planes, transformed)| {
             self.isa.run(SpreadWeights {
                 w: &w[panel.first * strides.column..],
                 column: strides.column,
                 depth: strides.depth,
                 flipped,
                 width: panel.width,
-                panel: &mut transformed[..panel.width * depth],
+                planes,
+                rows,
+                panel: transformed,
             });
         });
     }
 
     /// Convolves the images of one thread.
-    fn run(&self, source: &[f32], weights: &[f32], target: &mut [f32], worker: &mut Worker) {
-        let Worker { images: transformed, outputs, sums, zeros, .. } = worker;
+    fn run(
+        &self,
+        source: prologue::Input<'_, f32>,
+        weights: &[f32],
+        target: &mut [f32],
+        worker: &mut Worker,
+    ) {
+        let Self { isa, plan, .. } = *self;
+        let Worker { images, outputs, sums, .. } = worker;
         let channels = self.source.channels;
-        let plane = self.block * channels + GAP;
+        let image_planes = plan.image_planes(channels);
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..self.source.count(source), self.block) {
-            let source = Source::input(self.source, source, zeros);
-            let (block, planes) = (tiles.clone(), &mut transformed[..]);
-            self.isa.run(Spread::<_, 6> { map: Input, source, block, planes, plane });
+        for tiles in blocks(0..self.source.count(source.x), plan.block) {
+            let (source, block) = (Source::input(self.source, source), tiles.clone());
+            isa.run(Spread::<_, 6> { map: Input, source, block, planes: image_planes, transformed: images });
+            let mut weights = weights;
             for panel in self.panels.iter() {
-                let product_plane = self.block * panel.width + GAP;
-                let weights = &weights[panel.range(POINTS * channels)];
-                for (point, weights) in weights.chunks_exact(channels * panel.width).enumerate() {
-                    let products = &mut outputs[point * product_plane..];
-                    self.multiply(&transformed[point * plane..], weights, tiles.len(), panel.width, products);
-                }
+                let weight_planes = plan.weight_planes(channels, panel);
+                let product_planes = plan.product_planes(panel.width);
+                let (transformed, rest) = weights.split_at(weight_planes.len());
+                weights = rest;
+                isa.run(Multiply {
+                    tiles: tiles.len(),
+                    image_planes,
+                    images,
+                    weight_planes,
+                    weights: transformed,
+                    product_planes,
+                    products: outputs,
+                });
                 let columns = panel.first..panel.first + panel.width;
-                self.isa.run(Collect {
+                isa.run(Collect {
                     tiles: self.target,
                     block: tiles.clone(),
                     channels: columns.clone(),
-                    planes: outputs,
-                    plane: product_plane,
+                    planes: product_planes,
+                    products: outputs,
                     images: target,
                     accumulate: self.accumulate,
                     sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
                 });
             }
-        }
-    }
-
-    /// Multiplies the tiles of one plane and one panel of weights.
-    fn multiply(&self, images: &[f32], weights: &[f32], tiles: usize, width: usize, products: &mut [f32]) {
-        let channels = self.source.channels;
-        let terms = Terms { a: images, runs: &[0], len: channels, step: 1, b: weights, width };
-        let mut target = Target { c: products, columns: width, accumulate: false, sums: None };
-        for first in (0..tiles).step_by(self.isa.rows()) {
-            let mut rows = Rows::default();
-            for tile in first..(first + self.isa.rows()).min(tiles) {
-                rows.push(tile * channels, tile * width);
-            }
-            strip(self.isa, &terms, &rows, &mut target);
         }
     }
 }

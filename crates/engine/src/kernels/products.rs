@@ -1,0 +1,177 @@
+//! The matrix products of Winograd's convolution: all 36 points of a block of tiles in one call,
+//! because a strip of 16 channels is over too soon to be called by itself.
+//!
+//! A strip is as in [`strip`](super::strip), of twice as many rows where the panel is one vector wide.
+
+#![expect(unsafe_code, reason = "bounds are asserted once per block instead of once per strip")]
+
+use super::planes::{GAP, Planes};
+use super::simd::{MAX_ROWS, Simd, Task};
+use super::strip::{MAX_WIDTH, Run, add_run};
+use super::transforms::{CollectWeights, POINTS};
+
+/// Multiplies transformed tiles with one panel of transformed weights.
+pub(super) struct Multiply<'a> {
+    pub(super) tiles: usize,
+    /// In groups of [`Simd::ROWS`] tiles.
+    pub(super) image_planes: Planes,
+    pub(super) images: &'a [f32],
+    /// A row for each channel of the images.
+    pub(super) weight_planes: Planes,
+    pub(super) weights: &'a [f32],
+    /// In groups of [`Simd::ROWS`] tiles.
+    pub(super) product_planes: Planes,
+    pub(super) products: &'a mut [f32],
+}
+
+impl Task for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match (S::ROWS, self.product_planes.chunks) {
+            (8, 2) => self.multiply::<S, 8, 2>(simd),
+            (8, 1) => self.multiply::<S, 16, 1>(simd),
+            (6, 2) => self.multiply::<S, 6, 2>(simd),
+            (6, 1) => self.multiply::<S, 12, 1>(simd),
+            _ => unreachable!("a panel of {:?}", self.product_planes),
+        }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn multiply<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
+        let Self { image_planes, weight_planes, product_planes, .. } = self;
+        let (chunks, strips) = (image_planes.chunks, self.tiles.div_ceil(ROWS));
+        assert!(self.images.len() >= image_planes.len() && strips * ROWS <= image_planes.tiles());
+        assert!(self.products.len() >= product_planes.len() && strips * ROWS <= product_planes.tiles());
+        assert!(self.weights.len() >= weight_planes.len() && chunks * S::LANES <= weight_planes.tiles());
+        assert!(weight_planes.chunks == VECTORS && product_planes.chunks == VECTORS);
+        let chunk = S::ROWS * S::LANES;
+        let group = chunks * chunk;
+        for point in 0..POINTS {
+            let images = self.images.as_ptr().wrapping_add(point * image_planes.plane);
+            let weights = self.weights.as_ptr().wrapping_add(point * weight_planes.plane);
+            let products = self.products.as_mut_ptr().wrapping_add(point * product_planes.plane);
+            for strip in 0..strips {
+                let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+                let images = images.wrapping_add(strip * (ROWS / S::ROWS) * group);
+                for index in 0..chunks {
+                    let run = Run {
+                        a: images.wrapping_add(index * chunk),
+                        step: 1,
+                        b: weights.wrapping_add(index * S::LANES * VECTORS * S::LANES),
+                        len: S::LANES,
+                    };
+                    let offset = |row: usize| row / S::ROWS * group + row % S::ROWS * S::LANES;
+                    // SAFETY: the planes hold so many tiles and channels, as asserted above.
+                    unsafe { add_run(simd, run, &offset, &mut sums) };
+                }
+                let products = products.wrapping_add(strip * ROWS * VECTORS * S::LANES);
+                for (row, sums) in sums.iter().enumerate() {
+                    for (vector, &sum) in sums.iter().enumerate() {
+                        // SAFETY: the planes hold so many tiles, as asserted above.
+                        unsafe { simd.store(products.wrapping_add((vector * ROWS + row) * S::LANES), sum) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds to the gradient of one panel of weights the products of a block of tiles.
+///
+/// The gradient of the transformed weights never reaches memory: the 36 sums of a strip are
+/// transformed back at once.
+pub(super) struct AddGradient<'a> {
+    pub(super) tiles: usize,
+    /// In one group.
+    pub(super) image_planes: Planes,
+    pub(super) images: &'a [f32],
+    /// A row for each tile.
+    pub(super) d_output_planes: Planes,
+    pub(super) d_outputs: &'a [f32],
+    /// `[9, channels of the images, width of the panel]`
+    pub(super) d_weights: &'a mut [f32],
+}
+
+/// The gradients of a strip of transformed weights.
+#[repr(align(64))]
+struct Products([f32; POINTS * (MAX_ROWS * MAX_WIDTH + GAP)]);
+
+impl Task for AddGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match (S::ROWS, self.d_output_planes.chunks) {
+            (8, 2) => self.add::<S, 8, 2>(simd),
+            (8, 1) => self.add::<S, 16, 1>(simd),
+            (6, 2) => self.add::<S, 6, 2>(simd),
+            (6, 1) => self.add::<S, 12, 1>(simd),
+            _ => unreachable!("a panel of {:?}", self.d_output_planes),
+        }
+    }
+}
+
+impl AddGradient<'_> {
+    #[inline(always)]
+    fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
+        let width = VECTORS * S::LANES;
+        let channels = self.image_planes.chunks * S::LANES;
+        let mut products = Products([0.0; POINTS * (MAX_ROWS * MAX_WIDTH + GAP)]);
+        for first in (0..channels).step_by(ROWS) {
+            if S::LANES.is_multiple_of(ROWS) {
+                let start = self.image_planes.offset(0, first / S::LANES) + first % S::LANES;
+                self.multiply::<S, ROWS, VECTORS>(simd, &|row| start + row, &mut products);
+            } else {
+                // Rows that do not exist repeat the last one.
+                let channel = |row: usize| (first + row).min(channels - 1);
+                let offsets: [usize; ROWS] = std::array::from_fn(|row| {
+                    self.image_planes.offset(0, channel(row) / S::LANES) + channel(row) % S::LANES
+                });
+                self.multiply::<S, ROWS, VECTORS>(simd, &|row| offsets[row], &mut products);
+            }
+            let collect = CollectWeights {
+                products: &products.0,
+                plane: ROWS * width + GAP,
+                len: ROWS.min(channels - first) * width,
+                d_weights: &mut self.d_weights[first * width..],
+                tap: channels * width,
+            };
+            collect.run(simd);
+        }
+    }
+
+    /// Sums the strip of the rows at some offsets at every point.
+    #[inline(always)]
+    fn multiply<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        simd: S,
+        offset: &impl Fn(usize) -> usize,
+        products: &mut Products,
+    ) {
+        let Self { image_planes, d_output_planes, tiles, .. } = *self;
+        assert!(self.images.len() >= image_planes.len() && tiles <= image_planes.tiles());
+        assert!(self.d_outputs.len() >= d_output_planes.len() && tiles <= d_output_planes.tiles());
+        assert!(d_output_planes.chunks == VECTORS);
+        for point in 0..POINTS {
+            let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+            let run = Run {
+                a: self.images.as_ptr().wrapping_add(point * image_planes.plane),
+                step: S::LANES,
+                b: self.d_outputs.as_ptr().wrapping_add(point * d_output_planes.plane),
+                len: tiles,
+            };
+            // SAFETY: the planes hold so many tiles, as asserted above, and rows are channels of theirs.
+            unsafe { add_run(simd, run, offset, &mut sums) };
+            let products = &mut products.0[point * (ROWS * VECTORS * S::LANES + GAP)..];
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, &sum) in sums.iter().enumerate() {
+                    simd.write(&mut products[(row * VECTORS + vector) * S::LANES..], sum);
+                }
+            }
+        }
+    }
+}
