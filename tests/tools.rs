@@ -127,3 +127,33 @@ fn a_path_that_is_not_there_is_not_taken_for_a_runs_id() {
     let stderr = fail(himpun().args(["checkpoint", "list", "runs/no-such-run"]), 2);
     assert!(stderr.contains("there is no directory runs/no-such-run"), "{stderr}");
 }
+
+#[test]
+fn a_benched_step_takes_the_memory_that_was_predicted() {
+    let report = json(himpun().args([
+        "bench",
+        "step",
+        "--json",
+        "--arch",
+        "resnet20",
+        "--batch",
+        "256",
+        "--size",
+        "32",
+        "--threads",
+        "2",
+    ]));
+    let [peak, predicted] =
+        ["peak_memory_bytes", "predicted_memory_bytes"].map(|key| report[key].as_f64().unwrap());
+    // Half of it, or the allowance would be all that is tested.
+    assert!(predicted > (128 << 20) as f64, "{report}");
+    assert!(peak > predicted && peak <= 1.05 * predicted + (64 << 20) as f64, "{report}");
+}
+
+#[test]
+fn a_bench_runs_on_the_instructions_asked_for() {
+    let step =
+        ["bench", "step", "--json", "--arch", "resnet20", "--batch", "4", "--size", "8", "--threads", "1"];
+    let report = json(himpun().args(step).args(["--kernel-path", "portable"]));
+    assert_eq!(report["kernel_path"], "portable");
+}
