@@ -188,3 +188,33 @@ fn the_data_path_is_timed() {
     assert_eq!(table.lines().count(), 5, "{table}");
     fail(&mut bench(&["--augment", "none-such"]), 2);
 }
+
+#[test]
+fn a_benched_step_takes_the_memory_that_was_predicted() {
+    let report = json(himpun().args([
+        "bench",
+        "step",
+        "--json",
+        "--arch",
+        "resnet20",
+        "--batch",
+        "256",
+        "--size",
+        "32",
+        "--threads",
+        "2",
+    ]));
+    let [peak, predicted] =
+        ["peak_memory_bytes", "predicted_memory_bytes"].map(|key| report[key].as_f64().unwrap());
+    // Half of it, or the allowance would be all that is tested.
+    assert!(predicted > (128 << 20) as f64, "{report}");
+    assert!(peak > predicted && peak <= 1.05 * predicted + (64 << 20) as f64, "{report}");
+}
+
+#[test]
+fn a_bench_runs_on_the_instructions_asked_for() {
+    let step =
+        ["bench", "step", "--json", "--arch", "resnet20", "--batch", "4", "--size", "8", "--threads", "1"];
+    let report = json(himpun().args(step).args(["--kernel-path", "portable"]));
+    assert_eq!(report["kernel_path"], "portable");
+}

@@ -64,7 +64,7 @@ fn check(arch: Arch, stem: Stem, image_size: usize, rows: usize) {
     }
     assert_eq!(LIVE.load(Ordering::Relaxed), before, "{arch}: a step keeps nothing");
     let extra = PEAK.load(Ordering::Relaxed) - before;
-    // The smallest activation of these nets, at that many rows, takes more.
+    // The largest activation of each of these nets, which a step must not copy, takes as much or more.
     assert!(extra < BOOKKEEPING, "{arch}: a step allocates {extra} bytes");
 }
 

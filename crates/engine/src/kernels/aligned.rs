@@ -1,7 +1,11 @@
 //! Buffers that begin on a cache line.
 
-#![expect(unsafe_code, reason = "tells bytemuck that a line is plain bytes")]
+#![expect(
+    unsafe_code,
+    reason = "tells bytemuck that a line is plain bytes, and the system which pages to make large"
+)]
 
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
@@ -29,7 +33,10 @@ pub struct AlignedVec<T> {
 impl<T: Pod> AlignedVec<T> {
     /// Allocates `len` zeros and touches every page, so that the first step pays no page faults.
     pub fn zeroed(len: usize) -> Self {
-        let lines = vec![Line::zeroed(); (len * size_of::<T>()).div_ceil(size_of::<Line>())];
+        let count = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let mut lines = Vec::with_capacity(count);
+        ask_for_huge_pages(lines.spare_capacity_mut());
+        lines.resize(count, Line::zeroed());
         Self { lines, len, element: std::marker::PhantomData }
     }
 
@@ -38,6 +45,25 @@ impl<T: Pod> AlignedVec<T> {
         (len * size_of::<T>()).next_multiple_of(size_of::<Line>())
     }
 }
+
+/// Asks the system for huge pages wherever they fit, for fewer misses of the address cache; it may decline.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(memory: &mut [MaybeUninit<Line>]) {
+    use std::ptr::NonNull;
+
+    use nix::sys::mman::{MmapAdvise, madvise};
+
+    const HUGE_PAGE: usize = 2 << 20;
+    let range = memory.as_mut_ptr_range();
+    let start = range.start.addr().next_multiple_of(HUGE_PAGE);
+    let len = (range.end.addr() & !(HUGE_PAGE - 1)).saturating_sub(start);
+    let Some(start) = NonNull::new(range.start.with_addr(start)).filter(|_| len > 0) else { return };
+    // SAFETY: the pages lie within `memory`, and the advice changes none of their contents.
+    let _declined = unsafe { madvise(start.cast(), len, MmapAdvise::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_memory: &mut [MaybeUninit<Line>]) {}
 
 impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];

@@ -16,14 +16,14 @@
 
 use super::aligned::AlignedVec;
 use super::conv::ConvShape;
-use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
+use super::division::{Strides, TRANSPOSED, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
 use super::panels::Panels;
 use super::pool::Pool;
 use super::prologue::Input;
 use super::simd::InstructionSet;
 use super::taps::Taps;
-use super::window::{Output, Weights, Window};
+use super::window::{FEWEST_PIXELS, Output, Weights, Window};
 
 /// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -79,9 +79,11 @@ impl Plan {
         let input = Frame::input(&shape);
         let (d_output, backward) = Window::backward(&shape);
         let most = shape.n.div_ceil(threads).max(1);
-        let block = |len: usize| (BLOCK_BYTES / size_of::<f32>() / len).clamp(1, most);
-        let pixels = shape.out_h() * shape.out_w();
-        let gradient_block = block(input.len()).max(GRADIENT_PIXELS.div_ceil(pixels).min(most));
+        let block = |len: usize, pixels: usize| {
+            let fewest = pixels.div_ceil(shape.out_h() * shape.out_w());
+            (BLOCK_BYTES / size_of::<f32>() / len).max(fewest).clamp(1, most)
+        };
+        let gradient_block = block(input.len(), GRADIENT_PIXELS);
         Self {
             shape,
             forward: Window::forward(&shape),
@@ -91,8 +93,8 @@ impl Plan {
             taps: Taps::new(&shape, gradient_block),
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
-            block: block(input.len()),
-            backward_block: block(d_output.len()),
+            block: block(input.len(), FEWEST_PIXELS),
+            backward_block: block(d_output.len(), FEWEST_PIXELS),
             gradient_block,
         }
     }
@@ -203,7 +205,11 @@ impl DirectConv {
                 let dy = &dy[block.start * output_len..block.end * output_len];
                 let framed = plan.d_output.place(isa, Input::plain(dy), &mut worker.framed);
                 let mut weights = weights;
-                for window in &plan.backward {
+                if !accumulate && plan.backward.iter().any(|window| window.depth() == 0) {
+                    // No output reads these pixels.
+                    dx.fill(0.0);
+                }
+                for window in plan.backward.iter().filter(|window| window.depth() > 0) {
                     let (packed, rest) = weights.split_at(packed_len(window));
                     let mut output = Output { c: &mut *dx, accumulate, sums: None };
                     window.sum(isa, framed, Weights { panels: plan.inputs, packed }, &mut output);
@@ -224,7 +230,6 @@ impl DirectConv {
         let Self { isa, plan, workers, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
         let pixels = plan.shape.out_h() * plan.shape.out_w();
-        let (depth, c_out) = (plan.taps.depth, plan.shape.c_out);
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
@@ -233,22 +238,30 @@ impl DirectConv {
                 let input = input.slice(block.start * input_len..block.end * input_len);
                 let framed = plan.input.place(isa, input, &mut worker.framed);
                 let dy = &dy[block.start * output_len..block.end * output_len];
-                for panel in plan.outputs.iter() {
-                    let dy = if plan.outputs.is_one_full_panel() {
-                        dy
-                    } else {
-                        let packed = &mut worker.dy[panel.range(block.len() * pixels)];
-                        panel.pack_rows(dy, c_out, packed);
-                        packed
-                    };
-                    let c = &mut worker.d_weights[panel.range(depth)];
-                    let output = Output { c, accumulate: index > 0, sums: None };
-                    plan.taps.sum(isa, framed, dy, panel, output);
-                }
+                let dy = if plan.outputs.is_one_full_panel() {
+                    dy
+                } else {
+                    let packed = &mut worker.dy[..block.len() * pixels * plan.outputs.stored()];
+                    pack_panels(plan.outputs, dy, packed);
+                    packed
+                };
+                plan.taps.sum(isa, framed, (plan.outputs, dy), &mut worker.d_weights, index > 0);
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
         add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), dw);
+    }
+}
+
+/// Packs rows into panels, a few rows at a time, so that memory is read in its order.
+fn pack_panels(panels: Panels, rows: &[f32], packed: &mut [f32]) {
+    let pitch = panels.columns;
+    let count = rows.len() / pitch;
+    for some in blocks(0..count, 16) {
+        for panel in panels.iter() {
+            let packed = &mut packed[panel.range(count)][some.start * panel.width..some.end * panel.width];
+            panel.pack_rows(&rows[some.start * pitch..some.end * pitch], pitch, packed);
+        }
     }
 }
 
@@ -275,11 +288,13 @@ fn pack_weights(pool: &Pool, w: &[f32], layout: Layout<'_>, packed: &mut [f32]) 
         if panel.columns < panel.width {
             packed.fill(0.0);
         }
-        for channel in 0..depth {
+        for channels in blocks(0..depth, TRANSPOSED) {
             for column in 0..panel.columns {
-                let w = &w[(panel.first + column) * strides.column + channel * strides.depth..];
-                for (index, &tap) in taps.iter().enumerate() {
-                    packed[(index * depth + channel) * panel.width + column] = w[tap];
+                for channel in channels.clone() {
+                    let w = &w[(panel.first + column) * strides.column + channel * strides.depth..];
+                    for (index, &tap) in taps.iter().enumerate() {
+                        packed[(index * depth + channel) * panel.width + column] = w[tap];
+                    }
                 }
             }
         }

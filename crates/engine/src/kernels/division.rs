@@ -6,6 +6,9 @@ use super::conv::ConvShape;
 use super::panels::Panels;
 use super::pool::{Pool, split};
 
+/// Channels whose weights are transposed at a time, so that a cache line is used up before it is lost.
+pub(super) const TRANSPOSED: usize = 16;
+
 /// Hands each thread its images, their part of `data` (rows of `width`) and its scratch.
 pub(super) fn divide<'a, 'b, W>(
     pool: &Pool,
@@ -79,10 +82,13 @@ pub(super) fn add_weight_gradients(
         dw.fill(0.0);
         for part in parts {
             let part = &part[panel.range(depth)];
-            for (column, dw) in dw.chunks_exact_mut(depth).enumerate() {
-                for (channel, dw) in dw.chunks_exact_mut(taps).enumerate() {
-                    for (tap, dw) in dw.iter_mut().enumerate() {
-                        *dw += part[(tap * shape.c_in + channel) * panel.width + column];
+            for channels in blocks(0..shape.c_in, TRANSPOSED) {
+                for (column, dw) in dw.chunks_exact_mut(depth).enumerate() {
+                    let some = dw[channels.start * taps..channels.end * taps].chunks_exact_mut(taps);
+                    for (channel, dw) in channels.clone().zip(some) {
+                        for (tap, dw) in dw.iter_mut().enumerate() {
+                            *dw += part[(tap * shape.c_in + channel) * panel.width + column];
+                        }
                     }
                 }
             }

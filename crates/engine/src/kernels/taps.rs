@@ -1,13 +1,22 @@
 //! Where the taps of a kernel lie: the geometry of the gradient with respect to the weights.
 
-use std::ops::Range;
-
 use super::conv::ConvShape;
+use super::division::blocks;
 use super::frame::Frame;
-use super::panels::Panel;
+use super::panels::Panels;
 use super::simd::InstructionSet;
 use super::strip::{Rows, Target, Terms, strip};
-use super::window::{Output, PANEL_BYTES};
+
+/// Bytes of framed images that every panel visits before the next pixels are begun: a part of a second-level cache.
+const SOURCE_BYTES: usize = 256 << 10;
+
+/// Windows that every panel visits at once: the gradient is read and written once for so many, and their part of the
+/// output's gradient stays in the second-level cache.
+const FEWEST_PIXELS: usize = 256;
+const MOST_PIXELS: usize = 1024;
+
+/// Pixels in a run, at most, where the image's rows do not matter.
+const LINE_PIXELS: usize = 256;
 
 /// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
 #[derive(Clone, Debug)]
@@ -24,64 +33,80 @@ pub(super) struct Taps {
     len: usize,
     /// Distance of two windows.
     step: usize,
+    /// Rows of windows that every panel visits before the next are begun.
+    lines_at_once: usize,
 }
 
 impl Taps {
     /// The gradient of `shape` over blocks of up to `images` images framed by [`Frame::input`].
     pub(super) fn new(shape: &ConvShape, images: usize) -> Self {
         let frame = Frame::input(shape);
-        let ConvShape { c_in, kernel, stride, .. } = *shape;
+        let ConvShape { c_in, kernel, stride, pad, .. } = *shape;
         let run = kernel * c_in;
+        // Where every pixel is a window it does not matter where a row ends, and longer runs take less time.
+        let (lines, len) = if (kernel, stride, pad) == (1, 1, 0) {
+            let len = longest_line(shape.h * shape.w);
+            (shape.h * shape.w / len, len)
+        } else {
+            (shape.out_h(), shape.out_w())
+        };
+        let line = if kernel == 1 && stride == 1 && pad == 0 { len * c_in } else { stride * frame.row() };
+        let floats = stride * stride * c_in;
+        let pixels = (SOURCE_BYTES / size_of::<f32>() / floats).clamp(FEWEST_PIXELS, MOST_PIXELS);
         Self {
             depth: kernel * run,
             run,
             row: frame.row(),
-            runs: (0..images)
-                .flat_map(|image| {
-                    (0..shape.out_h()).map(move |y| image * frame.len() + y * stride * frame.row())
-                })
-                .collect(),
-            len: shape.out_w(),
+            runs: (0..images).flat_map(|n| (0..lines).map(move |y| n * frame.len() + y * line)).collect(),
+            len,
             step: stride * c_in,
+            lines_at_once: (pixels / len).max(1),
         }
     }
 
-    /// Sums over all windows of a block, into `output.c [depth, panel.width]`.
+    /// Sums over all windows of a block, into `d_weights`, panels of `[depth, panel.width]`.
     ///
-    /// - `source`: framed images; `dy`: the panel of the output's gradient, one row per window
+    /// - `source`: framed images; `dy`: panels of the output's gradient, one row per window
     pub(super) fn sum(
         &self,
         isa: InstructionSet,
         source: &[f32],
-        dy: &[f32],
-        panel: Panel,
-        output: Output<'_>,
+        (panels, dy): (Panels, &[f32]),
+        d_weights: &mut [f32],
+        accumulate: bool,
     ) {
-        let line = self.len * panel.width;
-        let lines = dy.len() / line;
-        let lines_at_once = (PANEL_BYTES / size_of::<f32>() / line).max(1);
-        let mut target =
-            Target { c: output.c, columns: panel.width, accumulate: output.accumulate, sums: None };
-        let mut done = 0;
-        while done < lines {
-            let part: Range<usize> = done..(done + lines_at_once).min(lines);
-            let terms = Terms {
-                a: source,
-                runs: &self.runs[part.clone()],
-                len: self.len,
-                step: self.step,
-                b: &dy[part.start * line..part.end * line],
-                width: panel.width,
-            };
-            for first in (0..self.depth).step_by(isa.rows()) {
-                let mut rows = Rows::default();
-                for row in first..(first + isa.rows()).min(self.depth) {
-                    rows.push(row / self.run * self.row + row % self.run, row * panel.width);
+        let windows = dy.len() / panels.stored();
+        for lines in blocks(0..windows / self.len, self.lines_at_once) {
+            for panel in panels.iter() {
+                let dy = &dy[panel.range(windows)];
+                let line = self.len * panel.width;
+                let terms = Terms {
+                    a: source,
+                    runs: &self.runs[lines.clone()],
+                    len: self.len,
+                    step: self.step,
+                    b: &dy[lines.start * line..lines.end * line],
+                    width: panel.width,
+                };
+                let mut target = Target {
+                    c: &mut d_weights[panel.range(self.depth)],
+                    columns: panel.width,
+                    accumulate: accumulate || lines.start > 0,
+                    sums: None,
+                };
+                for first in (0..self.depth).step_by(isa.rows()) {
+                    let mut rows = Rows::default();
+                    for row in first..(first + isa.rows()).min(self.depth) {
+                        rows.push(row / self.run * self.row + row % self.run, row * panel.width);
+                    }
+                    strip(isa, &terms, &rows, &mut target);
                 }
-                strip(isa, &terms, &rows, &mut target);
             }
-            target.accumulate = true;
-            done = part.end;
         }
     }
+}
+
+/// The most pixels, up to [`LINE_PIXELS`], that divide an image.
+fn longest_line(pixels: usize) -> usize {
+    (1..=pixels.min(LINE_PIXELS)).rev().find(|&line| pixels.is_multiple_of(line)).unwrap_or(1)
 }

@@ -1,14 +1,24 @@
 //! Where the windows of a convolution lie: the geometry of the forward pass and of the gradient with
 //! respect to the input, both as sums over windows of framed images.
 
+use std::ops::Range;
+
 use super::conv::ConvShape;
+use super::division::blocks;
 use super::frame::Frame;
 use super::panels::{Panel, Panels};
 use super::simd::InstructionSet;
 use super::strip::{Rows, Target, Terms, strip};
 
 /// Bytes of a panel that are used at a time, so that they stay in the near cache.
-pub(super) const PANEL_BYTES: usize = 128 << 10;
+const PANEL_BYTES: usize = 128 << 10;
+
+/// Bytes of pixels, read and written, that every panel visits before the next pixels are begun: they stay in the
+/// second-level cache, and an output pixel's channels reach memory together.
+const PIXEL_BYTES: usize = 192 << 10;
+
+/// Pixels that every panel visits at once, at least: so many are worth reading the panel.
+pub(super) const FEWEST_PIXELS: usize = 128;
 
 /// Distances between the pixels that a pass visits.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +101,7 @@ impl Window {
         self.runs.len() * self.run
     }
 
-    /// Computes every pixel of the images in `output.c`.
+    /// Computes every pixel of the images in `output.c`; one without terms has none to compute.
     ///
     /// - `source`: as many framed images; `weights`: panels of [`Window::depth`] rows
     pub(super) fn sum(
@@ -101,58 +111,72 @@ impl Window {
         weights: Weights<'_>,
         output: &mut Output<'_>,
     ) {
-        let images = output.c.len() / self.target.image;
-        for panel in weights.panels.iter() {
-            let weights = &weights.packed[panel.range(self.depth())];
-            let runs_at_once = (PANEL_BYTES / size_of::<f32>() / (panel.width * self.run).max(1)).max(1);
-            // A window without taps still has its zeros to write.
-            let parts = self.runs.len().div_ceil(runs_at_once).max(1);
-            for part in 0..parts {
-                let runs = part * runs_at_once..((part + 1) * runs_at_once).min(self.runs.len());
-                let terms = Terms {
-                    a: source,
-                    runs: &self.runs[runs.clone()],
-                    len: self.run,
-                    step: 1,
-                    b: &weights[runs.start * self.run * panel.width..runs.end * self.run * panel.width],
-                    width: panel.width,
-                };
-                let columns = panel.first..panel.first + panel.columns;
-                let mut target = Target {
-                    c: output.c,
-                    columns: panel.columns,
-                    accumulate: output.accumulate || part > 0,
-                    sums: match &mut output.sums {
-                        Some([sum, squares]) if part + 1 == parts => {
-                            Some([&mut sum[columns.clone()], &mut squares[columns]])
-                        }
-                        _ => None,
-                    },
-                };
-                self.for_each_strip(isa.rows(), images, panel, |rows| strip(isa, &terms, rows, &mut target));
+        let rows = output.c.len() / self.target.image * self.height;
+        let bytes = size_of::<f32>() * self.width * (self.source.pixel + self.target.pixel);
+        let rows_at_once = (PIXEL_BYTES / bytes).max(FEWEST_PIXELS.div_ceil(self.width));
+        for rows in blocks(0..rows, rows_at_once) {
+            for panel in weights.panels.iter() {
+                self.sum_panel(isa, source, (panel, weights.packed), output, rows.clone());
             }
         }
     }
 
-    fn for_each_strip(&self, strip_rows: usize, images: usize, panel: Panel, mut f: impl FnMut(&Rows)) {
-        let mut rows = Rows::default();
-        for image in 0..images {
-            for y in 0..self.height {
-                let mut a = self.source.start + image * self.source.image + y * self.source.row;
-                let mut c = self.target.start + image * self.target.image + y * self.target.row + panel.first;
-                for _ in 0..self.width {
-                    rows.push(a, c);
-                    if rows.count == strip_rows {
-                        f(&rows);
-                        rows.count = 0;
+    /// The rows of pixels `rows`, counted over all images, and one panel.
+    fn sum_panel(
+        &self,
+        isa: InstructionSet,
+        source: &[f32],
+        (panel, packed): (Panel, &[f32]),
+        output: &mut Output<'_>,
+        rows: Range<usize>,
+    ) {
+        let weights = &packed[panel.range(self.depth())];
+        let runs_at_once = (PANEL_BYTES / size_of::<f32>() / (panel.width * self.run)).max(1);
+        for runs in blocks(0..self.runs.len(), runs_at_once) {
+            let terms = Terms {
+                a: source,
+                runs: &self.runs[runs.clone()],
+                len: self.run,
+                step: 1,
+                b: &weights[runs.start * self.run * panel.width..runs.end * self.run * panel.width],
+                width: panel.width,
+            };
+            let columns = panel.first..panel.first + panel.columns;
+            let mut target = Target {
+                c: output.c,
+                columns: panel.columns,
+                accumulate: output.accumulate || runs.start > 0,
+                sums: match &mut output.sums {
+                    Some([sum, squares]) if runs.end == self.runs.len() => {
+                        Some([&mut sum[columns.clone()], &mut squares[columns]])
                     }
-                    a += self.source.pixel;
-                    c += self.target.pixel;
+                    _ => None,
+                },
+            };
+            self.for_each_strip(isa.rows(), rows.clone(), panel, |rows| {
+                strip(isa, &terms, rows, &mut target)
+            });
+        }
+    }
+
+    fn for_each_strip(&self, strip_rows: usize, rows: Range<usize>, panel: Panel, mut f: impl FnMut(&Rows)) {
+        let mut strip = Rows::default();
+        for row in rows {
+            let (image, y) = (row / self.height, row % self.height);
+            let mut a = self.source.start + image * self.source.image + y * self.source.row;
+            let mut c = self.target.start + image * self.target.image + y * self.target.row + panel.first;
+            for _ in 0..self.width {
+                strip.push(a, c);
+                if strip.count == strip_rows {
+                    f(&strip);
+                    strip.count = 0;
                 }
+                a += self.source.pixel;
+                c += self.target.pixel;
             }
         }
-        if rows.count > 0 {
-            f(&rows);
+        if strip.count > 0 {
+            f(&strip);
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct StepOptions {
     pub stem: Option<Stem>,
     /// How convolutions are computed.
     pub convolution: Convolution,
+    /// Instructions of the kernels; the machine must have them.
+    pub kernel_path: KernelPath,
     /// Rows (views) of a step.
     pub batch: usize,
     /// Side of the images, in pixels.
@@ -121,7 +123,7 @@ fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
     let network_options = NetworkOptions {
         max_rows: options.batch,
         seed: 0,
-        kernel_path: KernelPath::detect(),
+        kernel_path: options.kernel_path,
         convolution: options.convolution,
     };
     let network = Network::new(&spec, network_options, Arc::clone(pool));
@@ -150,6 +152,7 @@ mod tests {
             arch: Arch::ResNet20,
             stem: None,
             convolution: Convolution::Auto,
+            kernel_path: KernelPath::detect(),
             batch,
             size: 8,
             threads: Some(1),

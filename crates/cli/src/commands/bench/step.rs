@@ -1,7 +1,7 @@
 //! `himpun bench step`: forward, loss, backward and update on random images.
 
 use clap::{Args, ValueEnum};
-use engine::kernels::Convolution;
+use engine::kernels::{Convolution, KernelPath};
 use engine::models::{Arch, Stem};
 use worker::bench::{StepOptions, bench_step};
 
@@ -24,6 +24,9 @@ pub struct Arguments {
     /// Convolution algorithm: auto or direct
     #[arg(long, default_value = "auto")]
     convolution: config::Convolution,
+    /// Instructions of the kernels [default: the fastest of this machine]
+    #[arg(long, value_enum, value_name = "PATH")]
+    kernel_path: Option<Instructions>,
     /// How images enter the net: cifar or imagenet [default: cifar below 64 pixels]
     #[arg(long)]
     stem: Option<Stem>,
@@ -48,6 +51,31 @@ enum Dtype {
     Bf16,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Instructions {
+    Avx512,
+    Avx2,
+    Portable,
+    Reference,
+}
+
+impl Instructions {
+    fn kernel_path(self) -> Result<KernelPath, Failure> {
+        let path = match self {
+            Self::Avx512 => KernelPath::Avx512,
+            Self::Avx2 => KernelPath::Avx2,
+            Self::Portable => KernelPath::Portable,
+            Self::Reference => KernelPath::Reference,
+        };
+        if path.is_available() {
+            return Ok(path);
+        }
+        let fastest = KernelPath::detect();
+        Err(Failure::usage(format!("--kernel-path {path}: this machine lacks the instructions"))
+            .hint(format!("the fastest it has is {fastest}")))
+    }
+}
+
 /// Carries the command out.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     arguments.device.name()?;
@@ -62,6 +90,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
             config::Convolution::Auto => Convolution::Auto,
             config::Convolution::Direct => Convolution::Direct,
         },
+        kernel_path: arguments.kernel_path.map_or(Ok(KernelPath::detect()), Instructions::kernel_path)?,
         batch: arguments.batch,
         size: arguments.size,
         threads: arguments.threads,
