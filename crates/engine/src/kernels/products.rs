@@ -94,11 +94,9 @@ pub(super) struct AddGradient<'a> {
     pub(super) d_outputs: &'a [f32],
     /// `[9, channels of the images, width of the panel]`
     pub(super) d_weights: &'a mut [f32],
+    /// Scratch of [`AddGradient::PRODUCTS`] numbers: the gradients of a strip of transformed weights.
+    pub(super) products: &'a mut [f32],
 }
-
-/// The gradients of a strip of transformed weights.
-#[repr(align(64))]
-struct Products([f32; POINTS * (MAX_ROWS * MAX_WIDTH + GAP)]);
 
 impl Task for AddGradient<'_> {
     type Output = ();
@@ -116,25 +114,27 @@ impl Task for AddGradient<'_> {
 }
 
 impl AddGradient<'_> {
+    /// Numbers in the transformed gradients of the largest strip.
+    pub(super) const PRODUCTS: usize = POINTS * (MAX_ROWS * MAX_WIDTH + GAP);
+
     #[inline(always)]
-    fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
+    fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(mut self, simd: S) {
         let width = VECTORS * S::LANES;
         let channels = self.image_planes.chunks * S::LANES;
-        let mut products = Products([0.0; POINTS * (MAX_ROWS * MAX_WIDTH + GAP)]);
         for first in (0..channels).step_by(ROWS) {
             if S::LANES.is_multiple_of(ROWS) {
                 let start = self.image_planes.offset(0, first / S::LANES) + first % S::LANES;
-                self.multiply::<S, ROWS, VECTORS>(simd, &|row| start + row, &mut products);
+                self.multiply::<S, ROWS, VECTORS>(simd, &|row| start + row);
             } else {
                 // Rows that do not exist repeat the last one.
                 let channel = |row: usize| (first + row).min(channels - 1);
                 let offsets: [usize; ROWS] = std::array::from_fn(|row| {
                     self.image_planes.offset(0, channel(row) / S::LANES) + channel(row) % S::LANES
                 });
-                self.multiply::<S, ROWS, VECTORS>(simd, &|row| offsets[row], &mut products);
+                self.multiply::<S, ROWS, VECTORS>(simd, &|row| offsets[row]);
             }
             let collect = CollectWeights {
-                products: &products.0,
+                products: self.products,
                 plane: ROWS * width + GAP,
                 len: ROWS.min(channels - first) * width,
                 d_weights: &mut self.d_weights[first * width..],
@@ -147,12 +147,11 @@ impl AddGradient<'_> {
     /// Sums the strip of the rows at some offsets at every point.
     #[inline(always)]
     fn multiply<S: Simd, const ROWS: usize, const VECTORS: usize>(
-        &self,
+        &mut self,
         simd: S,
         offset: &impl Fn(usize) -> usize,
-        products: &mut Products,
     ) {
-        let Self { image_planes, d_output_planes, tiles, .. } = *self;
+        let &mut Self { image_planes, d_output_planes, tiles, .. } = self;
         assert!(self.images.len() >= image_planes.len() && tiles <= image_planes.tiles());
         assert!(self.d_outputs.len() >= d_output_planes.len() && tiles <= d_output_planes.tiles());
         assert!(d_output_planes.chunks == VECTORS);
@@ -166,7 +165,7 @@ impl AddGradient<'_> {
             };
             // SAFETY: the planes hold so many tiles, as asserted above, and rows are channels of theirs.
             unsafe { add_run(simd, run, offset, &mut sums) };
-            let products = &mut products.0[point * (ROWS * VECTORS * S::LANES + GAP)..];
+            let products = &mut self.products[point * (ROWS * VECTORS * S::LANES + GAP)..];
             for (row, sums) in sums.iter().enumerate() {
                 for (vector, &sum) in sums.iter().enumerate() {
                     simd.write(&mut products[(row * VECTORS + vector) * S::LANES..], sum);

@@ -100,27 +100,36 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Source { channels, prologue, .. } = self.source.clone();
+        let Self { map, source, block, planes, transformed } = self;
+        let Tiles { h, w, channels } = source.tiles;
+        assert!(source.channels.end <= channels, "channels {:?} of {channels}", source.channels);
         let mut seen = Seen::<N>([[Vector([0.0; MAX_LANES]); N]; N]);
-        let mut place = self.source.tiles.place(self.block.start);
-        for slot in 0..self.block.len() {
-            let pixels: [[_; N]; N] = self.source.find(place);
-            for channel in (0..channels.len()).step_by(S::LANES) {
+        let mut place = source.tiles.place(block.start);
+        for slot in 0..block.len() {
+            let image = &source.images[source.tiles.image(place)][source.channels.start..];
+            let (y, x) = (place.y.wrapping_sub(source.before), place.x.wrapping_sub(source.before));
+            let inside = y < h && x < w && y + N <= h && x + N <= w;
+            let pixels: [[_; N]; N] = source.find(image, place);
+            for channel in (0..source.channels.len()).step_by(S::LANES) {
+                let offset = planes.offset(slot, channel / S::LANES);
+                let mut points = WritePoints::<6, false>::new::<S>(transformed, planes.plane, offset);
                 let tile = Pixels { pixels: &pixels, channel };
-                let offset = self.planes.offset(slot, channel / S::LANES);
-                let mut points =
-                    WritePoints::<6, false>::new::<S>(self.transformed, self.planes.plane, offset);
                 // Half of the rows at a time, because not all of them fit the registers.
-                if let Some(prologue) = prologue {
-                    seen.look(simd, &tile, prologue.vector(simd, channels.start + channel));
-                    transform::<S, N, 6, 3, 0>(simd, self.map, &seen, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, self.map, &seen, &mut points);
+                if let Some(prologue) = source.prologue {
+                    seen.look(simd, &tile, prologue.vector(simd, source.channels.start + channel));
+                    transform::<S, N, 6, 3, 0>(simd, map, &seen, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, map, &seen, &mut points);
+                } else if inside {
+                    let first = &image[(y * w + x) * channels + channel..];
+                    let tile = Inside { first: first.as_ptr(), row: w * channels, pixel: channels };
+                    transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
                 } else {
-                    transform::<S, N, 6, 3, 0>(simd, self.map, &tile, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, self.map, &tile, &mut points);
+                    transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
                 }
             }
-            self.source.tiles.advance(&mut place);
+            source.tiles.advance(&mut place);
         }
     }
 }
@@ -134,10 +143,8 @@ impl<'a> Source<'a> {
 
     /// Finds the pixels that the map reads for a tile; null stands for those outside the image.
     #[inline(always)]
-    fn find<const N: usize>(&self, place: Place) -> [[*const f32; N]; N] {
+    fn find<const N: usize>(&self, image: &[f32], place: Place) -> [[*const f32; N]; N] {
         let Tiles { h, w, channels } = self.tiles;
-        assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
-        let image = &self.images[self.tiles.image(place)][self.channels.start..];
         let mut pixels = [[ptr::null(); N]; N];
         for (row, pixels) in pixels.iter_mut().enumerate() {
             // What lies before the image wraps around to a very large number.
@@ -150,6 +157,23 @@ impl<'a> Source<'a> {
             }
         }
         pixels
+    }
+}
+
+/// One vector of channels of each pixel of a tile whose pixels all lie within the image.
+struct Inside {
+    first: *const f32,
+    /// Distance of two rows of the image.
+    row: usize,
+    /// Distance of two pixels.
+    pixel: usize,
+}
+
+impl Tile for Inside {
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        // SAFETY: `Spread` has checked that the pixel lies within the image, and its channels.
+        unsafe { simd.load(self.first.wrapping_add(row * self.row + column * self.pixel)) }
     }
 }
 

@@ -137,7 +137,8 @@ pub(super) trait Sink<S: Simd> {
 /// Applies a map to the columns and then to the rows of a tile, and writes `ROWS` rows of the
 /// result, from row `FIRST` on.
 ///
-/// Only those are computed: the compiler leaves out what a column's map gives to the others.
+/// Only those are computed: the compiler leaves out what a column's map gives to the others. The
+/// lines are written out, because a loop that it does not unroll keeps its vectors in memory.
 #[inline(always)]
 pub(super) fn transform<S: Simd, const N: usize, const M: usize, const ROWS: usize, const FIRST: usize>(
     simd: S,
@@ -146,21 +147,57 @@ pub(super) fn transform<S: Simd, const N: usize, const M: usize, const ROWS: usi
     sink: &mut impl Sink<S>,
 ) {
     let mut rows = [[simd.splat(0.0); N]; ROWS];
-    for column in 0..N {
-        let mut line = [simd.splat(0.0); N];
-        for (row, vector) in line.iter_mut().enumerate() {
-            *vector = tile.read(simd, row, column);
-        }
-        let mapped = map.map(simd, line);
-        for (row, line) in rows.iter_mut().enumerate() {
-            line[column] = mapped[FIRST + row];
-        }
+    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 0, &mut rows);
+    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 1, &mut rows);
+    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 2, &mut rows);
+    if N > 3 {
+        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 3, &mut rows);
     }
-    for (row, line) in rows.iter().enumerate() {
-        let mapped = map.map(simd, *line);
-        for (column, &vector) in mapped.iter().enumerate() {
-            sink.write(simd, FIRST + row, column, vector);
-        }
+    if N > 4 {
+        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 4, &mut rows);
+        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 5, &mut rows);
+    }
+    write_row::<S, N, M, FIRST>(simd, map, rows[0], 0, sink);
+    write_row::<S, N, M, FIRST>(simd, map, rows[1], 1, sink);
+    write_row::<S, N, M, FIRST>(simd, map, rows[2], 2, sink);
+    if ROWS > 3 {
+        write_row::<S, N, M, FIRST>(simd, map, rows[3], 3, sink);
+    }
+    if ROWS > 4 {
+        write_row::<S, N, M, FIRST>(simd, map, rows[4], 4, sink);
+        write_row::<S, N, M, FIRST>(simd, map, rows[5], 5, sink);
+    }
+}
+
+#[inline(always)]
+fn map_column<S: Simd, const N: usize, const M: usize, const ROWS: usize, const FIRST: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    tile: &impl Tile,
+    column: usize,
+    rows: &mut [[S::Vector; N]; ROWS],
+) {
+    let mut line = [simd.splat(0.0); N];
+    for (row, vector) in line.iter_mut().enumerate() {
+        *vector = tile.read(simd, row, column);
+    }
+    let mapped = map.map(simd, line);
+    for (row, line) in rows.iter_mut().enumerate() {
+        line[column] = mapped[FIRST + row];
+    }
+}
+
+#[inline(always)]
+fn write_row<S: Simd, const N: usize, const M: usize, const FIRST: usize>(
+    simd: S,
+    map: impl Map<N, M>,
+    line: [S::Vector; N],
+    row: usize,
+    sink: &mut impl Sink<S>,
+) {
+    let mapped = map.map(simd, line);
+    for (column, &vector) in mapped.iter().enumerate() {
+        sink.write(simd, FIRST + row, column, vector);
     }
 }
 

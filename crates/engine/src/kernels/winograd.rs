@@ -55,6 +55,8 @@ struct Worker {
     /// The planes of a block's products with one panel or, for the weight gradient, of one panel of
     /// its output gradient.
     outputs: AlignedVec<f32>,
+    /// A strip's share of the transformed weight gradient.
+    products: AlignedVec<f32>,
     /// Its share of the weight gradient, panels of `[kh, kw, c_in]` rows.
     d_weights: AlignedVec<f32>,
     /// Its share of the channel sums, `[2, c_out]`.
@@ -145,6 +147,7 @@ impl Plan {
             + threads
                 * (AlignedVec::<f32>::bytes(self.images_len())
                     + AlignedVec::<f32>::bytes(self.outputs_len())
+                    + AlignedVec::<f32>::bytes(AddGradient::PRODUCTS)
                     + AlignedVec::<f32>::bytes(self.shape.weight_len())
                     + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
     }
@@ -176,6 +179,7 @@ impl WinogradConv {
         let worker = || Worker {
             images: AlignedVec::zeroed(plan.images_len()),
             outputs: AlignedVec::zeroed(plan.outputs_len()),
+            products: AlignedVec::zeroed(AddGradient::PRODUCTS),
             d_weights: AlignedVec::zeroed(shape.weight_len()),
             sums: AlignedVec::zeroed(2 * shape.c_out),
         };
@@ -283,7 +287,7 @@ fn add_block_gradient(
     (x, dy): (prologue::Input<'_, f32>, &[f32]),
     worker: &mut Worker,
 ) {
-    let Worker { images, outputs, d_weights, .. } = worker;
+    let Worker { images, outputs, products, d_weights, .. } = worker;
     let ConvShape { c_in, c_out, .. } = plan.shape;
     let (block, image_planes) = (tiles.clone(), plan.gradient_planes());
     let source = Source::input(Tiles::new(&plan.shape, c_in), x);
@@ -311,6 +315,7 @@ fn add_block_gradient(
             d_output_planes,
             d_outputs: outputs,
             d_weights: &mut d_weights[panel.range(9 * c_in)],
+            products,
         });
     }
 }
@@ -400,6 +405,31 @@ impl Pass<'_> {
                     accumulate: self.accumulate,
                     sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
                 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AlignedVec, ConvShape, InstructionSet, WinogradConv};
+    use crate::kernels::KernelPath;
+
+    #[test]
+    fn buffers_are_as_large_as_predicted() {
+        for (side, c_in, c_out) in [(9, 16, 48), (32, 64, 16), (1, 80, 32)] {
+            let shape = ConvShape { n: 5, h: side, w: side, c_in, c_out, kernel: 3, stride: 1, pad: 1 };
+            for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+                let isa = InstructionSet::new(path);
+                let conv = WinogradConv::new(shape, isa, 3);
+                let floats = conv.workers.iter().flat_map(|worker| {
+                    [&worker.images, &worker.outputs, &worker.products, &worker.d_weights]
+                });
+                let floats: usize =
+                    floats.chain([&conv.weights]).map(|buffer| AlignedVec::<f32>::bytes(buffer.len())).sum();
+                let sums: usize =
+                    conv.workers.iter().map(|worker| AlignedVec::<f64>::bytes(worker.sums.len())).sum();
+                assert_eq!(WinogradConv::predicted_bytes(&shape, isa, 3), floats + sums, "{path}");
             }
         }
     }
