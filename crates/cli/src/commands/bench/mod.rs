@@ -2,6 +2,7 @@
 //!
 //! Each prints one table, or with `--json` one object.
 
+mod collective;
 mod loss;
 mod step;
 
@@ -19,6 +20,8 @@ pub enum Command {
     Step(step::Arguments),
     /// Time NT-Xent, forward and backward, on random embeddings
     Loss(loss::Arguments),
+    /// Time an operation between processes of this machine
+    Collective(collective::Arguments),
 }
 
 /// Carries the command out.
@@ -26,6 +29,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Step(arguments) => step::run(arguments),
         Command::Loss(arguments) => loss::run(arguments),
+        Command::Collective(arguments) => collective::run(arguments),
     }
 }
 
