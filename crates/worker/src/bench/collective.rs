@@ -1,6 +1,6 @@
 //! `himpun bench collective`: an operation between processes of this machine, as between workers of a run.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
@@ -104,19 +104,18 @@ pub fn bench_collective(
         ranks.0.push(child.map_err(failed_to("start a process"))?);
     }
     let mut outputs = Vec::new();
-    let mut addresses = String::new();
+    let mut addresses = Vec::new();
     for child in &mut ranks.0 {
         let mut output = BufReader::new(child.stdout.take().expect("its output is a pipe"));
-        output.read_line(&mut addresses).map_err(failed_to("read a process's address"))?;
+        addresses.push(line(&mut output).map_err(failed_to("read a process's address"))?);
         outputs.push(output);
     }
-    let addresses = addresses.replace('\n', " ");
+    let addresses = addresses.join(" ");
     for child in &mut ranks.0 {
         let mut input = child.stdin.take().expect("its input is a pipe");
         writeln!(input, "{addresses}").map_err(failed_to("tell a process its peers' addresses"))?;
     }
-    let mut report = String::new();
-    outputs[0].read_line(&mut report).map_err(failed_to("read a process's report"))?;
+    let report = line(&mut outputs[0]).map_err(failed_to("read a process's report"))?;
     serde_json::from_str(&report).map_err(|source| failed_to("read a process's report")(source.into()))
 }
 
@@ -147,8 +146,7 @@ pub fn collective_rank(
     writeln!(output, "{}", listener.address())
         .and_then(|()| output.flush())
         .map_err(failed_to("tell this process's address"))?;
-    let mut addresses = String::new();
-    input.read_line(&mut addresses).map_err(failed_to("read the peers' addresses"))?;
+    let addresses = line(&mut input).map_err(failed_to("read the peers' addresses"))?;
     let peers = addresses.split_whitespace().map(str::to_owned).collect();
     let group = Group { token: [0; 32], generation: 0, rank, peers };
     let abort = AbortHandle::new().map_err(Error::Collective)?;
@@ -218,7 +216,16 @@ fn take_part(
     }))
 }
 
-fn failed_to(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+/// A line without its end; an error if there is none.
+fn line(input: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    if input.read_line(&mut line)? == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other process has ended"));
+    }
+    Ok(line.trim_end().to_owned())
+}
+
+fn failed_to(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::System { what, source }
 }
 
