@@ -3,10 +3,12 @@
 //! One module a part. All of them time what training calls, with [`time`], and report the median of the
 //! calls and between which bounds they lay.
 
+mod collective;
 mod data;
 mod loss;
 mod step;
 
+pub use collective::{CollectiveOptions, CollectiveReport, Operation, bench_collective, collective_rank};
 pub use data::{DataOptions, DataPart, DataReport, bench_data};
 pub use loss::{LossOptions, LossReport, bench_loss};
 pub use step::{StepOptions, StepReport, bench_step};
@@ -58,13 +60,20 @@ impl Timing {
 /// # Errors
 /// The first of the action's.
 pub fn time<E>(mut action: impl FnMut() -> Result<(), E>) -> Result<Timing, E> {
-    let mut timed = || {
+    time_reported(|| {
         let begun = clock::now();
         action().map(|()| begun.elapsed())
-    };
+    })
+}
+
+/// As [`time`], of an action that says itself how long the part of it took that matters.
+///
+/// # Errors
+/// The first of the action's.
+pub fn time_reported<E>(mut action: impl FnMut() -> Result<Duration, E>) -> Result<Timing, E> {
     let mut warming = Duration::ZERO;
     for _ in 0..WARM_UP {
-        warming += timed()?;
+        warming += action()?;
         if warming > WARM_UP_PATIENCE {
             break;
         }
@@ -73,7 +82,7 @@ pub fn time<E>(mut action: impl FnMut() -> Result<(), E>) -> Result<Timing, E> {
     while calls.len() < *TIMED.start()
         || (calls.len() < *TIMED.end() && calls.iter().sum::<Duration>() < PATIENCE)
     {
-        calls.push(timed()?);
+        calls.push(action()?);
     }
     Ok(Timing::of(calls))
 }

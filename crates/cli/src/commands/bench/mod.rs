@@ -2,6 +2,7 @@
 //!
 //! Each prints one table, or with `--json` one object.
 
+mod collective;
 mod data;
 mod loss;
 mod step;
@@ -22,6 +23,8 @@ pub enum Command {
     Data(data::Arguments),
     /// Time NT-Xent, forward and backward, on random embeddings
     Loss(loss::Arguments),
+    /// Time an operation between processes of this machine
+    Collective(collective::Arguments),
 }
 
 /// Carries the command out.
@@ -30,6 +33,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
         Command::Step(arguments) => step::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Loss(arguments) => loss::run(arguments),
+        Command::Collective(arguments) => collective::run(arguments),
     }
 }
 
