@@ -2,8 +2,9 @@
 //!
 //! The backward pass is the forward pass in reverse. Three things save memory on the way:
 //!
-//! - A normalised activation that only convolutions read (inside a block) is not kept: it is *replayed* from
-//!   the convolution output, in one memory pass, just before the backward pass reads it.
+//! - A normalised activation that only convolutions read (inside a block) is never stored: their *prologue*
+//!   normalises what they read, both times. Any other of a batch norm without shortcut is not kept: it is
+//!   *replayed* in one memory pass, just before the backward pass reads it.
 //! - The gradient of a batch norm's input overwrites that of its output; where a shortcut joined, the
 //!   gradient of the sum is the shortcut's gradient, so that buffer is handed on and others add to it.
 //! - Buffers that are never alive together share memory ([`super::plan`]).
@@ -30,6 +31,7 @@ pub(crate) struct Program {
     pub backward: Vec<BackwardStep>,
     pub lifetimes: Vec<Lifetime>,
     values: Vec<BufferId>,
+    prologues: Vec<Option<usize>>,
     replayed: Vec<Option<BufferId>>,
     gradients: Vec<Option<BufferId>>,
 }
@@ -37,9 +39,15 @@ pub(crate) struct Program {
 impl Program {
     pub fn new(graph: &Graph) -> Self {
         let (replayed, gradients) = (vec![None; graph.tensors.len()], vec![None; graph.tensors.len()]);
-        let mut program = Self { backward: vec![], lifetimes: vec![], values: vec![], replayed, gradients };
-        for shape in &graph.tensors {
-            let buffer = program.buffer(shape.len());
+        let prologues = (0..graph.tensors.len()).map(|tensor| prologue_of(graph, TensorId(tensor))).collect();
+        let (backward, lifetimes, values) = (vec![], vec![], vec![]);
+        let mut program = Self { backward, lifetimes, values, prologues, replayed, gradients };
+        for (tensor, shape) in graph.tensors.iter().enumerate() {
+            let buffer = match program.prologues[tensor] {
+                // An input is made, and so listed, before the output.
+                Some(norm) => program.values[graph.nodes[norm].inputs()[0].0],
+                None => program.buffer(shape.len()),
+            };
             program.values.push(buffer);
         }
         let mut time = 0;
@@ -57,8 +65,8 @@ impl Program {
 
         for (node_idx, node) in graph.nodes.iter().enumerate().rev() {
             for tensor in node.backward_reads() {
-                if let Some(maker) = replay_of(graph, tensor).filter(|_| program.replayed[tensor.0].is_none())
-                {
+                let is_there = program.replayed[tensor.0].is_some() || program.prologues[tensor.0].is_some();
+                if let Some(maker) = lone_norm(graph, tensor).filter(|_| !is_there) {
                     time += 1;
                     program.backward.push(BackwardStep::Replay { node: maker });
                     program.replayed[tensor.0] = Some(program.buffer(graph.shape(tensor).len()));
@@ -81,6 +89,12 @@ impl Program {
             }
         }
         program
+    }
+
+    /// The batch norm that the readers of a tensor leave to their prologue. The tensor is not stored; its buffer
+    /// is that of the norm's input.
+    pub fn prologue(&self, tensor: TensorId) -> Option<usize> {
+        self.prologues[tensor.0]
     }
 
     /// The buffer of a value during the forward pass.
@@ -156,9 +170,17 @@ impl Program {
     }
 }
 
+/// The norm that becomes the prologue of the convolutions that read `tensor`, if nobody else does.
+fn prologue_of(graph: &Graph, tensor: TensorId) -> Option<usize> {
+    let mut readers = graph.nodes.iter().filter(|node| node.inputs().contains(&tensor));
+    let is_inside = tensor != graph.features && tensor != graph.embeddings;
+    let by_convolutions = is_inside && readers.all(|node| matches!(node, Node::Conv(_)));
+    lone_norm(graph, tensor).filter(|_| by_convolutions)
+}
+
 /// The node that can compute `tensor` once more from what the backward pass keeps anyway: a batch norm without
 /// shortcut, whose input its own backward needs.
-fn replay_of(graph: &Graph, tensor: TensorId) -> Option<usize> {
+fn lone_norm(graph: &Graph, tensor: TensorId) -> Option<usize> {
     graph.nodes.iter().position(|node| {
         node.output() == tensor
             && matches!(node, Node::BatchNorm(norm) if matches!(norm.shortcut, Shortcut::None))
@@ -195,14 +217,29 @@ mod tests {
                 BackwardStep::Replay { node } => replayed.push(graph.nodes[node].output()),
                 BackwardStep::Backward { node, .. } => {
                     for tensor in graph.nodes[node].backward_reads() {
+                        // Kept as it is, or as the input of its norm.
                         let kept = program.kept(tensor) == program.value(tensor);
                         assert!(kept || replayed.contains(&tensor), "{tensor:?}");
                     }
                 }
             }
         }
-        // The stem's activation, one inside each of the nine blocks, one in the head.
-        assert_eq!(replayed.len(), 11);
+        // The stem's activation and one in the head.
+        assert_eq!(replayed.len(), 2);
+    }
+
+    /// Inside each block one activation is a convolution's prologue, kept as what its norm reads.
+    #[test]
+    fn an_activation_that_only_convolutions_read_is_not_stored() {
+        let graph = graph();
+        let program = Program::new(&graph);
+        let fused = |node: &&Node| program.prologue(node.output()).is_some();
+        let fused: Vec<_> = graph.nodes.iter().filter(fused).collect();
+        assert_eq!(fused.len(), 9, "one per block");
+        for node in fused {
+            assert_eq!(program.value(node.output()), program.value(node.inputs()[0]));
+            assert_eq!(program.kept(node.output()), program.value(node.inputs()[0]));
+        }
     }
 
     /// A block's input gets its gradient from the shortcut first; the block's first convolution adds to it.

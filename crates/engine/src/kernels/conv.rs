@@ -3,6 +3,7 @@
 use super::direct::DirectConv;
 use super::path::KernelPath;
 use super::pool::Pool;
+use super::prologue::Input;
 use super::real::Real;
 use super::reference::{self, ReferenceConv};
 use super::simd::InstructionSet;
@@ -128,9 +129,9 @@ impl<T: Real> Conv2d<T> {
         }
     }
 
-    /// Computes `y = conv(x, w)` for the first `n` images.
+    /// Computes `y = conv(input, w)` for the first `n` images.
     ///
-    /// - `x`: `[n, h, w, c_in]`; `w`: `[c_out, c_in, kh, kw]`; `y`: `[n, out_h, out_w, c_out]`
+    /// - `w`: `[c_out, c_in, kh, kw]`; `y`: `[n, out_h, out_w, c_out]`
     /// - `sums`: `[2, c_out]`, overwritten with the sum and the sum of squares of each channel of `y`
     ///
     /// # Panics
@@ -139,19 +140,22 @@ impl<T: Real> Conv2d<T> {
         &mut self,
         pool: &Pool,
         n: usize,
-        x: &[T],
+        input: Input<'_, T>,
         w: &[T],
         y: &mut [T],
         sums: Option<&mut [f64]>,
     ) {
-        self.check(pool, n, x, w, y);
+        self.check(pool, n, input.x, w, y);
+        self.check_prologue(input);
         let len = 2 * self.shape.c_out;
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
         match &mut self.method {
-            Method::Direct(direct) => direct.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
-            Method::Winograd(winograd) => winograd.forward(pool, n, f32s(x), f32s(w), f32s_mut(y), sums),
+            Method::Direct(direct) => direct.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums),
+            Method::Winograd(winograd) => {
+                winograd.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums)
+            }
             Method::Reference(reference) => {
-                reference.forward(pool, n, x, w, y);
+                reference.forward(pool, n, input, w, y);
                 if let Some(sums) = sums {
                     reference::channel_sums(pool, &y[..n * self.shape.output_len()], sums);
                 }
@@ -188,18 +192,21 @@ impl<T: Real> Conv2d<T> {
 
     /// Computes the gradient with respect to the weights, overwriting `dw`.
     ///
-    /// - `x`: `[n, h, w, c_in]`; `dy`: `[n, out_h, out_w, c_out]`; `dw`: `[c_out, c_in, kh, kw]`
+    /// - `dy`: `[n, out_h, out_w, c_out]`; `dw`: `[c_out, c_in, kh, kw]`
     ///
     /// # Panics
     /// If the weights are not exactly and the images not at least that long, or `n` or the pool is larger than planned.
-    pub fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[T], dy: &[T], dw: &mut [T]) {
-        self.check(pool, n, x, dw, dy);
+    pub fn backward_weights(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, dy: &[T], dw: &mut [T]) {
+        self.check(pool, n, input.x, dw, dy);
+        self.check_prologue(input);
         match &mut self.method {
-            Method::Direct(direct) => direct.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw)),
-            Method::Winograd(winograd) => {
-                winograd.backward_weights(pool, n, f32s(x), f32s(dy), f32s_mut(dw));
+            Method::Direct(direct) => {
+                direct.backward_weights(pool, n, f32_input(input), f32s(dy), f32s_mut(dw))
             }
-            Method::Reference(reference) => reference.backward_weights(pool, n, x, dy, dw),
+            Method::Winograd(winograd) => {
+                winograd.backward_weights(pool, n, f32_input(input), f32s(dy), f32s_mut(dw));
+            }
+            Method::Reference(reference) => reference.backward_weights(pool, n, input, dy, dw),
         }
     }
 
@@ -215,6 +222,14 @@ impl<T: Real> Conv2d<T> {
             x.len(),
             y.len()
         );
+    }
+
+    #[track_caller]
+    fn check_prologue(&self, input: Input<'_, T>) {
+        if let Some(prologue) = input.prologue {
+            let channels = (prologue.multiplier.len(), prologue.offset.len());
+            assert_eq!(channels, (self.shape.c_in, self.shape.c_in), "prologue of {:?}", self.shape);
+        }
     }
 }
 
@@ -241,6 +256,10 @@ impl Choice {
     }
 }
 
+fn f32_input<T: Real>(input: Input<'_, T>) -> Input<'_, f32> {
+    input.as_f32().expect("the fast methods are planned for f32 only")
+}
+
 fn f32s<T: Real>(numbers: &[T]) -> &[f32] {
     T::as_f32(numbers).expect("the fast methods are planned for f32 only")
 }
@@ -252,7 +271,7 @@ fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
-    use crate::kernels::{KernelPath, Pool};
+    use crate::kernels::{Input, KernelPath, Pool, Prologue};
 
     /// Numbers in [-1, 1) that look random and are always the same.
     struct Numbers(u64);
@@ -300,35 +319,73 @@ mod tests {
         dw: Vec<T>,
     }
 
+    /// What the passes of one shape read.
+    struct Data {
+        x: Vec<f32>,
+        w: Vec<f32>,
+        dy: Vec<f32>,
+        /// What a gradient is added to.
+        dx: Vec<f32>,
+        multiplier: Vec<f32>,
+        offset: Vec<f32>,
+        /// Whether a prologue ends in a ReLU, if there is one.
+        relu: Option<bool>,
+    }
+
+    impl Data {
+        fn new(numbers: &mut Numbers, shape: &ConvShape, n: usize) -> Self {
+            Self {
+                x: numbers.vec(n * shape.input_len()),
+                w: numbers.vec(shape.weight_len()),
+                dy: numbers.vec(n * shape.output_len()),
+                dx: numbers.vec(n * shape.input_len()),
+                multiplier: numbers.vec(shape.c_in),
+                offset: numbers.vec(shape.c_in),
+                relu: [None, Some(false), Some(true)][numbers.pick([0, 1, 2])],
+            }
+        }
+
+        /// The same with a pass of its own in place of the prologue.
+        fn unfused(&self) -> Self {
+            let Self { x, w, dy, dx, multiplier, offset, relu } = self;
+            let mut x = x.clone();
+            if let Some(relu) = relu {
+                for pixel in x.chunks_exact_mut(offset.len()) {
+                    for ((x, multiplier), offset) in pixel.iter_mut().zip(multiplier).zip(offset) {
+                        let value = multiplier * *x + offset;
+                        *x = if *relu { value.max(0.0) } else { value };
+                    }
+                }
+            }
+            let (w, dy, dx) = (w.clone(), dy.clone(), dx.clone());
+            Self { x, w, dy, dx, multiplier: vec![], offset: vec![], relu: None }
+        }
+    }
+
     macro_rules! passes {
         ($type:ty, $choice:expr, $pool:expr, $shape:expr, $n:expr, $data:expr) => {{
             let (shape, n): (ConvShape, usize) = ($shape, $n);
             let widen = |numbers: &[f32]| numbers.iter().map(|&x| <$type>::from(x)).collect::<Vec<$type>>();
-            let [x, w, dy, dx] = &$data;
-            let (x, w, dy, dx) = (widen(x), widen(w), widen(dy), widen(dx));
+            let data: &Data = &$data;
+            let (x, w, dy, dx) = (widen(&data.x), widen(&data.w), widen(&data.dy), widen(&data.dx));
+            let (multiplier, offset) = (widen(&data.multiplier), widen(&data.offset));
+            let (multiplier, offset) = (&multiplier[..], &offset[..]);
+            let prologue = data.relu.map(|relu| Prologue { multiplier, offset, relu });
+            let input = Input { x: &x, prologue };
             let mut conv = Conv2d::<$type>::planned(shape, $choice, $pool.threads());
             // Garbage, to see that everything is written.
             let mut y = vec![7.0; n * shape.output_len()];
             let mut sums = vec![7.0; 2 * shape.c_out];
             let mut dw = vec![7.0; shape.weight_len()];
-            conv.forward($pool, n, &x, &w, &mut y, Some(&mut sums));
+            conv.forward($pool, n, input, &w, &mut y, Some(&mut sums));
             let mut accumulated = dx;
             conv.backward_data($pool, n, &dy, &w, &mut accumulated, true);
             let mut dx = vec![7.0; n * shape.input_len()];
             conv.backward_data($pool, n, &dy, &w, &mut dx, false);
             dx.extend(accumulated);
-            conv.backward_weights($pool, n, &x, &dy, &mut dw);
+            conv.backward_weights($pool, n, input, &dy, &mut dw);
             Passes { y, sums, dx, dw }
         }};
-    }
-
-    fn data(numbers: &mut Numbers, shape: &ConvShape, n: usize) -> [Vec<f32>; 4] {
-        [
-            numbers.vec(n * shape.input_len()),
-            numbers.vec(shape.weight_len()),
-            numbers.vec(n * shape.output_len()),
-            numbers.vec(n * shape.input_len()),
-        ]
     }
 
     #[track_caller]
@@ -341,8 +398,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(pool: &Pool, shape: ConvShape, n: usize, data: &[Vec<f32>; 4]) {
-        let exact = passes!(f64, Choice::Reference, pool, shape, n, data);
+    fn check(pool: &Pool, shape: ConvShape, n: usize, data: &Data) {
+        let exact = passes!(f64, Choice::Reference, pool, shape, n, data.unfused());
         for choice in choices(&shape) {
             let fast = passes!(f32, choice, pool, shape, n, data);
             let what = format!("{choice:?}, {} threads, {n} images of {shape:?}", pool.threads());
@@ -384,7 +441,7 @@ mod tests {
         for case in 0..120 {
             let shape = random_shape(&mut numbers);
             let n = 1 + (case % shape.n);
-            let data = data(&mut numbers, &shape, n);
+            let data = Data::new(&mut numbers, &shape, n);
             check(&pools[case % 3], shape, n, &data);
         }
     }
@@ -403,7 +460,7 @@ mod tests {
                 ..random_shape(&mut numbers)
             };
             let n = 1 + (case % shape.n);
-            let data = data(&mut numbers, &shape, n);
+            let data = Data::new(&mut numbers, &shape, n);
             check(&pools[case % 3], shape, n, &data);
         }
     }
@@ -423,7 +480,7 @@ mod tests {
             (4, 512, 64, 3, 1, 1),
         ] {
             let shape = ConvShape { n: 6, h: side, w: side, c_in, c_out, kernel, stride, pad };
-            let data = data(&mut numbers, &shape, 6);
+            let data = Data::new(&mut numbers, &shape, 6);
             check(&pool, shape, 6, &data);
         }
     }
@@ -435,7 +492,7 @@ mod tests {
         for channels in [17, 32] {
             let shape =
                 ConvShape { n: 7, h: 9, w: 8, c_in: channels, c_out: channels, kernel: 3, stride: 1, pad: 1 };
-            let data = data(&mut numbers, &shape, 7);
+            let data = Data::new(&mut numbers, &shape, 7);
             for choice in choices(&shape) {
                 let first = passes!(f32, choice, &pools[1], shape, 7, data);
                 for _ in 0..5 {
@@ -452,7 +509,7 @@ mod tests {
         let pool = Pool::new(2, &[]);
         let shape = ConvShape { n: 2, h: 4, w: 4, c_in: 16, c_out: 32, kernel: 3, stride: 1, pad: 1 };
         for choice in choices(&shape) {
-            let passes = passes!(f32, choice, &pool, shape, 0, data(&mut Numbers(4), &shape, 0));
+            let passes = passes!(f32, choice, &pool, shape, 0, Data::new(&mut Numbers(4), &shape, 0));
             assert!(
                 passes.dw.iter().all(|&dw| dw == 0.0) && passes.sums.iter().all(|&sum| sum == 0.0),
                 "{choice:?}"

@@ -20,6 +20,7 @@ use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
 use super::panels::Panels;
 use super::pool::Pool;
+use super::prologue::Input;
 use super::simd::InstructionSet;
 use super::taps::Taps;
 use super::window::{Output, Weights, Window};
@@ -147,7 +148,7 @@ impl DirectConv {
         &mut self,
         pool: &Pool,
         n: usize,
-        x: &[f32],
+        input: Input<'_, f32>,
         w: &[f32],
         y: &mut [f32],
         sums: Option<&mut [f64]>,
@@ -165,8 +166,8 @@ impl DirectConv {
             sum.fill(0.0);
             squares.fill(0.0);
             for (block, y) in blocks(images, plan.block).zip(y.chunks_mut(plan.block * output_len)) {
-                let x = &x[block.start * input_len..block.end * input_len];
-                let framed = plan.input.place(x, &mut worker.framed);
+                let input = input.slice(block.start * input_len..block.end * input_len);
+                let framed = plan.input.place(isa, input, &mut worker.framed);
                 let mut output =
                     Output { c: y, accumulate: false, sums: with_sums.then_some([&mut *sum, &mut *squares]) };
                 plan.forward.sum(isa, framed, weights, &mut output);
@@ -200,7 +201,7 @@ impl DirectConv {
             let block = plan.backward_block;
             for (block, dx) in blocks(images, block).zip(dx.chunks_mut(block * input_len)) {
                 let dy = &dy[block.start * output_len..block.end * output_len];
-                let framed = plan.d_output.place(dy, &mut worker.framed);
+                let framed = plan.d_output.place(isa, Input::plain(dy), &mut worker.framed);
                 let mut weights = weights;
                 for window in &plan.backward {
                     let (packed, rest) = weights.split_at(packed_len(window));
@@ -212,7 +213,14 @@ impl DirectConv {
         });
     }
 
-    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(super) fn backward_weights(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        input: Input<'_, f32>,
+        dy: &[f32],
+        dw: &mut [f32],
+    ) {
         let Self { isa, plan, workers, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
         let pixels = plan.shape.out_h() * plan.shape.out_w();
@@ -222,8 +230,8 @@ impl DirectConv {
                 worker.d_weights.fill(0.0);
             }
             for (index, block) in blocks(images, plan.gradient_block).enumerate() {
-                let framed =
-                    plan.input.place(&x[block.start * input_len..block.end * input_len], &mut worker.framed);
+                let input = input.slice(block.start * input_len..block.end * input_len);
+                let framed = plan.input.place(isa, input, &mut worker.framed);
                 let dy = &dy[block.start * output_len..block.end * output_len];
                 for panel in plan.outputs.iter() {
                     let dy = if plan.outputs.is_one_full_panel() {

@@ -1,6 +1,8 @@
 //! Images surrounded by the zeros that their windows reach.
 
 use super::conv::ConvShape;
+use super::prologue::{Apply, Input};
+use super::simd::InstructionSet;
 
 /// Images `[h, w, channels]` in a frame of zeros, so that no window needs an edge case.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +35,15 @@ impl Frame {
         self.width * self.channels
     }
 
-    /// The images themselves if the frame is empty, else a framed copy in `buffer`.
-    pub(super) fn place<'a>(&self, images: &'a [f32], buffer: &'a mut [f32]) -> &'a [f32] {
-        if self.height == self.h && self.width == self.w {
+    /// The images themselves if the frame is empty and nothing is done to them, else a framed copy in `buffer`.
+    pub(super) fn place<'a>(
+        &self,
+        isa: InstructionSet,
+        images: Input<'a, f32>,
+        buffer: &'a mut [f32],
+    ) -> &'a [f32] {
+        let Input { x: images, prologue } = images;
+        if self.height == self.h && self.width == self.w && prologue.is_none() {
             return images;
         }
         let line = self.w * self.channels;
@@ -49,7 +57,12 @@ impl Frame {
                 image.chunks_exact(line).zip(framed[top..bottom].chunks_exact_mut(self.row()))
             {
                 row[..left].fill(0.0);
-                row[left..left + line].copy_from_slice(source);
+                match prologue {
+                    None => row[left..left + line].copy_from_slice(source),
+                    Some(prologue) => {
+                        isa.run(Apply { prologue, x: source, y: &mut row[left..left + line] });
+                    }
+                }
                 row[left + line..].fill(0.0);
             }
         }

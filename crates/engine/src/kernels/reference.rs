@@ -10,6 +10,7 @@ use super::aligned::AlignedVec;
 use super::conv::ConvShape;
 use super::matmul::Gemm;
 use super::pool::{Pool, split};
+use super::prologue::Input;
 use super::real::Real;
 
 /// Plain convolution with room for one repacked copy of the weights.
@@ -27,7 +28,7 @@ impl<T: Real> ReferenceConv<T> {
         AlignedVec::<T>::bytes(shape.weight_len())
     }
 
-    pub(super) fn forward(&mut self, pool: &Pool, n: usize, x: &[T], w: &[T], y: &mut [T]) {
+    pub(super) fn forward(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, w: &[T], y: &mut [T]) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
         for_each_weight(&shape, |oc, ic, tap, index| self.weights[(tap * c_in + ic) * c_out + oc] = w[index]);
@@ -40,8 +41,8 @@ impl<T: Real> ReferenceConv<T> {
                 |image, pixel, tap, source| {
                     let start = (image - first) * shape.output_len() + pixel * c_out;
                     let y = &mut images[start..start + c_out];
-                    let x = &x[image * shape.input_len() + source * c_in..][..c_in];
-                    for (ic, &x) in x.iter().enumerate() {
+                    let x = input.pixel(image * shape.input_len() + source * c_in, c_in);
+                    for (ic, x) in x.enumerate() {
                         add_scaled(y, x, &weights[(tap * c_in + ic) * c_out..][..c_out]);
                     }
                 },
@@ -81,7 +82,14 @@ impl<T: Real> ReferenceConv<T> {
         });
     }
 
-    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[T], dy: &[T], dw: &mut [T]) {
+    pub(super) fn backward_weights(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        input: Input<'_, T>,
+        dy: &[T],
+        dw: &mut [T],
+    ) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
         let taps = shape.kernel * shape.kernel;
@@ -90,9 +98,12 @@ impl<T: Real> ReferenceConv<T> {
             rows.fill(T::ZERO);
             for_each_tap(&shape, 0..n, |image, pixel, tap, source| {
                 let dy = &dy[image * shape.output_len() + pixel * c_out..][..c_out];
-                let x = &x[image * shape.input_len() + source * c_in..][..c_in];
+                let start = image * shape.input_len() + source * c_in;
                 for (row, &dy) in rows.chunks_exact_mut(taps * c_in).zip(&dy[first..]) {
-                    add_scaled(&mut row[tap * c_in..][..c_in], dy, x);
+                    let sums = &mut row[tap * c_in..][..c_in];
+                    for (sum, x) in sums.iter_mut().zip(input.pixel(start, c_in)) {
+                        *sum += dy * x;
+                    }
                 }
             });
         });

@@ -34,6 +34,8 @@ pub(super) trait Simd: Copy {
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The larger of both; `b` if one of them is not a number.
+    fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
     /// The first numbers of a slice.
     #[inline(always)]
@@ -165,6 +167,12 @@ impl Simd for Portable {
     fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         [a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]]
     }
+
+    #[inline(always)]
+    fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        let larger = |lane: usize| if a[lane] > b[lane] { a[lane] } else { b[lane] };
+        [larger(0), larger(1), larger(2), larger(3)]
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -231,6 +239,12 @@ mod x86 {
             // SAFETY: `self` proves that the machine has AVX2.
             unsafe { _mm256_sub_ps(a, b) }
         }
+
+        #[inline(always)]
+        fn max(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: `self` proves that the machine has AVX2.
+            unsafe { _mm256_max_ps(a, b) }
+        }
     }
 
     impl Simd for Avx512 {
@@ -272,6 +286,12 @@ mod x86 {
         fn sub(self, a: __m512, b: __m512) -> __m512 {
             // SAFETY: `self` proves that the machine has AVX-512F.
             unsafe { _mm512_sub_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn max(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: `self` proves that the machine has AVX-512F.
+            unsafe { _mm512_max_ps(a, b) }
         }
     }
 }

@@ -8,7 +8,8 @@ use std::ptr;
 
 use super::conv::ConvShape;
 use super::planes::{Planes, ReadPoints, WritePoints};
-use super::simd::{Simd, Task, add_lanes};
+use super::prologue::{Input, Prologue, VectorPrologue};
+use super::simd::{MAX_LANES, Simd, Task, add_lanes};
 use super::transforms::{Map, Output, Sink, Tile, transform};
 
 /// Tiles whose channel sums are added up in single precision.
@@ -81,6 +82,8 @@ pub(super) struct Source<'a> {
     /// The channels to transform.
     pub(super) channels: Range<usize>,
     pub(super) images: &'a [f32],
+    /// What is done to each pixel of an image on the way.
+    pub(super) prologue: Option<Prologue<'a, f32>>,
 }
 
 /// Transforms a block of tiles of `N` x `N` pixels into planes.
@@ -100,6 +103,7 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
         let Self { map, source, block, planes, transformed } = self;
         let Tiles { h, w, channels } = source.tiles;
         assert!(source.channels.end <= channels, "channels {:?} of {channels}", source.channels);
+        let mut seen = Seen::<N>([[Vector([0.0; MAX_LANES]); N]; N]);
         let mut place = source.tiles.place(block.start);
         for slot in 0..block.len() {
             let image = &source.images[source.tiles.image(place)][source.channels.start..];
@@ -107,16 +111,20 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
             let inside = y < h && x < w && y + N <= h && x + N <= w;
             let pixels: [[_; N]; N] = source.find(image, place);
             for channel in (0..source.channels.len()).step_by(S::LANES) {
+                let tile = Pixels { pixels: &pixels, channel };
                 let offset = planes.offset(slot, channel / S::LANES);
                 let mut points = WritePoints::<6, false>::new::<S>(transformed, planes.plane, offset);
                 // Half of the rows at a time, because not all of them fit the registers.
-                if inside {
+                if let Some(prologue) = source.prologue {
+                    seen.look(simd, &tile, prologue.vector(simd, source.channels.start + channel));
+                    transform::<S, N, 6, 3, 0>(simd, map, &seen, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, map, &seen, &mut points);
+                } else if inside {
                     let first = &image[(y * w + x) * channels + channel..];
                     let tile = Inside { first: first.as_ptr(), row: w * channels, pixel: channels };
                     transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
                     transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
                 } else {
-                    let tile = Pixels { pixels: &pixels, channel };
                     transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
                     transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
                 }
@@ -128,8 +136,9 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
 
 impl<'a> Source<'a> {
     /// All channels of the input of a convolution, with its border of one pixel.
-    pub(super) fn input(tiles: Tiles, images: &'a [f32]) -> Self {
-        Self { tiles, before: 1, channels: 0..tiles.channels, images }
+    pub(super) fn input(tiles: Tiles, images: Input<'a, f32>) -> Self {
+        let Input { x: images, prologue } = images;
+        Self { tiles, before: 1, channels: 0..tiles.channels, images, prologue }
     }
 
     /// Finds the pixels that the map reads for a tile; null stands for those outside the image.
@@ -183,6 +192,35 @@ impl<const N: usize> Tile for Pixels<'_, N> {
         }
         // SAFETY: `Source::find` points at a pixel of the image that has this vector of channels.
         unsafe { simd.load(pixel.wrapping_add(self.channel)) }
+    }
+}
+
+/// One vector of channels of each pixel behind the prologue, which is worth keeping: a transform reads it twice.
+struct Seen<const N: usize>([[Vector; N]; N]);
+
+/// A vector of any instruction set.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Vector([f32; MAX_LANES]);
+
+impl<const N: usize> Seen<N> {
+    #[inline(always)]
+    fn look<S: Simd>(&mut self, simd: S, tile: &Pixels<'_, N>, prologue: VectorPrologue<S>) {
+        for (row, seen) in self.0.iter_mut().enumerate() {
+            for (column, seen) in seen.iter_mut().enumerate() {
+                // The padding lies behind the prologue.
+                let is_outside = tile.pixels[row][column].is_null();
+                let x = tile.read(simd, row, column);
+                simd.write(&mut seen.0, if is_outside { x } else { prologue.see(simd, x) });
+            }
+        }
+    }
+}
+
+impl<const N: usize> Tile for Seen<N> {
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        simd.read(&self.0[row][column].0)
     }
 }
 

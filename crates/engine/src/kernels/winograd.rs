@@ -21,6 +21,7 @@ use super::panels::{Panel, Panels};
 use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
+use super::prologue;
 use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
 use super::transforms::{Input, OutputGradient, POINTS, SpreadWeights};
@@ -194,7 +195,7 @@ impl WinogradConv {
         &mut self,
         pool: &Pool,
         n: usize,
-        x: &[f32],
+        input: prologue::Input<'_, f32>,
         w: &[f32],
         y: &mut [f32],
         sums: Option<&mut [f64]>,
@@ -215,8 +216,8 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, y, shape.output_len()),
             |_, (images, y, worker)| {
                 worker.sums.fill(0.0);
-                let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
-                pass.run(x, weights, y, worker);
+                let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
+                pass.run(input, weights, y, worker);
             },
         );
         if let Some(sums) = sums {
@@ -250,20 +251,27 @@ impl WinogradConv {
             divide(pool, &mut self.workers, n, dx, shape.input_len()),
             |_, (images, dx, worker)| {
                 let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(dy, weights, dx, worker);
+                pass.run(prologue::Input::plain(dy), weights, dx, worker);
             },
         );
     }
 
-    pub(super) fn backward_weights(&mut self, pool: &Pool, n: usize, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(super) fn backward_weights(
+        &mut self,
+        pool: &Pool,
+        n: usize,
+        input: prologue::Input<'_, f32>,
+        dy: &[f32],
+        dw: &mut [f32],
+    ) {
         let Self { isa, plan, workers, .. } = self;
         let shape = plan.shape;
         pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
-            let x = &x[images.start * shape.input_len()..images.end * shape.input_len()];
+            let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
             let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(x), plan.gradient_block) {
-                add_block_gradient(*isa, plan, tiles, [x, dy], worker);
+            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(input.x), plan.gradient_block) {
+                add_block_gradient(*isa, plan, tiles, (input, dy), worker);
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
@@ -276,7 +284,7 @@ fn add_block_gradient(
     isa: InstructionSet,
     plan: &Plan,
     tiles: Range<usize>,
-    [x, dy]: [&[f32]; 2],
+    (x, dy): (prologue::Input<'_, f32>, &[f32]),
     worker: &mut Worker,
 ) {
     let Worker { images, outputs, products, d_weights, .. } = worker;
@@ -289,7 +297,13 @@ fn add_block_gradient(
         let channels = panel.first..panel.first + panel.width;
         isa.run(Spread::<_, 4> {
             map: OutputGradient,
-            source: Source { tiles: Tiles::new(&plan.shape, c_out), before: 0, channels, images: dy },
+            source: Source {
+                tiles: Tiles::new(&plan.shape, c_out),
+                before: 0,
+                channels,
+                images: dy,
+                prologue: None,
+            },
             block: tiles.clone(),
             planes: d_output_planes,
             transformed: outputs,
@@ -349,14 +363,20 @@ impl Pass<'_> {
     }
 
     /// Convolves the images of one thread.
-    fn run(&self, source: &[f32], weights: &[f32], target: &mut [f32], worker: &mut Worker) {
+    fn run(
+        &self,
+        source: prologue::Input<'_, f32>,
+        weights: &[f32],
+        target: &mut [f32],
+        worker: &mut Worker,
+    ) {
         let Self { isa, plan, .. } = *self;
         let Worker { images, outputs, sums, .. } = worker;
         let channels = self.source.channels;
         let image_planes = plan.image_planes(channels);
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..self.source.count(source), plan.block) {
+        for tiles in blocks(0..self.source.count(source.x), plan.block) {
             let (source, block) = (Source::input(self.source, source), tiles.clone());
             isa.run(Spread::<_, 6> { map: Input, source, block, planes: image_planes, transformed: images });
             let mut weights = weights;

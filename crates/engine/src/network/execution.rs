@@ -6,7 +6,7 @@ use super::{Network, Pass};
 use crate::arena::Arena;
 use crate::graph::program::{BufferId, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
-use crate::kernels::Real;
+use crate::kernels::{Input, Prologue, Real};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
 use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
@@ -17,12 +17,17 @@ impl<T: Real> Network<T> {
     pub(super) fn forward_node(&mut self, node_idx: usize, n: usize, pass: Pass) {
         let Self { graph, program, arena, ops, parameters, team, channel_sums: all_sums, .. } = self;
         let value = |tensor| program.value(tensor);
-        match (&graph.nodes[node_idx], &mut ops[node_idx]) {
+        let (earlier, rest) = ops.split_at_mut(node_idx);
+        match (&graph.nodes[node_idx], &mut rest[0]) {
             (Node::Conv(node), Op::Conv(conv)) => {
+                let prologue = program.prologue(node.x).map(|norm| prologue(&earlier[norm]));
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
                 let sums = (pass == Pass::Train).then(|| &mut all_sums[node.y.0][..]);
-                conv.forward(&team.pool, n, x, weight(graph, parameters, node.weight), y, sums);
+                let w = weight(graph, parameters, node.weight);
+                conv.forward(&team.pool, n, Input { x, prologue }, w, y, sums);
             }
+            // The convolutions that read it do it themselves.
+            (Node::BatchNorm(node), _) if program.prologue(node.y).is_some() => {}
             (Node::BatchNorm(node), Op::BatchNorm(op)) => {
                 batch_norm_forward(team, op, node, arena, (&value, n))
             }
@@ -64,13 +69,15 @@ impl<T: Real> Network<T> {
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) {
         let Self { graph, program, arena, ops, parameters, team, .. } = self;
-        let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], &mut ops[node_idx]) else {
+        let (earlier, rest) = ops.split_at_mut(node_idx);
+        let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], &mut rest[0]) else {
             unreachable!("ops are made from the nodes")
         };
+        let prologue = program.prologue(node.x).map(|norm| prologue(&earlier[norm]));
         let range = graph.parameters[node.weight.0].entry.range();
         let [x, d_y] = arena.get_mut([program.kept(node.x), gradient_of(program, node.y)], n);
         let d_w = &mut parameters.gradients[range.clone()];
-        conv.backward_weights(&team.pool, n, x, d_y, d_w);
+        conv.backward_weights(&team.pool, n, Input { x, prologue }, d_y, d_w);
         on_gradient(range, d_w);
         if let Some(d_x) = program.d_value(node.x) {
             let [d_y, d_x] = arena.get_mut([gradient_of(program, node.y), d_x], n);
@@ -152,6 +159,11 @@ impl<T: Real> Network<T> {
             _ => pool::average_backward(team, graph.shape(x), d_y, d_x),
         }
     }
+}
+
+fn prologue<T: Real>(op: &Op<T>) -> Prologue<'_, T> {
+    let Op::BatchNorm(op) = op else { unreachable!("only batch norms are prologues") };
+    op.prologue()
 }
 
 fn batch_norm_forward<T: Real>(

@@ -17,7 +17,7 @@ use super::passes::{
 use super::statistics::{self, EPSILON, Moments};
 use super::{Team, add_partials, pieces, pieces_mut};
 use crate::graph::{BatchNormNode, Graph, Norm, ParameterId, Shortcut};
-use crate::kernels::Real;
+use crate::kernels::{Prologue, Real};
 use crate::parameters::Parameters;
 use crate::peers::{PeerError, Peers};
 
@@ -126,6 +126,12 @@ impl<T: Real> BatchNorm<T> {
             })
             .collect();
         team.run(channels, passes);
+    }
+
+    /// The normalisation as the convolutions behind it do it, by the statistics taken last.
+    pub fn prologue(&self) -> Prologue<'_, T> {
+        let Affine { multiplier, offset } = &self.norms[0].affine;
+        Prologue { multiplier, offset, relu: self.relu }
     }
 
     /// Computes the gradients of the parameters and of the inputs, given that of the output.

@@ -47,35 +47,27 @@ pub(super) struct Apply<'a, T> {
 impl<T: Real> ChannelPass for Apply<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        let affine = self.affine.groups::<L>();
-        let (width, floor) = (affine.len(), self.floor);
-        let x = groups::<L, T>(self.x).chunks_exact(width);
-        let pixels = x.zip(groups_mut::<L, T>(self.y).chunks_exact_mut(width));
+        let (affine, floor) = (self.affine.groups::<L>(), self.floor);
+        let x = groups::<L, T>(self.x).iter().zip(affine.cycle());
+        let values = x.zip(groups_mut::<L, T>(self.y));
         match self.addend {
             Addend::Nothing => {
-                for (x, y) in pixels {
-                    for group in 0..width {
-                        let normal = affine.at(group, x[group]);
-                        y[group] = lanes(|l| at_least(floor, normal[l]));
-                    }
+                for ((&x, group), y) in values {
+                    let normal = affine.at(group, x);
+                    *y = lanes(|l| at_least(floor, normal[l]));
                 }
             }
             Addend::Plain(addend) => {
-                for ((x, y), addend) in pixels.zip(groups::<L, T>(addend).chunks_exact(width)) {
-                    for group in 0..width {
-                        let (normal, addend) = (affine.at(group, x[group]), addend[group]);
-                        y[group] = lanes(|l| at_least(floor, normal[l] + addend[l]));
-                    }
+                for (((&x, group), y), addend) in values.zip(groups::<L, T>(addend)) {
+                    let normal = affine.at(group, x);
+                    *y = lanes(|l| at_least(floor, normal[l] + addend[l]));
                 }
             }
             Addend::Affine(addend, shortcut) => {
                 let shortcut = shortcut.groups::<L>();
-                for ((x, y), addend) in pixels.zip(groups::<L, T>(addend).chunks_exact(width)) {
-                    for group in 0..width {
-                        let normal = affine.at(group, x[group]);
-                        let addend = shortcut.at(group, addend[group]);
-                        y[group] = lanes(|l| at_least(floor, normal[l] + addend[l]));
-                    }
+                for (((&x, group), y), &addend) in values.zip(groups::<L, T>(addend)) {
+                    let (normal, addend) = (affine.at(group, x), shortcut.at(group, addend));
+                    *y = lanes(|l| at_least(floor, normal[l] + addend[l]));
                 }
             }
         }
@@ -159,15 +151,12 @@ impl<T: Real> ChannelPass for MaskedInputGradient<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
         let (affine, gradient) = (self.affine.groups::<L>(), self.gradient.groups::<L>(self.centre));
-        let (width, floor) = (affine.len(), self.floor);
-        let d = groups_mut::<L, T>(self.d).chunks_exact_mut(width);
-        for (x, d) in groups::<L, T>(self.x).chunks_exact(width).zip(d) {
-            for group in 0..width {
-                let (x, d_y) = (x[group], d[group]);
-                let normal = affine.at(group, x);
-                let g = lanes(|l| if normal[l] > floor { d_y[l] } else { T::ZERO });
-                d[group] = gradient.at(group, g, x);
-            }
+        let floor = self.floor;
+        let x = groups::<L, T>(self.x).iter().zip(affine.cycle());
+        for ((&x, group), d) in x.zip(groups_mut::<L, T>(self.d)) {
+            let (normal, d_y) = (affine.at(group, x), *d);
+            let g = lanes(|l| if normal[l] > floor { d_y[l] } else { T::ZERO });
+            *d = gradient.at(group, g, x);
         }
     }
 }
@@ -231,13 +220,9 @@ impl<T: Real> ChannelPass for ResidualInputGradient<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
         let gradient = self.gradient.groups::<L>(self.centre);
-        let width = gradient.centre.len();
-        let g = groups::<L, T>(self.g).chunks_exact(width);
-        let d_x = groups_mut::<L, T>(self.d_x).chunks_exact_mut(width);
-        for ((x, g), d_x) in groups::<L, T>(self.x).chunks_exact(width).zip(g).zip(d_x) {
-            for group in 0..width {
-                d_x[group] = gradient.at(group, g[group], x[group]);
-            }
+        let x = groups::<L, T>(self.x).iter().zip((0..gradient.centre.len()).cycle());
+        for (((&x, group), &g), d_x) in x.zip(groups::<L, T>(self.g)).zip(groups_mut::<L, T>(self.d_x)) {
+            *d_x = gradient.at(group, g, x);
         }
     }
 }
@@ -256,9 +241,11 @@ impl<T: Real> Affine<T> {
 }
 
 impl<T: Real, const L: usize> AffineGroups<'_, T, L> {
+    /// The groups of one pixel after the other. One loop over both, because in a loop over the groups of a pixel
+    /// the compiler would gather single numbers of many groups.
     #[inline(always)]
-    fn len(&self) -> usize {
-        self.multiplier.len()
+    fn cycle(&self) -> impl Iterator<Item = usize> {
+        (0..self.multiplier.len()).cycle()
     }
 
     #[inline(always)]
@@ -299,7 +286,7 @@ impl<T: Real, const L: usize> GradientGroups<'_, T, L> {
 
 /// `f` of every lane.
 #[inline(always)]
-fn lanes<T: Real, const L: usize>(f: impl Fn(usize) -> T) -> [T; L] {
+pub(super) fn lanes<T: Real, const L: usize>(f: impl Fn(usize) -> T) -> [T; L] {
     let mut values = [T::ZERO; L];
     for (l, value) in values.iter_mut().enumerate() {
         *value = f(l);
@@ -321,11 +308,11 @@ fn flush<T: Real, const L: usize>(block: [T; L], sums: &mut [f64; L]) {
 }
 
 #[inline(always)]
-fn groups<const L: usize, T>(values: &[T]) -> &[[T; L]] {
+pub(super) fn groups<const L: usize, T>(values: &[T]) -> &[[T; L]] {
     values.as_chunks().0
 }
 
 #[inline(always)]
-fn groups_mut<const L: usize, T>(values: &mut [T]) -> &mut [[T; L]] {
+pub(super) fn groups_mut<const L: usize, T>(values: &mut [T]) -> &mut [[T; L]] {
     values.as_chunks_mut().0
 }

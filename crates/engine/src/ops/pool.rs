@@ -1,8 +1,9 @@
 //! The max pool behind the ImageNet stem, and the mean over all pixels.
 
+use super::passes::{groups, groups_mut, lanes};
 use super::{Team, pieces, pieces_mut};
 use crate::graph::TensorShape;
-use crate::kernels::Real;
+use crate::kernels::{ChannelPass, Real};
 
 const SIDE: usize = 3;
 const STRIDE: usize = 2;
@@ -28,25 +29,12 @@ impl MaxPool {
     pub fn forward<T: Real>(&mut self, team: &Team, x: &[T], y: &mut [T]) {
         let (input, output, threads) = (self.input, self.output, team.threads());
         let taps = &mut self.taps[..y.len()];
-        let parts = pieces(x, input.len(), threads)
+        let passes = pieces(x, input.len(), threads)
             .zip(pieces_mut(y, output.len(), threads))
             .zip(pieces_mut(taps, output.len(), threads))
+            .map(|((x, y), taps)| Largest { input, output, x, y, taps })
             .collect();
-        team.pool.for_each_part(parts, |_, ((x, y), taps)| {
-            let images = x.chunks_exact(input.len()).zip(y.chunks_exact_mut(output.len()));
-            for ((x, y), taps) in images.zip(taps.chunks_exact_mut(output.len())) {
-                y.fill(T::from_f64(f64::NEG_INFINITY));
-                for_each_tap(input, output, |tap, source, target| {
-                    let (x, y) = (&x[source..][..input.c], &mut y[target..][..input.c]);
-                    for ((x, y), at) in x.iter().zip(y).zip(&mut taps[target..][..input.c]) {
-                        let is_no_number = x.partial_cmp(x).is_none();
-                        if *x > *y || is_no_number {
-                            (*y, *at) = (*x, tap);
-                        }
-                    }
-                });
-            }
-        });
+        team.run(input.c, passes);
     }
 
     /// Hands each output's gradient to the input that was the maximum.
@@ -54,36 +42,109 @@ impl MaxPool {
     /// - `d_y`: `[n, h', w', c]`; `d_x`: `[n, h, w, c]`, overwritten
     pub fn backward<T: Real>(&self, team: &Team, d_y: &[T], d_x: &mut [T]) {
         let (input, output, threads) = (self.input, self.output, team.threads());
-        let parts = pieces(d_y, output.len(), threads)
+        let passes = pieces(d_y, output.len(), threads)
             .zip(pieces_mut(d_x, input.len(), threads))
             .zip(pieces(&self.taps[..d_y.len()], output.len(), threads))
+            .map(|((d_y, d_x), taps)| LargestBackward { input, output, d_y, d_x, taps })
             .collect();
-        team.pool.for_each_part(parts, |_, ((d_y, d_x), taps)| {
-            d_x.fill(T::ZERO);
-            let images = d_y.chunks_exact(output.len()).zip(d_x.chunks_exact_mut(input.len()));
-            for ((d_y, d_x), taps) in images.zip(taps.chunks_exact(output.len())) {
-                for_each_tap(input, output, |tap, source, target| {
-                    let (d_x, d_y) = (&mut d_x[source..][..input.c], &d_y[target..][..input.c]);
-                    for ((d_x, d_y), at) in d_x.iter_mut().zip(d_y).zip(&taps[target..][..input.c]) {
-                        *d_x += if *at == tap { *d_y } else { T::ZERO };
-                    }
-                });
-            }
-        });
+        team.run(input.c, passes);
     }
 }
 
-/// Calls `f(tap, first input element, first output element)` wherever a tap of a window meets the image.
-fn for_each_tap(input: TensorShape, output: TensorShape, mut f: impl FnMut(u8, usize, usize)) {
-    for pixel in 0..output.h * output.w {
+/// The largest of each window, and at which tap it was.
+struct Largest<'a, T> {
+    input: TensorShape,
+    output: TensorShape,
+    x: &'a [T],
+    y: &'a mut [T],
+    taps: &'a mut [u8],
+}
+
+impl<T: Real> ChannelPass for Largest<'_, T> {
+    #[inline(always)]
+    fn run<const L: usize>(self) {
+        let (input, output) = (self.input, self.output);
+        let width = input.c / L;
+        let x = groups::<L, T>(self.x).chunks_exact(input.len() / L);
+        let y = groups_mut::<L, T>(self.y).chunks_exact_mut(output.len() / L);
+        let taps = groups_mut::<L, u8>(self.taps).chunks_exact_mut(output.len() / L);
+        for ((x, y), taps) in x.zip(y).zip(taps) {
+            let pixels = y.chunks_exact_mut(width).zip(taps.chunks_exact_mut(width));
+            for (pixel, (y, taps)) in pixels.enumerate() {
+                let window = Window::new(input, output, pixel);
+                for group in 0..width {
+                    let (mut largest, mut at) = ([T::from_f64(f64::NEG_INFINITY); L], [0; L]);
+                    for &(tap, source) in window.meets() {
+                        let x = x[source * width + group];
+                        let wins: [bool; L] =
+                            std::array::from_fn(|l| x[l] > largest[l] || x[l].partial_cmp(&x[l]).is_none());
+                        largest = lanes(|l| if wins[l] { x[l] } else { largest[l] });
+                        at = std::array::from_fn(|l| if wins[l] { tap } else { at[l] });
+                    }
+                    (y[group], taps[group]) = (largest, at);
+                }
+            }
+        }
+    }
+}
+
+/// Each output's gradient at the tap of the largest.
+struct LargestBackward<'a, T> {
+    input: TensorShape,
+    output: TensorShape,
+    d_y: &'a [T],
+    d_x: &'a mut [T],
+    taps: &'a [u8],
+}
+
+impl<T: Real> ChannelPass for LargestBackward<'_, T> {
+    #[inline(always)]
+    fn run<const L: usize>(self) {
+        let (input, output) = (self.input, self.output);
+        let width = input.c / L;
+        let d_y = groups::<L, T>(self.d_y).chunks_exact(output.len() / L);
+        let d_x = groups_mut::<L, T>(self.d_x).chunks_exact_mut(input.len() / L);
+        let taps = groups::<L, u8>(self.taps).chunks_exact(output.len() / L);
+        for ((d_y, d_x), taps) in d_y.zip(d_x).zip(taps) {
+            d_x.fill([T::ZERO; L]);
+            let pixels = d_y.chunks_exact(width).zip(taps.chunks_exact(width));
+            for (pixel, (d_y, taps)) in pixels.enumerate() {
+                for &(tap, source) in Window::new(input, output, pixel).meets() {
+                    for ((d_y, at), d_x) in d_y.iter().zip(taps).zip(&mut d_x[source * width..]) {
+                        let sum = *d_x;
+                        *d_x = lanes(|l| sum[l] + if at[l] == tap { d_y[l] } else { T::ZERO });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The taps of a window that meet the image, and the input pixels that they meet.
+struct Window {
+    meetings: [(u8, usize); SIDE * SIDE],
+    count: usize,
+}
+
+impl Window {
+    /// The window of one output pixel.
+    #[inline(always)]
+    fn new(input: TensorShape, output: TensorShape, pixel: usize) -> Self {
         let (y, x) = (pixel / output.w * STRIDE, pixel % output.w * STRIDE);
+        let mut window = Self { meetings: [(0, 0); SIDE * SIDE], count: 0 };
         for tap in 0..SIDE * SIDE {
             let (y, x) = (y + tap / SIDE, x + tap % SIDE);
             if (PAD..input.h + PAD).contains(&y) && (PAD..input.w + PAD).contains(&x) {
-                let source = (y - PAD) * input.w + x - PAD;
-                f(u8::try_from(tap).expect("nine taps"), source * input.c, pixel * output.c);
+                window.meetings[window.count] = (tap as u8, (y - PAD) * input.w + x - PAD);
+                window.count += 1;
             }
         }
+        window
+    }
+
+    #[inline(always)]
+    fn meets(&self) -> &[(u8, usize)] {
+        &self.meetings[..self.count]
     }
 }
 

@@ -6,7 +6,7 @@ use super::batch_norm::{BackwardViews, ForwardViews};
 use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
-use crate::kernels::{Conv2d, ConvShape, Convolution, KernelPath, Pool};
+use crate::kernels::{Conv2d, ConvShape, Convolution, Input, KernelPath, Pool};
 use crate::parameters::Parameters;
 use crate::peers::Alone;
 
@@ -159,10 +159,10 @@ fn check_convolution(shape: ConvShape) {
     let (x, w, d_y) = (noise(1, len), noise(2, shape.weight_len()), noise(3, d_len));
     let (mut d_x, mut d_w) = (vec![7.0; len], vec![7.0; w.len()]);
     conv.backward_data(&pool, shape.n, &d_y, &w, &mut d_x, false);
-    conv.backward_weights(&pool, shape.n, &x, &d_y, &mut d_w);
+    conv.backward_weights(&pool, shape.n, Input::plain(&x), &d_y, &mut d_w);
     let mut loss = |x: &[f64], w: &[f64]| {
         let mut y = vec![7.0; d_len];
-        conv.forward(&pool, shape.n, x, w, &mut y, None);
+        conv.forward(&pool, shape.n, Input::plain(x), w, &mut y, None);
         dot(&y, &d_y)
     };
     check_gradient(&format!("x of {shape:?}"), &x, &d_x, |x| loss(x, &w));
