@@ -111,7 +111,6 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
             let inside = y < h && x < w && y + N <= h && x + N <= w;
             let pixels: [[_; N]; N] = source.find(image, place);
             for channel in (0..source.channels.len()).step_by(S::LANES) {
-                let tile = Pixels { pixels: &pixels, channel };
                 let offset = planes.offset(slot, channel / S::LANES);
                 let mut points = WritePoints::<6, false>::new::<S>(transformed, planes.plane, offset);
                 let tile = Pixels { pixels: &pixels, channel };
