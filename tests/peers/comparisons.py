@@ -219,10 +219,10 @@ BIG_LOSS = Group(
 ALL_REDUCE = Group(
     "all-reduce",
     {
-        "ours": Run("{himpun} bench collective --json --world 4 --bytes 45000000"),
-        "gloo": Run("{python} {here}/torch_allreduce.py --world 4 --bytes 45000000"),
+        "ours": Run("{himpun} bench collective --json --world-size 4 --bytes 45000000"),
+        "gloo": Run("{python} {here}/torch_allreduce.py --world-size 4 --bytes 45000000"),
     },
-    [milliseconds("All-reduce of 45 MB between 4 local processes, against gloo", "ms", "gloo", 1.0)],
+    [milliseconds("All-reduce of 45 MB between 4 local processes, against gloo", "operation_ms", "gloo", 1.0)],
 )
 
 

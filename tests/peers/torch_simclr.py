@@ -8,7 +8,11 @@ Prints one JSON line: images (pairs of views) a second over a fixed number of st
 
 import argparse
 import json
+import os
 import time
+
+# Before OpenMP pins this process to one of them: the loader's processes would inherit that, and share one core.
+CORES = os.sched_getaffinity(0)
 
 import torch
 from torch.utils.data import DataLoader
@@ -69,7 +73,8 @@ def main():
     torch.manual_seed(0)
     layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
     data = ImageFolder(arguments.images, TwoViews(view(arguments.transforms)))
-    loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=arguments.workers)
+    loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=arguments.workers,
+                        worker_init_fn=lambda _: os.sched_setaffinity(0, CORES))
     net = network("resnet20").to(memory_format=layout).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-4)
     images = batches(loader)

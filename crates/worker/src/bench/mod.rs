@@ -126,20 +126,18 @@ mod tests {
 
     #[test]
     fn warm_up_is_not_timed_and_five_calls_are() {
-        let mut calls = 0;
-        let timing = time(|| {
-            calls += 1;
-            // The first call would be the longest by far.
-            std::thread::park_timeout(Duration::from_millis(if calls <= WARM_UP {
-                400
-            } else {
-                1100 / calls as u64
-            }));
-            Ok::<(), ()>(())
-        });
-        let timing = timing.unwrap();
-        assert!(timing.max < Duration::from_millis(300), "{timing:?}");
-        assert_eq!((timing.samples, calls), (*TIMED.end(), WARM_UP + TIMED.end()));
+        let timing = |ms: u64| {
+            let mut calls = 0;
+            let timing = time_reported(|| {
+                calls += 1;
+                Ok::<_, ()>(Duration::from_millis(if calls <= WARM_UP { 400 } else { ms }))
+            });
+            timing.unwrap()
+        };
+        let [long, short] = [2000, 1].map(timing);
+        assert_eq!((long.min, long.max), (Duration::from_secs(2), Duration::from_secs(2)));
+        assert_eq!(short.max, Duration::from_millis(1));
+        assert_eq!((long.samples, short.samples), (*TIMED.start(), *TIMED.end()));
     }
 
     #[test]
