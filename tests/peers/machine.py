@@ -33,7 +33,7 @@ def describe():
         "CPU": f"{cpu_info('model name')}, {os.cpu_count()} logical CPUs",
         "instructions": " ".join(flag for flag in INSTRUCTIONS if flag in flags) or platform.machine(),
         "memory": f"{int(memory.split()[1]) / 2**20:.0f} GiB",
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],
     }
 
 
