@@ -189,7 +189,7 @@ def main():
     kept = target / "peers" / ("quick" if arguments.quick else "results")
     data = {"cifar": arguments.cifar, "photos": arguments.photos}
     missing = {group.name: "not run: no data" for group in ALL if any(data[need] is None for need in group.needs)}
-    reasons = {CONVERGENCE.name: "not run: takes hours, `--only convergence`", **missing}
+    reasons = {**missing, CONVERGENCE.name: "not run: takes hours, `--only convergence`"}
     if arguments.report:
         return write_report(kept, reasons, quick=False)
     python = interpreter(arguments.environment or target / "peers" / "venv", ours=arguments.environment is None)
