@@ -44,13 +44,12 @@ impl Taps {
         let ConvShape { c_in, kernel, stride, pad, .. } = *shape;
         let run = kernel * c_in;
         // Where every pixel is a window it does not matter where a row ends, and longer runs take less time.
-        let (lines, len) = if (kernel, stride, pad) == (1, 1, 0) {
+        let (lines, len, line) = if (kernel, stride, pad) == (1, 1, 0) {
             let len = longest_line(shape.h * shape.w);
-            (shape.h * shape.w / len, len)
+            (shape.h * shape.w / len, len, len * c_in)
         } else {
-            (shape.out_h(), shape.out_w())
+            (shape.out_h(), shape.out_w(), stride * frame.row())
         };
-        let line = if kernel == 1 && stride == 1 && pad == 0 { len * c_in } else { stride * frame.row() };
         let floats = stride * stride * c_in;
         let pixels = (SOURCE_BYTES / size_of::<f32>() / floats).clamp(FEWEST_PIXELS, MOST_PIXELS);
         Self {
