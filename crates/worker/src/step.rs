@@ -78,10 +78,7 @@ impl Trainer {
         let mut bucket = Bucket::default();
         self.network
             .backward(d_embeddings, &mut self.communicator, &mut |range, gradient| {
-                bucket.add(range, gradient);
-                if bucket.values.len() >= BUCKET_LEN {
-                    bucket.send(reducer);
-                }
+                bucket.take(range, gradient, reducer);
             })
             .map_err(Error::from_peer)?;
         bucket.send(reducer);
@@ -121,6 +118,14 @@ impl Bucket {
         self.values.extend_from_slice(gradient);
     }
 
+    /// Adds a gradient and sends the bucket if it is full.
+    fn take(&mut self, range: Range<usize>, gradient: &[f32], to: &mut GradientReducer) {
+        self.add(range, gradient);
+        if self.values.len() >= BUCKET_LEN {
+            self.send(to);
+        }
+    }
+
     fn send(&mut self, to: &mut GradientReducer) {
         if !self.ranges.is_empty() {
             to.submit(std::mem::take(&mut self.ranges), std::mem::take(&mut self.values));
@@ -154,16 +159,18 @@ mod tests {
         assert_eq!(gradients, [0.0, 1.0, 2.0, 9.0, 4.0, 5.0, 9.0]);
     }
 
-    fn config() -> RunConfig {
-        let text = "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"resnet20\"\n\
-                    stem = \"cifar\"\nhead = \"mlp-16-8\"\n[optimizer]\nlr = 0.01\n";
-        RunConfig::from_toml(text).unwrap()
+    fn config(arch: &str) -> RunConfig {
+        let text = format!(
+            "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\n\
+             stem = \"cifar\"\nhead = \"mlp-16-8\"\n[optimizer]\nlr = 0.01\n"
+        );
+        RunConfig::from_toml(&text).unwrap()
     }
 
     /// Three steps over the same global batches by `world_size` ranks: each rank's losses, and its weights,
     /// momentum and running statistics at the end.
     fn train(world_size: usize) -> Vec<(Vec<f64>, [Vec<f32>; 3])> {
-        let config = config();
+        let config = config("resnet20");
         let groups = collective::loopback(world_size, 2).unwrap();
         std::thread::scope(|scope| {
             let ranks = groups.into_iter().map(|group| {
@@ -217,8 +224,44 @@ mod tests {
     }
 
     #[test]
+    fn buckets_travel_while_the_backward_runs() {
+        let config = config("resnet18");
+        std::thread::scope(|scope| {
+            for group in collective::loopback(2, 2).unwrap() {
+                let config = &config;
+                scope.spawn(move || {
+                    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                    let plan = Plan::resolve(config, small.rank(), 2).unwrap();
+                    let compute = Compute { threads: 1, cores: Vec::new() };
+                    let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
+                    let (network, communicator) = (&mut trainer.network, &mut trainer.communicator);
+                    let n = trainer.rows[communicator.rank()];
+                    let images: Vec<f32> = (0..n * 8 * 8 * 3).map(|i| (i % 17) as f32).collect();
+                    network.forward_train(&images, n, communicator).unwrap();
+                    let reducer = trainer.gradients.as_mut().unwrap();
+                    let (mut bucket, mut arrived) = (Bucket::default(), None);
+                    let mut on_gradient = |range: Range<usize>, gradient: &[f32]| {
+                        // The first layer's gradient is the last: it waits until the peer has seen a bucket.
+                        if range.start == 0 {
+                            arrived = (0..10_000_000).find(|_| {
+                                std::thread::yield_now();
+                                reducer.bytes_sent() > 0
+                            });
+                        }
+                        bucket.take(range, gradient, reducer);
+                    };
+                    network.backward(&vec![0.1; n * 8], communicator, &mut on_gradient).unwrap();
+                    assert!(arrived.is_some(), "no bucket left before the end");
+                    bucket.send(reducer);
+                    assert!(reducer.finish().unwrap().len() > 2, "several buckets");
+                });
+            }
+        });
+    }
+
+    #[test]
     fn a_loss_that_is_no_number_changes_nothing() {
-        let config = config();
+        let config = config("resnet20");
         let plan = Plan::resolve(&config, 0, 1).unwrap();
         let compute = Compute { threads: 1, cores: Vec::new() };
         let mut trainer = plan.trainer(&compute, Communicator::alone(), Communicator::alone()).unwrap();
