@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::arena::Arena;
 use crate::graph::program::{BackwardStep, Program};
 use crate::graph::{ConvNode, Graph, Node, TensorId};
-use crate::kernels::{Conv2d, Convolution, KernelPath, Pool, Real};
+use crate::kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
 use crate::models::{self, BatchNormScope, ModelSpec};
 use crate::ops::{BatchNorm, MaxPool, Op, Team};
 use crate::parameters::Parameters;
@@ -70,6 +70,8 @@ pub struct Network<T: Real> {
     program: Program,
     arena: Arena<T>,
     ops: Vec<Op<T>>,
+    /// What the convolutions use by turns.
+    scratch: AlignedVec<T>,
     parameters: Parameters<T>,
     /// Per tensor that a batch norm reads: sum and sum of squares of each channel, `[2, channels]`.
     channel_sums: Vec<Vec<f64>>,
@@ -98,8 +100,11 @@ impl<T: Real> Network<T> {
         let parameters = Parameters::draw(&graph.parameters, &graph.buffers, options.seed);
         let team = Team { pool, path: options.kernel_path };
         let ops = graph.nodes.iter().map(|node| op(&graph, node, &options, team.threads())).collect();
+        let scratch_len =
+            graph.nodes.iter().map(|node| scratch_len::<T>(&graph, node, &options, team.threads()));
         Self {
             arena: Arena::new(&program, options.max_rows),
+            scratch: AlignedVec::zeroed(scratch_len.max().unwrap_or(0)),
             channel_sums: norm_input_widths(&graph).map(|channels| vec![0.0; 2 * channels]).collect(),
             staged: vec![0.0; parameters.buffer_values.len()],
             spec: spec.clone(),
@@ -119,11 +124,13 @@ impl<T: Real> Network<T> {
         let graph = models::build(spec);
         let program = Program::new(&graph);
         let ops = graph.nodes.iter().map(|node| op_bytes::<T>(&graph, node, options, threads));
+        let scratch = graph.nodes.iter().map(|node| scratch_len::<T>(&graph, node, options, threads));
         let values: usize = graph.parameters.iter().map(|spec| spec.entry.len).sum();
         let buffers: usize = graph.buffers.iter().map(|spec| spec.entry.len).sum();
         let sums: usize = norm_input_widths(&graph).map(|channels| 2 * channels).sum();
         Arena::<T>::predicted_bytes(&program, options.max_rows)
             + ops.sum::<usize>()
+            + AlignedVec::<T>::bytes(scratch.max().unwrap_or(0))
             + (2 * values + buffers) * size_of::<T>()
             + (buffers + sums) * size_of::<f64>()
     }
@@ -337,6 +344,13 @@ fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threa
         Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
         Node::AveragePool(_) | Node::Linear(_) => 0,
     }
+}
+
+/// Numbers that a node wants to write while it runs.
+fn scratch_len<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
+    let Node::Conv(node) = node else { return 0 };
+    let shape = graph.conv_shape(node, options.max_rows);
+    Conv2d::<T>::predicted_scratch_len(&shape, options.kernel_path, options.convolution, threads)
 }
 
 /// For each tensor its channels if a batch norm reads it, 0 otherwise.

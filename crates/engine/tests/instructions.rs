@@ -15,7 +15,9 @@
 
 use std::io::{self, Read, Write};
 
-use engine::kernels::{Conv2d, ConvShape, Convolution, KernelPath, Pool};
+use engine::kernels::{
+    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool,
+};
 
 /// Small, and yet of every part: tiles and strips, edges, packing or transforming the weights.
 const SHAPE: ConvShape = ConvShape { n: 1, h: 8, w: 8, c_in: 16, c_out: 16, kernel: 3, stride: 1, pad: 1 };
@@ -73,8 +75,14 @@ fn counted_pass(case: usize) {
     let mut conv = Conv2d::<f32>::new(SHAPE, path, convolution, 1);
     let numbers = |len: usize| (0..len).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>();
     let (dy, w) = (numbers(SHAPE.output_len()), numbers(SHAPE.weight_len()));
-    let mut dx = numbers(SHAPE.input_len());
-    let mut pass = || conv.backward_data(&pool, SHAPE.n, &dy, &w, &mut dx, false);
+    let x = numbers(SHAPE.input_len());
+    let (mut d_x, mut d_w, mut scratch) = (x.clone(), w.clone(), vec![0.0; conv.scratch_len()]);
+    let mut pass = || {
+        let (input, d_y) = (Input::plain(&x), OutputGradient::Plain(&dy));
+        let d_x = Some(InputGradient { d_x: &mut d_x, accumulate: false });
+        let backward = Backward { input, d_y, w: &w, d_w: &mut d_w, d_x, scratch: &mut scratch };
+        conv.backward(&pool, SHAPE.n, backward);
+    };
     pass();
     tracing::mark();
     pass();

@@ -146,7 +146,8 @@ impl Node {
     /// The tensors of the forward pass that the backward pass reads again.
     pub fn backward_reads(&self) -> Vec<TensorId> {
         match self {
-            Self::Conv(node) => vec![node.x],
+            // The norm behind it makes the gradient of `y` from `y` itself.
+            Self::Conv(node) => vec![node.x, node.y],
             // The positions of the maxima are kept by the op; a mean needs nothing.
             Self::MaxPool(_) | Self::AveragePool(_) => vec![],
             Self::Linear(node) if node.relu => vec![node.x, node.y],

@@ -5,8 +5,10 @@
 //! - A normalised activation that only convolutions read (inside a block) is never stored: their *prologue*
 //!   normalises what they read, both times. Any other of a batch norm without shortcut is not kept: it is
 //!   *replayed* in one memory pass, just before the backward pass reads it.
-//! - The gradient of a batch norm's input overwrites that of its output; where a shortcut joined, the
-//!   gradient of the sum is the shortcut's gradient, so that buffer is handed on and others add to it.
+//! - The gradient of a convolution's output is never stored: the norm behind it *makes* it from the gradient of
+//!   its own output, block by block, as the convolution's backward pass reads it. So norms hand the buffer of
+//!   their output's gradient on to the convolutions; where a shortcut joined, it is also the shortcut's gradient,
+//!   and others add to it once these convolutions have read it.
 //! - Buffers that are never alive together share memory ([`super::plan`]).
 
 use super::plan::Lifetime;
@@ -25,6 +27,15 @@ pub(crate) enum BackwardStep {
     Backward { node: usize, accumulate: bool },
 }
 
+/// A normalisation that reads a convolution's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NormBehind {
+    /// The batch norm.
+    pub node: usize,
+    /// Which of its norms: the main one, or the shortcut's.
+    pub norm: usize,
+}
+
 /// The buffers of a graph and the order of its backward pass.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -32,6 +43,7 @@ pub(crate) struct Program {
     pub lifetimes: Vec<Lifetime>,
     values: Vec<BufferId>,
     prologues: Vec<Option<usize>>,
+    norms_behind: Vec<Option<NormBehind>>,
     replayed: Vec<Option<BufferId>>,
     gradients: Vec<Option<BufferId>>,
 }
@@ -40,8 +52,10 @@ impl Program {
     pub fn new(graph: &Graph) -> Self {
         let (replayed, gradients) = (vec![None; graph.tensors.len()], vec![None; graph.tensors.len()]);
         let prologues = (0..graph.tensors.len()).map(|tensor| prologue_of(graph, TensorId(tensor))).collect();
+        let norms_behind =
+            (0..graph.tensors.len()).map(|tensor| norm_behind(graph, TensorId(tensor))).collect();
         let (backward, lifetimes, values) = (vec![], vec![], vec![]);
-        let mut program = Self { backward, lifetimes, values, prologues, replayed, gradients };
+        let mut program = Self { backward, lifetimes, values, prologues, norms_behind, replayed, gradients };
         for (tensor, shape) in graph.tensors.iter().enumerate() {
             let buffer = match program.prologues[tensor] {
                 // An input is made, and so listed, before the output.
@@ -97,6 +111,12 @@ impl Program {
         self.prologues[tensor.0]
     }
 
+    /// The norm that makes the gradient of a convolution's output. The gradient is not stored; its buffer is that of
+    /// the gradient of the norm's output.
+    pub fn norm_behind(&self, tensor: TensorId) -> Option<NormBehind> {
+        self.norms_behind[tensor.0]
+    }
+
     /// The buffer of a value during the forward pass.
     pub fn value(&self, tensor: TensorId) -> BufferId {
         self.values[tensor.0]
@@ -116,17 +136,17 @@ impl Program {
     fn place_gradients(&mut self, graph: &Graph, node: &Node) -> bool {
         let d_y = self.gradients[node.output().0].expect("consumers come first in the backward pass");
         match node {
-            Node::BatchNorm(norm) => match &norm.shortcut {
-                Shortcut::None => self.hand_on(norm.main.x, d_y),
-                Shortcut::Identity(x) => {
-                    self.hand_on(*x, d_y);
-                    self.gradient(graph, norm.main.x);
+            Node::BatchNorm(norm) => {
+                for input in node.inputs() {
+                    if norm_behind(graph, input).is_some()
+                        || matches!(norm.shortcut, Shortcut::Identity(x) if x == input)
+                    {
+                        self.hand_on(input, d_y);
+                    } else {
+                        self.gradient(graph, input);
+                    }
                 }
-                Shortcut::Projected(projected) => {
-                    self.hand_on(projected.x, d_y);
-                    self.gradient(graph, norm.main.x);
-                }
-            },
+            }
             Node::Conv(_) | Node::MaxPool(_) | Node::AveragePool(_) | Node::Linear(_) => {
                 let x = node.inputs()[0];
                 if x != graph.images {
@@ -176,6 +196,19 @@ fn prologue_of(graph: &Graph, tensor: TensorId) -> Option<usize> {
     let is_inside = tensor != graph.features && tensor != graph.embeddings;
     let by_convolutions = is_inside && readers.all(|node| matches!(node, Node::Conv(_)));
     lone_norm(graph, tensor).filter(|_| by_convolutions)
+}
+
+/// The norm that reads `tensor`, if a convolution makes it and nobody else reads it.
+fn norm_behind(graph: &Graph, tensor: TensorId) -> Option<NormBehind> {
+    let mut makers = graph.nodes.iter().filter(|node| node.output() == tensor);
+    let mut readers = graph.nodes.iter().enumerate().filter(|(_, node)| node.inputs().contains(&tensor));
+    match (makers.next(), readers.next(), readers.next()) {
+        (Some(Node::Conv(_)), Some((node, Node::BatchNorm(reader))), None) => {
+            let norm = reader.norms().position(|norm| norm.x == tensor)?;
+            Some(NormBehind { node, norm })
+        }
+        _ => None,
+    }
 }
 
 /// The node that can compute `tensor` once more from what the backward pass keeps anyway: a batch norm without

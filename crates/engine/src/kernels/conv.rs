@@ -1,5 +1,6 @@
 //! Two-dimensional convolution and its two gradients, NHWC.
 
+use super::backward::{Backward, InputGradient, OutputGradient};
 use super::direct::DirectConv;
 use super::path::KernelPath;
 use super::pool::Pool;
@@ -84,6 +85,7 @@ pub enum Convolution {
 pub struct Conv2d<T: Real> {
     shape: ConvShape,
     threads: usize,
+    scratch_len: usize,
     method: Method<T>,
 }
 
@@ -112,7 +114,7 @@ impl<T: Real> Conv2d<T> {
             Choice::Direct(isa) => Method::Direct(Box::new(DirectConv::new(shape, isa, threads))),
             Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
         };
-        Self { shape, threads, method }
+        Self { shape, threads, scratch_len: choice.scratch_len::<T>(&shape, threads), method }
     }
 
     /// Bytes of buffers that [`Conv2d::new`] allocates.
@@ -145,7 +147,7 @@ impl<T: Real> Conv2d<T> {
         y: &mut [T],
         sums: Option<&mut [f64]>,
     ) {
-        self.check(pool, n, input.x, w, y);
+        self.check(pool, n, input.x, w, y.len());
         self.check_prologue(input);
         let len = 2 * self.shape.c_out;
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
@@ -163,64 +165,74 @@ impl<T: Real> Conv2d<T> {
         }
     }
 
-    /// Computes the gradient with respect to the input, added to `dx` if `accumulate`.
-    ///
-    /// - `dy`: `[n, out_h, out_w, c_out]`; `w`: `[c_out, c_in, kh, kw]`; `dx`: `[n, h, w, c_in]`
-    ///
-    /// # Panics
-    /// If the weights are not exactly and the images not at least that long, or `n` or the pool is larger than planned.
-    pub fn backward_data(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        dy: &[T],
-        w: &[T],
-        dx: &mut [T],
-        accumulate: bool,
-    ) {
-        self.check(pool, n, dx, w, dy);
-        match &mut self.method {
-            Method::Direct(direct) => {
-                direct.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
-            }
-            Method::Winograd(winograd) => {
-                winograd.backward_data(pool, n, f32s(dy), f32s(w), f32s_mut(dx), accumulate);
-            }
-            Method::Reference(reference) => reference.backward_data(pool, n, dy, w, dx, accumulate),
-        }
+    /// Numbers of scratch that [`Conv2d::backward`] wants.
+    pub fn scratch_len(&self) -> usize {
+        self.scratch_len
     }
 
-    /// Computes the gradient with respect to the weights, overwriting `dw`.
-    ///
-    /// - `dy`: `[n, out_h, out_w, c_out]`; `dw`: `[c_out, c_in, kh, kw]`
+    /// What [`Conv2d::scratch_len`] of such a convolution will be.
+    pub fn predicted_scratch_len(
+        shape: &ConvShape,
+        path: KernelPath,
+        convolution: Convolution,
+        threads: usize,
+    ) -> usize {
+        Choice::new::<T>(shape, path, convolution).scratch_len::<T>(shape, threads)
+    }
+
+    /// Computes the gradients with respect to the weights and, if wanted, the input, for the first `n` images.
     ///
     /// # Panics
-    /// If the weights are not exactly and the images not at least that long, or `n` or the pool is larger than planned.
-    pub fn backward_weights(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, dy: &[T], dw: &mut [T]) {
-        self.check(pool, n, input.x, dw, dy);
-        self.check_prologue(input);
-        match &mut self.method {
-            Method::Direct(direct) => {
-                direct.backward_weights(pool, n, f32_input(input), f32s(dy), f32s_mut(dw))
-            }
-            Method::Winograd(winograd) => {
-                winograd.backward_weights(pool, n, f32_input(input), f32s(dy), f32s_mut(dw));
-            }
-            Method::Reference(reference) => reference.backward_weights(pool, n, input, dy, dw),
+    /// If the weights are not exactly and the images and the scratch not at least that long, or `n` or the pool is
+    /// larger than planned.
+    pub fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
+        let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
+        let output_len = n * self.shape.output_len();
+        match d_y {
+            OutputGradient::Plain(d_y) => self.check(pool, n, input.x, w, d_y.len()),
+            OutputGradient::Made(_) => self.check(pool, n, input.x, w, output_len),
         }
+        if let Some(d_x) = &d_x {
+            self.check(pool, n, d_x.d_x, d_w, output_len);
+        }
+        self.check_prologue(input);
+        assert!(scratch.len() >= self.scratch_len(), "{} numbers of scratch", scratch.len());
+        let method: &mut dyn FnMut(Backward<'_, f32>) = match &mut self.method {
+            Method::Reference(reference) => {
+                return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
+            }
+            Method::Direct(direct) => &mut |backward| direct.backward(pool, n, backward),
+            Method::Winograd(winograd) => &mut |backward| winograd.backward(pool, n, backward),
+        };
+        let make = |images, made: &mut [f32]| match d_y {
+            OutputGradient::Made(make) => make(images, bytemuck::cast_slice_mut(made)),
+            OutputGradient::Plain(_) => unreachable!("there is nothing to make"),
+        };
+        method(Backward {
+            input: f32_input(input),
+            d_y: match d_y {
+                OutputGradient::Plain(d_y) => OutputGradient::Plain(f32s(d_y)),
+                OutputGradient::Made(_) => OutputGradient::Made(&make),
+            },
+            w: f32s(w),
+            d_w: f32s_mut(d_w),
+            d_x: d_x
+                .map(|InputGradient { d_x, accumulate }| InputGradient { d_x: f32s_mut(d_x), accumulate }),
+            scratch: f32s_mut(scratch),
+        });
     }
 
     #[track_caller]
-    fn check(&self, pool: &Pool, n: usize, x: &[T], w: &[T], y: &[T]) {
+    fn check(&self, pool: &Pool, n: usize, x: &[T], w: &[T], outputs: usize) {
         let shape = &self.shape;
         assert!(n <= shape.n, "{n} images in a plan for {shape:?}");
         assert!(pool.threads() <= self.threads, "{} threads, {} planned", pool.threads(), self.threads);
         assert_eq!(w.len(), shape.weight_len(), "weights of {shape:?}");
         assert!(
-            x.len() >= n * shape.input_len() && y.len() >= n * shape.output_len(),
+            x.len() >= n * shape.input_len() && outputs >= n * shape.output_len(),
             "{} inputs and {} outputs for {n} images of {shape:?}",
             x.len(),
-            y.len()
+            outputs
         );
     }
 
@@ -254,6 +266,14 @@ impl Choice {
             Convolution::Auto | Convolution::Direct => Self::Direct(isa),
         }
     }
+
+    fn scratch_len<T: Real>(self, shape: &ConvShape, threads: usize) -> usize {
+        match self {
+            Self::Reference => ReferenceConv::<T>::scratch_len(shape),
+            Self::Direct(isa) => DirectConv::scratch_len(shape, isa, threads),
+            Self::Winograd(isa) => WinogradConv::scratch_len(shape, isa, threads),
+        }
+    }
 }
 
 fn f32_input<T: Real>(input: Input<'_, T>) -> Input<'_, f32> {
@@ -270,6 +290,9 @@ fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use super::{Backward, InputGradient, OutputGradient};
     use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
     use crate::kernels::{Input, KernelPath, Pool, Prologue};
 
@@ -376,14 +399,33 @@ mod tests {
             // Garbage, to see that everything is written.
             let mut y = vec![7.0; n * shape.output_len()];
             let mut sums = vec![7.0; 2 * shape.c_out];
-            let mut dw = vec![7.0; shape.weight_len()];
             conv.forward($pool, n, input, &w, &mut y, Some(&mut sums));
+            let mut scratch = vec![7.0; conv.scratch_len()];
+            let mut backward = |d_y, d_x: Option<&mut Vec<$type>>, accumulate| {
+                let mut d_w = vec![7.0; shape.weight_len()];
+                let d_x = d_x.map(|d_x| InputGradient { d_x, accumulate });
+                let (w, d_w_out, scratch) = (&w[..], &mut d_w[..], &mut scratch[..]);
+                conv.backward($pool, n, Backward { input, d_y, w, d_w: d_w_out, d_x, scratch });
+                d_w
+            };
+            let make = |images: Range<usize>, d_y: &mut [$type]| {
+                let len = shape.output_len();
+                d_y.copy_from_slice(&dy[images.start * len..images.end * len]);
+            };
             let mut accumulated = dx;
-            conv.backward_data($pool, n, &dy, &w, &mut accumulated, true);
+            let dw = backward(OutputGradient::Made(&make), Some(&mut accumulated), true);
             let mut dx = vec![7.0; n * shape.input_len()];
-            conv.backward_data($pool, n, &dy, &w, &mut dx, false);
+            let plain = backward(OutputGradient::Plain(&dy), Some(&mut dx), false);
+            assert_eq!(
+                dw, plain,
+                "the gradient of the weights does not depend on where that of the output is"
+            );
+            assert_eq!(
+                dw,
+                backward(OutputGradient::Plain(&dy), None, false),
+                "nor on whether the input has one"
+            );
             dx.extend(accumulated);
-            conv.backward_weights($pool, n, input, &dy, &mut dw);
             Passes { y, sums, dx, dw }
         }};
     }

@@ -15,6 +15,7 @@
 //! the panels divided over the threads.
 
 use super::aligned::AlignedVec;
+use super::backward::Backward;
 use super::conv::ConvShape;
 use super::division::{Strides, TRANSPOSED, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
@@ -70,7 +71,7 @@ struct Plan {
     block: usize,
     /// Images in a block of the data gradient.
     backward_block: usize,
-    /// Images in a block of the weight gradient.
+    /// Images in a block of the weight gradient, whose data gradient is computed next.
     gradient_block: usize,
 }
 
@@ -83,7 +84,7 @@ impl Plan {
             let fewest = pixels.div_ceil(shape.out_h() * shape.out_w());
             (BLOCK_BYTES / size_of::<f32>() / len).max(fewest).clamp(1, most)
         };
-        let gradient_block = block(input.len(), GRADIENT_PIXELS);
+        let gradient_block = block(input.len().max(shape.output_len()), GRADIENT_PIXELS);
         Self {
             shape,
             forward: Window::forward(&shape),
@@ -105,7 +106,7 @@ impl Plan {
     }
 
     fn framed_len(&self) -> usize {
-        (self.gradient_block * self.input.len()).max(self.backward_block * self.d_output.len())
+        (self.block.max(self.gradient_block) * self.input.len()).max(self.backward_block * self.d_output.len())
     }
 
     fn dy_len(&self) -> usize {
@@ -146,6 +147,11 @@ impl DirectConv {
         Plan::new(*shape, isa.lanes(), threads).bytes(threads)
     }
 
+    /// Numbers of scratch for [`DirectConv::backward`].
+    pub(super) fn scratch_len(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
+        threads * Plan::new(*shape, isa.lanes(), threads).gradient_block * shape.output_len()
+    }
+
     pub(super) fn forward(
         &mut self,
         pool: &Pool,
@@ -180,76 +186,97 @@ impl DirectConv {
         }
     }
 
-    pub(super) fn backward_data(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        dy: &[f32],
-        w: &[f32],
-        dx: &mut [f32],
-        accumulate: bool,
-    ) {
+    /// Both gradients, block by block, so that the second one finds the output's gradient in the cache.
+    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+        let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
         let Self { isa, plan, weights, workers } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let strides = Strides::backward(&plan.shape);
-        let packed_len = |window: &Window| window.depth() * plan.inputs.stored();
-        let mut rest = &mut weights[..];
-        for window in &plan.backward {
-            let part = rest.split_off_mut(..packed_len(window)).expect("the windows share the taps");
-            pack_weights(pool, w, Layout { strides, taps: &window.taps, panels: plan.inputs }, part);
+        let (d_x, accumulate) = d_x.map_or((&mut [][..], false), |d_x| (d_x.d_x, d_x.accumulate));
+        let width = if d_x.is_empty() { 0 } else { input_len };
+        if width > 0 {
+            plan.pack_backward_weights(pool, w, weights);
         }
-        let weights = &weights[..];
-        pool.for_each_part(divide(pool, workers, n, dx, input_len), |_, (images, dx, worker)| {
-            let block = plan.backward_block;
-            for (block, dx) in blocks(images, block).zip(dx.chunks_mut(block * input_len)) {
-                let dy = &dy[block.start * output_len..block.end * output_len];
-                let framed = plan.d_output.place(isa, Input::plain(dy), &mut worker.framed);
-                let mut weights = weights;
-                if !accumulate && plan.backward.iter().any(|window| window.depth() == 0) {
-                    // No output reads these pixels.
-                    dx.fill(0.0);
-                }
-                for window in plan.backward.iter().filter(|window| window.depth() > 0) {
-                    let (packed, rest) = weights.split_at(packed_len(window));
-                    let mut output = Output { c: &mut *dx, accumulate, sums: None };
-                    window.sum(isa, framed, Weights { panels: plan.inputs, packed }, &mut output);
-                    weights = rest;
-                }
-            }
-        });
-    }
-
-    pub(super) fn backward_weights(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: Input<'_, f32>,
-        dy: &[f32],
-        dw: &mut [f32],
-    ) {
-        let Self { isa, plan, workers, .. } = self;
-        let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let pixels = plan.shape.out_h() * plan.shape.out_w();
-        pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
+        let parts = divide(pool, workers, n, d_x, width).into_iter();
+        let parts = parts.zip(scratch.chunks_mut(plan.gradient_block * output_len)).collect();
+        pool.for_each_part(parts, |_, ((images, d_x, worker), scratch)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
-            for (index, block) in blocks(images, plan.gradient_block).enumerate() {
-                let input = input.slice(block.start * input_len..block.end * input_len);
-                let framed = plan.input.place(isa, input, &mut worker.framed);
-                let dy = &dy[block.start * output_len..block.end * output_len];
-                let dy = if plan.outputs.is_one_full_panel() {
-                    dy
-                } else {
-                    let packed = &mut worker.dy[..block.len() * pixels * plan.outputs.stored()];
-                    pack_panels(plan.outputs, dy, packed);
-                    packed
-                };
-                plan.taps.sum(isa, framed, (plan.outputs, dy), &mut worker.d_weights, index > 0);
+            for block in blocks(images.clone(), plan.gradient_block) {
+                let x = input.slice(block.start * input_len..block.end * input_len);
+                let d_y = d_y.of(block.clone(), output_len, scratch);
+                plan.add_weight_gradient(isa, (x, d_y), worker, block.start > images.start);
+                if width > 0 {
+                    let d_x =
+                        &mut d_x[(block.start - images.start) * width..(block.end - images.start) * width];
+                    plan.input_gradient(isa, (d_y, weights), d_x, worker, accumulate);
+                }
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
-        add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), dw);
+        add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), d_w);
+    }
+}
+
+impl Plan {
+    /// Packs the weights for each window of the data gradient, one after the other.
+    fn pack_backward_weights(&self, pool: &Pool, w: &[f32], weights: &mut [f32]) {
+        let strides = Strides::backward(&self.shape);
+        let mut rest = weights;
+        for window in &self.backward {
+            let part = rest.split_off_mut(..self.packed_len(window)).expect("the windows share the taps");
+            pack_weights(pool, w, Layout { strides, taps: &window.taps, panels: self.inputs }, part);
+        }
+    }
+
+    fn packed_len(&self, window: &Window) -> usize {
+        window.depth() * self.inputs.stored()
+    }
+
+    /// Computes the data gradient of some images.
+    fn input_gradient(
+        &self,
+        isa: InstructionSet,
+        (d_y, weights): (&[f32], &[f32]),
+        d_x: &mut [f32],
+        worker: &mut Worker,
+        accumulate: bool,
+    ) {
+        if !accumulate && self.backward.iter().any(|window| window.depth() == 0) {
+            // No output reads these pixels.
+            d_x.fill(0.0);
+        }
+        let (output_len, input_len) = (self.shape.output_len(), self.shape.input_len());
+        let blocks = d_y.chunks(self.backward_block * output_len);
+        for (d_y, d_x) in blocks.zip(d_x.chunks_mut(self.backward_block * input_len)) {
+            let framed = self.d_output.place(isa, Input::plain(d_y), &mut worker.framed);
+            let mut weights = weights;
+            for window in self.backward.iter().filter(|window| window.depth() > 0) {
+                let (packed, rest) = weights.split_at(self.packed_len(window));
+                let mut output = Output { c: &mut *d_x, accumulate, sums: None };
+                window.sum(isa, framed, Weights { panels: self.inputs, packed }, &mut output);
+                weights = rest;
+            }
+        }
+    }
+
+    /// Adds the weight gradient of a block of images to the thread's share, or begins it.
+    fn add_weight_gradient(
+        &self,
+        isa: InstructionSet,
+        (x, d_y): (Input<'_, f32>, &[f32]),
+        worker: &mut Worker,
+        accumulate: bool,
+    ) {
+        let framed = self.input.place(isa, x, &mut worker.framed);
+        let d_y = if self.outputs.is_one_full_panel() {
+            d_y
+        } else {
+            let packed = &mut worker.dy[..d_y.len() / self.shape.c_out * self.outputs.stored()];
+            pack_panels(self.outputs, d_y, packed);
+            packed
+        };
+        self.taps.sum(isa, framed, (self.outputs, d_y), &mut worker.d_weights, accumulate);
     }
 }
 

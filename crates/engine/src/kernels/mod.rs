@@ -13,6 +13,7 @@
 //! statically and partial sums are added in thread order.
 
 mod aligned;
+mod backward;
 mod conv;
 mod direct;
 mod division;
@@ -38,6 +39,7 @@ mod window;
 mod winograd;
 
 pub(crate) use aligned::AlignedVec;
+pub use backward::{Backward, InputGradient, OutputGradient};
 pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
 pub use packed::{PANEL, Packed, PackedGemm};

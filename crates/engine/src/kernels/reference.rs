@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::aligned::AlignedVec;
+use super::backward::{Backward, InputGradient, OutputGradient};
 use super::conv::ConvShape;
 use super::matmul::Gemm;
 use super::pool::{Pool, split};
@@ -50,15 +51,29 @@ impl<T: Real> ReferenceConv<T> {
         });
     }
 
-    pub(super) fn backward_data(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        dy: &[T],
-        w: &[T],
-        dx: &mut [T],
-        accumulate: bool,
-    ) {
+    /// Numbers of scratch for [`ReferenceConv::backward`].
+    pub(super) fn scratch_len(shape: &ConvShape) -> usize {
+        shape.n * shape.output_len()
+    }
+
+    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
+        let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
+        let len = self.shape.output_len();
+        let d_y = match d_y {
+            OutputGradient::Plain(d_y) => d_y,
+            OutputGradient::Made(make) => {
+                let made = &mut scratch[..n * len];
+                pool.for_each_rows(made, len, |first, part| make(first..first + part.len() / len, part));
+                made
+            }
+        };
+        self.backward_weights(pool, n, input, d_y, d_w);
+        if let Some(InputGradient { d_x, accumulate }) = d_x {
+            self.backward_data(pool, n, d_y, w, d_x, accumulate);
+        }
+    }
+
+    fn backward_data(&mut self, pool: &Pool, n: usize, dy: &[T], w: &[T], dx: &mut [T], accumulate: bool) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
         for_each_weight(&shape, |oc, ic, tap, index| self.weights[(tap * c_out + oc) * c_in + ic] = w[index]);
@@ -82,14 +97,7 @@ impl<T: Real> ReferenceConv<T> {
         });
     }
 
-    pub(super) fn backward_weights(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: Input<'_, T>,
-        dy: &[T],
-        dw: &mut [T],
-    ) {
+    fn backward_weights(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, dy: &[T], dw: &mut [T]) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
         let taps = shape.kernel * shape.kernel;

@@ -15,8 +15,9 @@
 use std::ops::Range;
 
 use super::aligned::AlignedVec;
+use super::backward::Backward;
 use super::conv::ConvShape;
-use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide};
+use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide, even_blocks};
 use super::panels::{Panel, Panels};
 use super::planes::Planes;
 use super::pool::Pool;
@@ -35,6 +36,9 @@ const BLOCK_BYTES: usize = 256 << 10;
 
 /// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
 const GRADIENT_TILES: usize = 64;
+
+/// Bytes of the output's gradient that both gradients visit at once: a part of the second-level cache.
+const CHUNK_BYTES: usize = 128 << 10;
 
 /// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
 const TRANSFORM_CHANNELS: f64 = 5.3;
@@ -77,6 +81,8 @@ struct Plan {
     block: usize,
     /// Tiles in a block of the weight gradient.
     gradient_block: usize,
+    /// Images that both gradients visit before the next are begun.
+    chunk: usize,
 }
 
 impl Plan {
@@ -85,7 +91,10 @@ impl Plan {
         let channels = shape.c_in.max(shape.c_out);
         let [fewest, most] = BLOCK_TILES;
         let fitting = BLOCK_BYTES / size_of::<f32>() / (POINTS * channels);
-        let all = shape.n.div_ceil(threads).max(1) * Tiles::new(&shape, shape.c_in).per_image();
+        let images = shape.n.div_ceil(threads).max(1);
+        let per_image = Tiles::new(&shape, shape.c_in).per_image();
+        let all = images * per_image;
+        let chunk = CHUNK_BYTES / size_of::<f32>() / shape.output_len();
         Self {
             shape,
             lanes,
@@ -94,6 +103,7 @@ impl Plan {
             inputs: Panels { columns: shape.c_in, lanes },
             block: fitting.clamp(fewest, most).min(all),
             gradient_block: GRADIENT_TILES.min(all),
+            chunk: chunk.max(GRADIENT_TILES.div_ceil(per_image)).min(images),
         }
     }
 
@@ -191,6 +201,11 @@ impl WinogradConv {
         Plan::new(*shape, isa, threads).bytes(threads)
     }
 
+    /// Numbers of scratch for [`WinogradConv::backward`].
+    pub(super) fn scratch_len(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
+        threads * Plan::new(*shape, isa, threads).chunk * shape.output_len()
+    }
+
     pub(super) fn forward(
         &mut self,
         pool: &Pool,
@@ -225,57 +240,45 @@ impl WinogradConv {
         }
     }
 
-    pub(super) fn backward_data(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        dy: &[f32],
-        w: &[f32],
-        dx: &mut [f32],
-        accumulate: bool,
-    ) {
-        let shape = self.plan.shape;
+    /// Both gradients, chunk by chunk, so that the second one finds the output's gradient in the cache.
+    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+        let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
+        let Self { isa, plan, weights, workers } = self;
+        let shape = plan.shape;
+        let (d_x, accumulate) = d_x.map_or((&mut [][..], false), |d_x| (d_x.d_x, d_x.accumulate));
         // With padding 1 the gradient is a convolution of `dy` and the weights turned around.
         let pass = Pass {
-            isa: self.isa,
-            plan: &self.plan,
+            isa: *isa,
+            plan,
             source: Tiles::new(&shape, shape.c_out),
             target: Tiles::new(&shape, shape.c_in),
-            panels: self.plan.inputs,
+            panels: plan.inputs,
             accumulate,
             with_sums: false,
         };
-        pass.transform_weights(pool, w, Strides::backward(&shape), true, &mut self.weights);
-        let weights = &self.weights[..];
-        pool.for_each_part(
-            divide(pool, &mut self.workers, n, dx, shape.input_len()),
-            |_, (images, dx, worker)| {
-                let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
-                pass.run(prologue::Input::plain(dy), weights, dx, worker);
-            },
-        );
-    }
-
-    pub(super) fn backward_weights(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: prologue::Input<'_, f32>,
-        dy: &[f32],
-        dw: &mut [f32],
-    ) {
-        let Self { isa, plan, workers, .. } = self;
-        let shape = plan.shape;
-        pool.for_each_part(divide(pool, workers, n, &mut [], 0), |_, (images, _, worker)| {
-            let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
-            let dy = &dy[images.start * shape.output_len()..images.end * shape.output_len()];
+        let width = if d_x.is_empty() { 0 } else { shape.input_len() };
+        if width > 0 {
+            pass.transform_weights(pool, w, Strides::backward(&shape), true, weights);
+        }
+        let parts = divide(pool, workers, n, d_x, width).into_iter();
+        let parts = parts.zip(scratch.chunks_mut(plan.chunk * shape.output_len())).collect();
+        pool.for_each_part(parts, |_, ((images, d_x, worker), scratch)| {
             worker.d_weights.fill(0.0);
-            for tiles in blocks(0..Tiles::new(&shape, shape.c_in).count(input.x), plan.gradient_block) {
-                add_block_gradient(*isa, plan, tiles, (input, dy), worker);
+            for chunk in blocks(images.clone(), plan.chunk) {
+                let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
+                let d_y = d_y.of(chunk.clone(), shape.output_len(), scratch);
+                for tiles in even_blocks(pass.source.count(d_y), plan.gradient_block) {
+                    add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
+                }
+                if width > 0 {
+                    let d_x =
+                        &mut d_x[(chunk.start - images.start) * width..(chunk.end - images.start) * width];
+                    pass.run(prologue::Input::plain(d_y), weights, d_x, worker);
+                }
             }
         });
         let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
-        add_weight_gradients(pool, &shape, plan.outputs, &parts.collect::<Vec<_>>(), dw);
+        add_weight_gradients(pool, &shape, plan.outputs, &parts.collect::<Vec<_>>(), d_w);
     }
 }
 

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::{Network, Pass};
 use crate::arena::Arena;
-use crate::graph::program::{BufferId, Program};
+use crate::graph::program::{BufferId, NormBehind, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
-use crate::kernels::{Input, Prologue, Real};
+use crate::kernels::{Backward, Input, InputGradient, OutputGradient, Prologue, Real};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
 use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
@@ -68,22 +68,41 @@ impl<T: Real> Network<T> {
         accumulate: bool,
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) {
-        let Self { graph, program, arena, ops, parameters, team, .. } = self;
+        let Self { graph, program, arena, ops, parameters, team, scratch, .. } = self;
         let (earlier, rest) = ops.split_at_mut(node_idx);
-        let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], &mut rest[0]) else {
+        let (this, later) = rest.split_first_mut().expect("the node has an op");
+        let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], this) else {
             unreachable!("ops are made from the nodes")
         };
         let prologue = program.prologue(node.x).map(|norm| prologue(&earlier[norm]));
+        let (x, y, d) = (program.kept(node.x), program.kept(node.y), gradient_of(program, node.y));
+        let (x, y, d, d_x) = match program.d_value(node.x) {
+            Some(d_x) => {
+                let [x, y, d, d_x] = arena.get_mut([x, y, d, d_x], n);
+                (x, y, d, Some(InputGradient { d_x, accumulate }))
+            }
+            None => {
+                let [x, y, d] = arena.get_mut([x, y, d], n);
+                (x, y, d, None)
+            }
+        };
+        let len = graph.shape(node.y).len();
+        let make = program.norm_behind(node.y).map(|NormBehind { node, norm }| {
+            let Op::BatchNorm(op) = &later[node - node_idx - 1] else { unreachable!("a batch norm") };
+            let (y, d, path) = (&y[..], &d[..], team.path);
+            move |images: Range<usize>, d_y: &mut [T]| {
+                let numbers = images.start * len..images.end * len;
+                op.input_gradient(norm, path, (&y[numbers.clone()], &d[numbers]), d_y);
+            }
+        });
+        let d_y = match &make {
+            Some(make) => OutputGradient::Made(make),
+            None => OutputGradient::Plain(d),
+        };
         let range = graph.parameters[node.weight.0].entry.range();
-        let [x, d_y] = arena.get_mut([program.kept(node.x), gradient_of(program, node.y)], n);
-        let d_w = &mut parameters.gradients[range.clone()];
-        conv.backward_weights(&team.pool, n, Input { x, prologue }, d_y, d_w);
+        let (w, d_w) = (&parameters.values[range.clone()], &mut parameters.gradients[range.clone()]);
+        conv.backward(&team.pool, n, Backward { input: Input { x, prologue }, d_y, w, d_w, d_x, scratch });
         on_gradient(range, d_w);
-        if let Some(d_x) = program.d_value(node.x) {
-            let [d_y, d_x] = arena.get_mut([gradient_of(program, node.y), d_x], n);
-            let w = weight(graph, parameters, node.weight);
-            conv.backward_data(&team.pool, n, d_y, w, d_x, accumulate);
-        }
     }
 
     pub(super) fn batch_norm_backward(
@@ -97,24 +116,29 @@ impl<T: Real> Network<T> {
         let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &mut ops[node_idx]) else {
             unreachable!("ops are made from the nodes")
         };
-        let (x, y) = (program.kept(node.main.x), program.kept(node.y));
-        let (d_y, d_x) = (gradient_of(program, node.y), gradient_of(program, node.main.x));
+        let (x, y, d_y) = (program.kept(node.main.x), program.kept(node.y), gradient_of(program, node.y));
         match &node.shortcut {
             Shortcut::None => {
-                assert_eq!(d_x, d_y, "a single norm's gradient is computed in place");
                 let [x, d] = arena.get_mut([x, d_y], n);
                 op.backward(team, BackwardViews::Single { x, d }, parameters, peers)?;
             }
             Shortcut::Identity(_) => {
-                let [x, y, d, d_x] = arena.get_mut([x, y, d_y, d_x], n);
-                let views = BackwardViews::Residual { x, projected: None, y, d, d_x };
-                op.backward(team, views, parameters, peers)?;
+                let [x, y, d] = arena.get_mut([x, y, d_y], n);
+                op.backward(team, BackwardViews::Residual { x, projected: None, y, d }, parameters, peers)?;
             }
             Shortcut::Projected(norm) => {
-                let [x, p, y, d, d_x] = arena.get_mut([x, program.kept(norm.x), y, d_y, d_x], n);
-                let views = BackwardViews::Residual { x, projected: Some(p), y, d, d_x };
-                op.backward(team, views, parameters, peers)?;
+                let [x, p, y, d] = arena.get_mut([x, program.kept(norm.x), y, d_y], n);
+                op.backward(
+                    team,
+                    BackwardViews::Residual { x, projected: Some(p), y, d },
+                    parameters,
+                    peers,
+                )?;
             }
+        }
+        if program.norm_behind(node.main.x).is_none() {
+            let [x, d, d_x] = arena.get_mut([x, d_y, gradient_of(program, node.main.x)], n);
+            op.input_gradient(0, team.path, (x, d), d_x);
         }
         for range in op.parameter_ranges() {
             on_gradient(range.clone(), &parameters.gradients[range]);

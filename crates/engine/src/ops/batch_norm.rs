@@ -11,13 +11,12 @@
 use std::ops::Range;
 
 use super::passes::{
-    Addend, Affine, Apply, InputGradient, MaskedInputGradient, MaskedSums, ResidualInputGradient,
-    ResidualSums, floor,
+    Addend, Affine, Apply, InputGradient, MaskedInputGradient, MaskedSums, ResidualSums, floor,
 };
 use super::statistics::{self, EPSILON, Moments};
 use super::{Team, add_partials, pieces, pieces_mut};
 use crate::graph::{BatchNormNode, Graph, Norm, ParameterId, Shortcut};
-use crate::kernels::{Prologue, Real};
+use crate::kernels::{KernelPath, Prologue, Real, vectorized};
 use crate::parameters::Parameters;
 use crate::peers::{PeerError, Peers};
 
@@ -25,6 +24,7 @@ use crate::peers::{PeerError, Peers};
 pub(crate) struct BatchNorm<T> {
     channels: usize,
     relu: bool,
+    has_shortcut: bool,
     norms: Vec<Normalisation<T>>,
     /// Values per channel on all ranks, in the last training pass.
     count: f64,
@@ -54,11 +54,11 @@ pub(crate) struct ForwardViews<'a, T> {
 
 /// What the backward pass reads and writes.
 pub(crate) enum BackwardViews<'a, T> {
-    /// Without a shortcut `d` is `d_y` and becomes `d_x`.
-    Single { x: &'a [T], d: &'a mut [T] },
-    /// With one, `d` is `d_y` and becomes the gradient of the addend, or of what the shortcut's norm (of
-    /// `projected`) normalises.
-    Residual { x: &'a [T], projected: Option<&'a [T]>, y: &'a [T], d: &'a mut [T], d_x: &'a mut [T] },
+    /// Without a shortcut.
+    Single { x: &'a [T], d: &'a [T] },
+    /// With one, `d` becomes the gradient of the addend: `d_y` where the ReLU let something through. `projected` is
+    /// what the shortcut's norm normalises.
+    Residual { x: &'a [T], projected: Option<&'a [T]>, y: &'a [T], d: &'a mut [T] },
 }
 
 impl<T: Real> BatchNorm<T> {
@@ -69,7 +69,8 @@ impl<T: Real> BatchNorm<T> {
         let channels = graph.shape(node.y).c;
         let n_sums = (1 + norms.len()) * channels;
         let (partials, sums) = (vec![0.0; threads * n_sums], vec![0.0; n_sums]);
-        Self { channels, relu: node.relu, norms, count: 0.0, partials, sums }
+        let has_shortcut = !matches!(node.shortcut, Shortcut::None);
+        Self { channels, relu: node.relu, has_shortcut, norms, count: 0.0, partials, sums }
     }
 
     /// Bytes of buffers that [`BatchNorm::new`] allocates.
@@ -134,7 +135,7 @@ impl<T: Real> BatchNorm<T> {
         Prologue { multiplier, offset, relu: self.relu }
     }
 
-    /// Computes the gradients of the parameters and of the inputs, given that of the output.
+    /// Computes the gradients of the parameters, given that of the output, and prepares those of the inputs.
     ///
     /// Writes into `parameters.gradients`; in [`BatchNorm::parameter_ranges`]' places.
     pub fn backward(
@@ -160,8 +161,22 @@ impl<T: Real> BatchNorm<T> {
         for (norm, products) in self.norms.iter_mut().zip(products.chunks_exact(self.channels)) {
             norm.prepare_gradient(&parameters.values, self.count, g, products);
         }
-        self.apply_gradients(team, views);
         Ok(())
+    }
+
+    /// Writes the gradient of the input `x` of one of the norms, for some pixels, as [`BatchNorm::backward`] has
+    /// prepared it.
+    ///
+    /// - `d`: that of the output, or what the backward pass has made of it
+    pub fn input_gradient(&self, norm: usize, path: KernelPath, (x, d): (&[T], &[T]), d_x: &mut [T]) {
+        // Behind a shortcut `d` is masked already: nothing more is held back.
+        let floor = floor(self.relu && !self.has_shortcut);
+        let Normalisation { mean, affine, gradient, .. } = &self.norms[norm];
+        vectorized(
+            path,
+            self.channels,
+            MaskedInputGradient { x, affine, centre: mean, gradient, floor, d, d_x },
+        );
     }
 
     /// The places of the parameters, scale before shift, the shortcut's last.
@@ -181,14 +196,14 @@ impl<T: Real> BatchNorm<T> {
                 let pass = |((x, d), sums)| MaskedSums { x, affine, centre, floor, d, sums };
                 team.run(channels, pixels.zip(partials).map(pass).collect());
             }
-            BackwardViews::Residual { x, projected: None, y, d, .. } => {
+            BackwardViews::Residual { x, projected: None, y, d } => {
                 let pixels = pieces(x, channels, threads)
                     .zip(pieces(y, channels, threads))
                     .zip(pieces_mut(d, channels, threads));
                 let pass = |(((x, y), d), sums)| ResidualSums { x: [x], centre: [&main.mean], y, d, sums };
                 team.run(channels, pixels.zip(partials).map(pass).collect());
             }
-            BackwardViews::Residual { x, projected: Some(projected), y, d, .. } => {
+            BackwardViews::Residual { x, projected: Some(projected), y, d } => {
                 let centre = [&main.mean[..], &self.norms[1].mean];
                 let pixels = pieces(x, channels, threads)
                     .zip(pieces(projected, channels, threads))
@@ -196,26 +211,6 @@ impl<T: Real> BatchNorm<T> {
                     .zip(pieces_mut(d, channels, threads));
                 let pass = |((((x, p), y), d), sums)| ResidualSums { x: [x, p], centre, y, d, sums };
                 team.run(channels, pixels.zip(partials).map(pass).collect());
-            }
-        }
-    }
-
-    /// Turns `g` into the gradients of the inputs.
-    fn apply_gradients(&self, team: &Team, views: BackwardViews<'_, T>) {
-        match views {
-            BackwardViews::Single { x, d } => self.norms[0].input_gradient(team, x, d, floor(self.relu)),
-            BackwardViews::Residual { x, projected, d, d_x, .. } => {
-                let (channels, threads) = (self.channels, team.threads());
-                let Normalisation { mean, gradient, .. } = &self.norms[0];
-                let pixels = pieces(x, channels, threads)
-                    .zip(pieces(d, channels, threads))
-                    .zip(pieces_mut(d_x, channels, threads));
-                let pass = |((x, g), d_x)| ResidualInputGradient { x, centre: mean, gradient, g, d_x };
-                team.run(channels, pixels.map(pass).collect());
-                if let Some(projected) = projected {
-                    // Masked already: nothing more is held back.
-                    self.norms[1].input_gradient(team, projected, d, floor(false));
-                }
             }
         }
     }
@@ -264,14 +259,6 @@ impl<T: Real> Normalisation<T> {
             self.gradient.on_centred[channel] = T::from_f64(on_centred);
             self.gradient.constant[channel] = T::from_f64(-on_gradient * g[channel] / count);
         }
-    }
-
-    fn input_gradient(&self, team: &Team, x: &[T], d: &mut [T], floor: T) {
-        let (channels, threads) = (self.mean.len(), team.threads());
-        let Self { mean, affine, gradient, .. } = self;
-        let pixels = pieces(x, channels, threads).zip(pieces_mut(d, channels, threads));
-        let pass = |(x, d)| MaskedInputGradient { x, affine, centre: mean, gradient, floor, d };
-        team.run(channels, pixels.map(pass).collect());
     }
 }
 

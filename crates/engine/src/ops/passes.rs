@@ -137,14 +137,15 @@ impl<T: Real> ChannelPass for MaskedSums<'_, T> {
     }
 }
 
-/// `d = input gradient` in place, where `g` is `d` wherever `affine(x)` passed its ReLU.
+/// `d_x = input gradient`, where `g` is `d` wherever `affine(x)` passed its ReLU.
 pub(super) struct MaskedInputGradient<'a, T> {
     pub x: &'a [T],
     pub affine: &'a Affine<T>,
     pub centre: &'a [T],
     pub gradient: &'a InputGradient<T>,
     pub floor: T,
-    pub d: &'a mut [T],
+    pub d: &'a [T],
+    pub d_x: &'a mut [T],
 }
 
 impl<T: Real> ChannelPass for MaskedInputGradient<'_, T> {
@@ -153,10 +154,10 @@ impl<T: Real> ChannelPass for MaskedInputGradient<'_, T> {
         let (affine, gradient) = (self.affine.groups::<L>(), self.gradient.groups::<L>(self.centre));
         let floor = self.floor;
         let x = groups::<L, T>(self.x).iter().zip(affine.cycle());
-        for ((&x, group), d) in x.zip(groups_mut::<L, T>(self.d)) {
-            let (normal, d_y) = (affine.at(group, x), *d);
-            let g = lanes(|l| if normal[l] > floor { d_y[l] } else { T::ZERO });
-            *d = gradient.at(group, g, x);
+        for (((&x, group), &d), d_x) in x.zip(groups::<L, T>(self.d)).zip(groups_mut::<L, T>(self.d_x)) {
+            let normal = affine.at(group, x);
+            let g = lanes(|l| if normal[l] > floor { d[l] } else { T::ZERO });
+            *d_x = gradient.at(group, g, x);
         }
     }
 }
@@ -203,26 +204,6 @@ impl<T: Real, const N: usize> ChannelPass for ResidualSums<'_, T, N> {
                     flush(product, &mut products[n * width + group]);
                 }
             }
-        }
-    }
-}
-
-/// `d_x = input gradient` of one norm behind a residual sum whose gradient is `g`.
-pub(super) struct ResidualInputGradient<'a, T> {
-    pub x: &'a [T],
-    pub centre: &'a [T],
-    pub gradient: &'a InputGradient<T>,
-    pub g: &'a [T],
-    pub d_x: &'a mut [T],
-}
-
-impl<T: Real> ChannelPass for ResidualInputGradient<'_, T> {
-    #[inline(always)]
-    fn run<const L: usize>(self) {
-        let gradient = self.gradient.groups::<L>(self.centre);
-        let x = groups::<L, T>(self.x).iter().zip((0..gradient.centre.len()).cycle());
-        for (((&x, group), &g), d_x) in x.zip(groups::<L, T>(self.g)).zip(groups_mut::<L, T>(self.d_x)) {
-            *d_x = gradient.at(group, g, x);
         }
     }
 }

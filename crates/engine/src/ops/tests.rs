@@ -6,7 +6,9 @@ use super::batch_norm::{BackwardViews, ForwardViews};
 use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
-use crate::kernels::{Conv2d, ConvShape, Convolution, Input, KernelPath, Pool};
+use crate::kernels::{
+    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool,
+};
 use crate::parameters::Parameters;
 use crate::peers::Alone;
 
@@ -100,16 +102,24 @@ impl Norm {
 
     /// The gradients of `x`, of `other`, and in `parameters.gradients`.
     fn backward(&mut self, x: &[f64], other: &[f64], y: &[f64], d_y: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let (mut d, mut d_x) = (d_y.to_vec(), vec![7.0; x.len()]);
+        let mut d = d_y.to_vec();
+        let projected = (self.joins == Joins::Projected).then_some(other);
         let views = match self.joins {
-            Joins::Nothing => BackwardViews::Single { x, d: &mut d },
-            joins => {
-                let projected = (joins == Joins::Projected).then_some(other);
-                BackwardViews::Residual { x, projected, y, d: &mut d, d_x: &mut d_x }
-            }
+            Joins::Nothing => BackwardViews::Single { x, d: &d },
+            Joins::Identity | Joins::Projected => BackwardViews::Residual { x, projected, y, d: &mut d },
         };
         self.op.backward(&self.team, views, &mut self.parameters, &mut Alone).unwrap();
-        if self.joins == Joins::Nothing { (d, vec![]) } else { (d_x, d) }
+        let input_gradient = |norm, x: &[f64]| {
+            let mut d_x = vec![7.0; x.len()];
+            self.op.input_gradient(norm, self.team.path, (x, &d), &mut d_x);
+            d_x
+        };
+        let d_other = match self.joins {
+            Joins::Nothing => vec![],
+            Joins::Identity => d.clone(),
+            Joins::Projected => input_gradient(1, other),
+        };
+        (input_gradient(0, x), d_other)
     }
 }
 
@@ -158,8 +168,15 @@ fn check_convolution(shape: ConvShape) {
     let (len, d_len) = (shape.n * shape.input_len(), shape.n * shape.output_len());
     let (x, w, d_y) = (noise(1, len), noise(2, shape.weight_len()), noise(3, d_len));
     let (mut d_x, mut d_w) = (vec![7.0; len], vec![7.0; w.len()]);
-    conv.backward_data(&pool, shape.n, &d_y, &w, &mut d_x, false);
-    conv.backward_weights(&pool, shape.n, Input::plain(&x), &d_y, &mut d_w);
+    let backward = Backward {
+        input: Input::plain(&x),
+        d_y: OutputGradient::Plain(&d_y),
+        w: &w,
+        d_w: &mut d_w,
+        d_x: Some(InputGradient { d_x: &mut d_x, accumulate: false }),
+        scratch: &mut vec![7.0; conv.scratch_len()],
+    };
+    conv.backward(&pool, shape.n, backward);
     let mut loss = |x: &[f64], w: &[f64]| {
         let mut y = vec![7.0; d_len];
         conv.forward(&pool, shape.n, Input::plain(x), w, &mut y, None);
