@@ -44,6 +44,19 @@ impl<T: Real> Arena<T> {
         self.memory.get_disjoint_mut(ranges).expect("buffers of one op are alive together")
     }
 
+    /// As [`Arena::get_mut`], where some of the buffers need not be: in their place stands an empty slice.
+    ///
+    /// # Panics
+    /// As [`Arena::get_mut`].
+    pub fn get_mut_if<const N: usize>(
+        &mut self,
+        buffers: [Option<BufferId>; N],
+        rows: usize,
+    ) -> [&mut [T]; N] {
+        let ranges = buffers.map(|buffer| buffer.map_or(0..0, |buffer| self.range(buffer, rows)));
+        self.memory.get_disjoint_mut(ranges).expect("buffers of one op are alive together")
+    }
+
     fn range(&self, buffer: BufferId, rows: usize) -> Range<usize> {
         let first = self.offset[buffer.0] * self.max_rows;
         first..first + rows * self.row_len[buffer.0]

@@ -12,7 +12,7 @@
 //! - Buffers that are never alive together share memory ([`super::plan`]).
 
 use super::plan::Lifetime;
-use super::{Graph, Node, Shortcut, TensorId};
+use super::{BatchNormNode, Graph, Node, Shortcut, TensorId};
 
 /// Index of a buffer: a value or a gradient, over one stretch of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub(crate) struct Program {
     values: Vec<BufferId>,
     prologues: Vec<Option<usize>>,
     norms_behind: Vec<Option<NormBehind>>,
+    completed_by: Vec<Option<usize>>,
     replayed: Vec<Option<BufferId>>,
     gradients: Vec<Option<BufferId>>,
 }
@@ -54,8 +55,10 @@ impl Program {
         let prologues = (0..graph.tensors.len()).map(|tensor| prologue_of(graph, TensorId(tensor))).collect();
         let norms_behind =
             (0..graph.tensors.len()).map(|tensor| norm_behind(graph, TensorId(tensor))).collect();
+        let completed_by = (0..graph.nodes.len()).map(|node| completed_by(graph, node)).collect();
         let (backward, lifetimes, values) = (vec![], vec![], vec![]);
-        let mut program = Self { backward, lifetimes, values, prologues, norms_behind, replayed, gradients };
+        let mut program =
+            Self { backward, lifetimes, values, prologues, norms_behind, completed_by, replayed, gradients };
         for (tensor, shape) in graph.tensors.iter().enumerate() {
             let buffer = match program.prologues[tensor] {
                 // An input is made, and so listed, before the output.
@@ -115,6 +118,17 @@ impl Program {
     /// the gradient of the norm's output.
     pub fn norm_behind(&self, tensor: TensorId) -> Option<NormBehind> {
         self.norms_behind[tensor.0]
+    }
+
+    /// The convolution that has the last word on the gradient of a batch norm's output, and so hands it on to the norm
+    /// image by image.
+    pub fn completed_by(&self, norm: usize) -> Option<usize> {
+        self.completed_by[norm]
+    }
+
+    /// The batch norm that a convolution [completes](Self::completed_by).
+    pub fn completes(&self, conv: usize) -> Option<usize> {
+        self.completed_by.iter().position(|by| *by == Some(conv))
     }
 
     /// The buffer of a value during the forward pass.
@@ -209,6 +223,13 @@ fn norm_behind(graph: &Graph, tensor: TensorId) -> Option<NormBehind> {
         }
         _ => None,
     }
+}
+
+/// The first reader of a batch norm's output, which is the last in the backward pass, if that is a convolution.
+fn completed_by(graph: &Graph, norm: usize) -> Option<usize> {
+    let Node::BatchNorm(BatchNormNode { y, .. }) = graph.nodes[norm] else { return None };
+    let first = graph.nodes.iter().position(|node| node.inputs().contains(&y))?;
+    matches!(graph.nodes[first], Node::Conv(_)).then_some(first)
 }
 
 /// The node that can compute `tensor` once more from what the backward pass keeps anyway: a batch norm without

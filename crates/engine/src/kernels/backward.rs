@@ -36,6 +36,18 @@ pub struct InputGradient<'a, T> {
     pub d_x: &'a mut [T],
     /// Adds to what is there instead of replacing it.
     pub accumulate: bool,
+    /// What is done next, while they are hot, to the gradients of some images.
+    pub then: Option<&'a Then<'a, T>>,
+}
+
+/// Called with a thread, some images and their gradients; on that thread, and for its images in order.
+pub type Then<'a, T> = dyn Fn(usize, Range<usize>, &mut [T]) + Sync + 'a;
+
+impl<T> Default for InputGradient<'_, T> {
+    /// Nowhere.
+    fn default() -> Self {
+        Self { d_x: &mut [], accumulate: false, then: None }
+    }
 }
 
 impl<'a, T: Real> OutputGradient<'a, T> {

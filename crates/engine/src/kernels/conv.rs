@@ -1,6 +1,6 @@
 //! Two-dimensional convolution and its two gradients, NHWC.
 
-use super::backward::{Backward, InputGradient, OutputGradient};
+use super::backward::{Backward, InputGradient, OutputGradient, Then};
 use super::direct::DirectConv;
 use super::path::KernelPath;
 use super::pool::Pool;
@@ -208,6 +208,10 @@ impl<T: Real> Conv2d<T> {
             OutputGradient::Made(make) => make(images, bytemuck::cast_slice_mut(made)),
             OutputGradient::Plain(_) => unreachable!("there is nothing to make"),
         };
+        let then = d_x.as_ref().and_then(|d_x| d_x.then);
+        let then = then.map(|then| {
+            move |thread, images, d_x: &mut [f32]| then(thread, images, bytemuck::cast_slice_mut(d_x))
+        });
         method(Backward {
             input: f32_input(input),
             d_y: match d_y {
@@ -216,8 +220,11 @@ impl<T: Real> Conv2d<T> {
             },
             w: f32s(w),
             d_w: f32s_mut(d_w),
-            d_x: d_x
-                .map(|InputGradient { d_x, accumulate }| InputGradient { d_x: f32s_mut(d_x), accumulate }),
+            d_x: d_x.map(|InputGradient { d_x, accumulate, .. }| InputGradient {
+                d_x: f32s_mut(d_x),
+                accumulate,
+                then: then.as_ref().map(|then| then as &Then<'_, f32>),
+            }),
             scratch: f32s_mut(scratch),
         });
     }
@@ -291,8 +298,9 @@ fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
+    use std::sync::Mutex;
 
-    use super::{Backward, InputGradient, OutputGradient};
+    use super::{Backward, InputGradient, OutputGradient, Then};
     use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
     use crate::kernels::{Input, KernelPath, Pool, Prologue};
 
@@ -401,9 +409,18 @@ mod tests {
             let mut sums = vec![7.0; 2 * shape.c_out];
             conv.forward($pool, n, input, &w, &mut y, Some(&mut sums));
             let mut scratch = vec![7.0; conv.scratch_len()];
+            // Every image is handed on once, when its gradient is final.
+            let handed_on = Mutex::new(vec![None; n]);
+            let then = |thread: usize, images: Range<usize>, d_x: &mut [$type]| {
+                assert!(thread < $pool.threads());
+                for (image, d_x) in images.zip(d_x.chunks_exact(shape.input_len())) {
+                    assert_eq!(handed_on.lock().unwrap()[image].replace(d_x.to_vec()), None, "image {image}");
+                }
+            };
+            let then: Option<&Then<'_, $type>> = Some(&then);
             let mut backward = |d_y, d_x: Option<&mut Vec<$type>>, accumulate| {
                 let mut d_w = vec![7.0; shape.weight_len()];
-                let d_x = d_x.map(|d_x| InputGradient { d_x, accumulate });
+                let d_x = d_x.map(|d_x| InputGradient { d_x, accumulate, then });
                 let (w, d_w_out, scratch) = (&w[..], &mut d_w[..], &mut scratch[..]);
                 conv.backward($pool, n, Backward { input, d_y, w, d_w: d_w_out, d_x, scratch });
                 d_w
@@ -414,6 +431,11 @@ mod tests {
             };
             let mut accumulated = dx;
             let dw = backward(OutputGradient::Made(&make), Some(&mut accumulated), true);
+            let check_handed_on = |d_x: &[$type]| {
+                let images = std::mem::replace(&mut *handed_on.lock().unwrap(), vec![None; n]);
+                assert_eq!(images.into_iter().map(Option::unwrap).collect::<Vec<_>>().concat(), d_x);
+            };
+            check_handed_on(&accumulated);
             let mut dx = vec![7.0; n * shape.input_len()];
             let plain = backward(OutputGradient::Plain(&dy), Some(&mut dx), false);
             assert_eq!(
@@ -425,6 +447,7 @@ mod tests {
                 backward(OutputGradient::Plain(&dy), None, false),
                 "nor on whether the input has one"
             );
+            check_handed_on(&dx);
             dx.extend(accumulated);
             Passes { y, sums, dx, dw }
         }};

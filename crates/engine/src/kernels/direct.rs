@@ -15,7 +15,7 @@
 //! the panels divided over the threads.
 
 use super::aligned::AlignedVec;
-use super::backward::Backward;
+use super::backward::{Backward, InputGradient};
 use super::conv::ConvShape;
 use super::division::{Strides, TRANSPOSED, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
@@ -106,7 +106,8 @@ impl Plan {
     }
 
     fn framed_len(&self) -> usize {
-        (self.block.max(self.gradient_block) * self.input.len()).max(self.backward_block * self.d_output.len())
+        (self.block.max(self.gradient_block) * self.input.len())
+            .max(self.backward_block * self.d_output.len())
     }
 
     fn dy_len(&self) -> usize {
@@ -191,14 +192,14 @@ impl DirectConv {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
         let Self { isa, plan, weights, workers } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
-        let (d_x, accumulate) = d_x.map_or((&mut [][..], false), |d_x| (d_x.d_x, d_x.accumulate));
+        let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
         let width = if d_x.is_empty() { 0 } else { input_len };
         if width > 0 {
             plan.pack_backward_weights(pool, w, weights);
         }
         let parts = divide(pool, workers, n, d_x, width).into_iter();
         let parts = parts.zip(scratch.chunks_mut(plan.gradient_block * output_len)).collect();
-        pool.for_each_part(parts, |_, ((images, d_x, worker), scratch)| {
+        pool.for_each_part(parts, |thread, ((images, d_x, worker), scratch)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
@@ -210,6 +211,9 @@ impl DirectConv {
                     let d_x =
                         &mut d_x[(block.start - images.start) * width..(block.end - images.start) * width];
                     plan.input_gradient(isa, (d_y, weights), d_x, worker, accumulate);
+                    if let Some(then) = then {
+                        then(thread, block, d_x);
+                    }
                 }
             }
         });

@@ -10,13 +10,13 @@ use super::pool::{Pool, split};
 pub(super) const TRANSPOSED: usize = 16;
 
 /// Hands each thread its images, their part of `data` (rows of `width`) and its scratch.
-pub(super) fn divide<'a, 'b, W>(
+pub(super) fn divide<'a, 'b, W, T>(
     pool: &Pool,
     workers: &'a mut [W],
     n: usize,
-    data: &'b mut [f32],
+    data: &'b mut [T],
     width: usize,
-) -> Vec<(Range<usize>, &'b mut [f32], &'a mut W)> {
+) -> Vec<(Range<usize>, &'b mut [T], &'a mut W)> {
     let threads = pool.threads();
     let mut rest = data;
     let parts = workers.iter_mut().take(threads).enumerate().map(|(thread, worker)| {

@@ -39,7 +39,7 @@ mod window;
 mod winograd;
 
 pub(crate) use aligned::AlignedVec;
-pub use backward::{Backward, InputGradient, OutputGradient};
+pub use backward::{Backward, InputGradient, OutputGradient, Then};
 pub use conv::{Conv2d, ConvShape, Convolution};
 pub use matmul::{Gemm, matmul, matmul_serial};
 pub use packed::{PANEL, Packed, PackedGemm};

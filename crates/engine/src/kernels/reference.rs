@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::aligned::AlignedVec;
 use super::backward::{Backward, InputGradient, OutputGradient};
 use super::conv::ConvShape;
+use super::division::divide;
 use super::matmul::Gemm;
 use super::pool::{Pool, split};
 use super::prologue::Input;
@@ -68,8 +69,13 @@ impl<T: Real> ReferenceConv<T> {
             }
         };
         self.backward_weights(pool, n, input, d_y, d_w);
-        if let Some(InputGradient { d_x, accumulate }) = d_x {
+        if let Some(InputGradient { d_x, accumulate, then }) = d_x {
             self.backward_data(pool, n, d_y, w, d_x, accumulate);
+            if let Some(then) = then {
+                let mut threads = vec![(); pool.threads()];
+                let parts = divide(pool, &mut threads, n, d_x, self.shape.input_len());
+                pool.for_each_part(parts, |thread, (images, d_x, _)| then(thread, images, d_x));
+            }
         }
     }
 

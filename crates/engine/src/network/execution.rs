@@ -6,7 +6,7 @@ use super::{Network, Pass};
 use crate::arena::Arena;
 use crate::graph::program::{BufferId, NormBehind, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
-use crate::kernels::{Backward, Input, InputGradient, OutputGradient, Prologue, Real};
+use crate::kernels::{Backward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
 use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
@@ -75,21 +75,47 @@ impl<T: Real> Network<T> {
             unreachable!("ops are made from the nodes")
         };
         let prologue = program.prologue(node.x).map(|norm| prologue(&earlier[norm]));
+        // The norm whose output this convolution reads, if it is the last to say what the gradient of that is.
+        let completed = program.completes(node_idx).map(|norm| match (&graph.nodes[norm], &earlier[norm]) {
+            (Node::BatchNorm(node), Op::BatchNorm(op)) => (node, op),
+            _ => unreachable!("convolutions complete batch norms"),
+        });
+        let d_x = program.d_value(node.x);
         let (x, y, d) = (program.kept(node.x), program.kept(node.y), gradient_of(program, node.y));
-        let (x, y, d, d_x) = match program.d_value(node.x) {
-            Some(d_x) => {
-                let [x, y, d, d_x] = arena.get_mut([x, y, d, d_x], n);
-                (x, y, d, Some(InputGradient { d_x, accumulate }))
+        // What a prologue reads is the norm's input already.
+        let norm_x = completed.map(|(norm, _)| program.kept(norm.main.x)).filter(|norm_x| *norm_x != x);
+        let projected = completed.and_then(|(norm, _)| norm.norms().nth(1)).map(|norm| program.kept(norm.x));
+        let buffers = [Some(x), Some(y), Some(d), d_x, norm_x, projected];
+        let [x, y, d, d_x_numbers, norm_x_numbers, projected] = arena.get_mut_if(buffers, n);
+        let (x, projected) = (&x[..], &projected[..]);
+        let norm_x = if norm_x.is_some() { &norm_x_numbers[..] } else { x };
+        let (x_len, path) = (graph.shape(node.x).len(), team.path);
+        let then = completed.map(|(norm, op)| {
+            move |thread, images: Range<usize>, d: &mut [T]| {
+                let numbers = images.start * x_len..images.end * x_len;
+                let of_norm = &norm_x[numbers.clone()];
+                let views = match norm.shortcut {
+                    Shortcut::None => BackwardViews::Single { x: of_norm, d },
+                    Shortcut::Identity(_) => {
+                        BackwardViews::Residual { x: of_norm, projected: None, y: &x[numbers], d }
+                    }
+                    Shortcut::Projected(_) => {
+                        let projected = Some(&projected[numbers.clone()]);
+                        BackwardViews::Residual { x: of_norm, projected, y: &x[numbers], d }
+                    }
+                };
+                op.add_gradients(path, thread, views);
             }
-            None => {
-                let [x, y, d] = arena.get_mut([x, y, d], n);
-                (x, y, d, None)
-            }
-        };
+        });
+        let d_x = d_x.map(|_| InputGradient {
+            d_x: d_x_numbers,
+            accumulate,
+            then: then.as_ref().map(|then| then as &Then<'_, T>),
+        });
         let len = graph.shape(node.y).len();
         let make = program.norm_behind(node.y).map(|NormBehind { node, norm }| {
             let Op::BatchNorm(op) = &later[node - node_idx - 1] else { unreachable!("a batch norm") };
-            let (y, d, path) = (&y[..], &d[..], team.path);
+            let (y, d) = (&y[..], &d[..]);
             move |images: Range<usize>, d_y: &mut [T]| {
                 let numbers = images.start * len..images.end * len;
                 op.input_gradient(norm, path, (&y[numbers.clone()], &d[numbers]), d_y);
@@ -117,25 +143,23 @@ impl<T: Real> Network<T> {
             unreachable!("ops are made from the nodes")
         };
         let (x, y, d_y) = (program.kept(node.main.x), program.kept(node.y), gradient_of(program, node.y));
-        match &node.shortcut {
-            Shortcut::None => {
-                let [x, d] = arena.get_mut([x, d_y], n);
-                op.backward(team, BackwardViews::Single { x, d }, parameters, peers)?;
-            }
-            Shortcut::Identity(_) => {
-                let [x, y, d] = arena.get_mut([x, y, d_y], n);
-                op.backward(team, BackwardViews::Residual { x, projected: None, y, d }, parameters, peers)?;
-            }
-            Shortcut::Projected(norm) => {
-                let [x, p, y, d] = arena.get_mut([x, program.kept(norm.x), y, d_y], n);
-                op.backward(
-                    team,
-                    BackwardViews::Residual { x, projected: Some(p), y, d },
-                    parameters,
-                    peers,
-                )?;
+        if program.completed_by(node_idx).is_none() {
+            match &node.shortcut {
+                Shortcut::None => {
+                    let [x, d] = arena.get_mut([x, d_y], n);
+                    op.add_all_gradients(team, BackwardViews::Single { x, d });
+                }
+                Shortcut::Identity(_) => {
+                    let [x, y, d] = arena.get_mut([x, y, d_y], n);
+                    op.add_all_gradients(team, BackwardViews::Residual { x, projected: None, y, d });
+                }
+                Shortcut::Projected(norm) => {
+                    let [x, p, y, d] = arena.get_mut([x, program.kept(norm.x), y, d_y], n);
+                    op.add_all_gradients(team, BackwardViews::Residual { x, projected: Some(p), y, d });
+                }
             }
         }
+        op.backward(parameters, peers)?;
         if program.norm_behind(node.main.x).is_none() {
             let [x, d, d_x] = arena.get_mut([x, d_y, gradient_of(program, node.main.x)], n);
             op.input_gradient(0, team.path, (x, d), d_x);

@@ -9,6 +9,7 @@
 //! rows, because parameter gradients are summed over ranks afterwards.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::passes::{
     Addend, Affine, Apply, InputGradient, MaskedInputGradient, MaskedSums, ResidualSums, floor,
@@ -28,8 +29,8 @@ pub(crate) struct BatchNorm<T> {
     norms: Vec<Normalisation<T>>,
     /// Values per channel on all ranks, in the last training pass.
     count: f64,
-    /// `[threads, 1 + norms, channels]`: sums of `g`, then of `g * (x - mean)` for each norm.
-    partials: Vec<f64>,
+    /// Of each thread `[1 + norms, channels]`: sums of `g`, then of `g * (x - mean)` for each norm.
+    partials: Vec<Mutex<Vec<f64>>>,
     sums: Vec<f64>,
 }
 
@@ -68,7 +69,8 @@ impl<T: Real> BatchNorm<T> {
         let norms: Vec<_> = node.norms().map(|norm| Normalisation::new(graph, norm)).collect();
         let channels = graph.shape(node.y).c;
         let n_sums = (1 + norms.len()) * channels;
-        let (partials, sums) = (vec![0.0; threads * n_sums], vec![0.0; n_sums]);
+        let partials = (0..threads).map(|_| Mutex::new(vec![0.0; n_sums])).collect();
+        let sums = vec![0.0; n_sums];
         let has_shortcut = !matches!(node.shortcut, Shortcut::None);
         Self { channels, relu: node.relu, has_shortcut, norms, count: 0.0, partials, sums }
     }
@@ -91,6 +93,9 @@ impl<T: Real> BatchNorm<T> {
         staged: &mut [f64],
         peers: &mut dyn Peers,
     ) -> Result<(), PeerError> {
+        for partial in &mut self.partials {
+            partial.get_mut().unwrap_or_else(PoisonError::into_inner).fill(0.0);
+        }
         let moments = statistics::gather(count, sums, peers)?;
         self.count = moments[0].count;
         for (norm, moments) in self.norms.iter_mut().zip(moments.chunks_exact(self.channels)) {
@@ -135,18 +140,64 @@ impl<T: Real> BatchNorm<T> {
         Prologue { multiplier, offset, relu: self.relu }
     }
 
-    /// Computes the gradients of the parameters, given that of the output, and prepares those of the inputs.
+    /// Adds up what the gradients of some pixels say about the statistics, for one thread; masks a residual sum's.
+    ///
+    /// Every pixel is added once between [`BatchNorm::use_batch_statistics`] and [`BatchNorm::backward`].
+    pub fn add_gradients(&self, path: KernelPath, thread: usize, views: BackwardViews<'_, T>) {
+        let mut partial = self.partials[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let sums = &mut partial[..];
+        let Normalisation { mean: centre, affine, .. } = &self.norms[0];
+        match views {
+            BackwardViews::Single { x, d } => {
+                let floor = floor(self.relu);
+                vectorized(path, self.channels, MaskedSums { x, affine, centre, floor, d, sums });
+            }
+            BackwardViews::Residual { x, projected: None, y, d } => {
+                vectorized(path, self.channels, ResidualSums { x: [x], centre: [centre], y, d, sums });
+            }
+            BackwardViews::Residual { x, projected: Some(projected), y, d } => {
+                let (x, centre) = ([x, projected], [&centre[..], &self.norms[1].mean]);
+                vectorized(path, self.channels, ResidualSums { x, centre, y, d, sums });
+            }
+        }
+    }
+
+    /// [`BatchNorm::add_gradients`] of all pixels.
+    pub fn add_all_gradients(&self, team: &Team, views: BackwardViews<'_, T>) {
+        let (channels, threads) = (self.channels, team.threads());
+        let parts = match views {
+            BackwardViews::Single { x, d } => pieces(x, channels, threads)
+                .zip(pieces(d, channels, threads))
+                .map(|(x, d)| BackwardViews::Single { x, d })
+                .collect::<Vec<_>>(),
+            BackwardViews::Residual { x, projected, y, d } => {
+                let mut projected = projected.map(|projected| pieces(projected, channels, threads));
+                pieces(x, channels, threads)
+                    .zip(pieces(y, channels, threads))
+                    .zip(pieces_mut(d, channels, threads))
+                    .map(|((x, y), d)| {
+                        let projected = projected.as_mut().and_then(Iterator::next);
+                        BackwardViews::Residual { x, projected, y, d }
+                    })
+                    .collect()
+            }
+        };
+        team.pool.for_each_part(parts, |thread, views| self.add_gradients(team.path, thread, views));
+    }
+
+    /// Computes the gradients of the parameters from what was added up, and prepares those of the inputs.
     ///
     /// Writes into `parameters.gradients`; in [`BatchNorm::parameter_ranges`]' places.
     pub fn backward(
         &mut self,
-        team: &Team,
-        mut views: BackwardViews<'_, T>,
         parameters: &mut Parameters<T>,
         peers: &mut dyn Peers,
     ) -> Result<(), PeerError> {
-        self.sum_gradients(team, &mut views);
-        add_partials(&self.partials, &mut self.sums);
+        self.sums.fill(0.0);
+        for partial in &mut self.partials {
+            let partial = partial.get_mut().unwrap_or_else(PoisonError::into_inner);
+            self.sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += *partial);
+        }
         let (g, products) = self.sums.split_at(self.channels);
         for (norm, products) in self.norms.iter().zip(products.chunks_exact(self.channels)) {
             let d_scale = products.iter().zip(&norm.inverse_deviation).map(|(sum, inverse)| sum * inverse);
@@ -182,37 +233,6 @@ impl<T: Real> BatchNorm<T> {
     /// The places of the parameters, scale before shift, the shortcut's last.
     pub fn parameter_ranges(&self) -> impl Iterator<Item = Range<usize>> {
         self.norms.iter().flat_map(|norm| [Some(norm.scale.clone()), norm.shift.clone()]).flatten()
-    }
-
-    /// Sums `g` and its products with the centred inputs, per thread; masks a residual sum's gradient.
-    fn sum_gradients(&mut self, team: &Team, views: &mut BackwardViews<'_, T>) {
-        let (channels, threads) = (self.channels, team.threads());
-        let partials = self.partials.chunks_exact_mut(self.sums.len());
-        let main = &self.norms[0];
-        match views {
-            BackwardViews::Single { x, d } => {
-                let (affine, centre, floor) = (&main.affine, &main.mean, floor(self.relu));
-                let pixels = pieces(x, channels, threads).zip(pieces(d, channels, threads));
-                let pass = |((x, d), sums)| MaskedSums { x, affine, centre, floor, d, sums };
-                team.run(channels, pixels.zip(partials).map(pass).collect());
-            }
-            BackwardViews::Residual { x, projected: None, y, d } => {
-                let pixels = pieces(x, channels, threads)
-                    .zip(pieces(y, channels, threads))
-                    .zip(pieces_mut(d, channels, threads));
-                let pass = |(((x, y), d), sums)| ResidualSums { x: [x], centre: [&main.mean], y, d, sums };
-                team.run(channels, pixels.zip(partials).map(pass).collect());
-            }
-            BackwardViews::Residual { x, projected: Some(projected), y, d } => {
-                let centre = [&main.mean[..], &self.norms[1].mean];
-                let pixels = pieces(x, channels, threads)
-                    .zip(pieces(projected, channels, threads))
-                    .zip(pieces(y, channels, threads))
-                    .zip(pieces_mut(d, channels, threads));
-                let pass = |((((x, p), y), d), sums)| ResidualSums { x: [x, p], centre, y, d, sums };
-                team.run(channels, pixels.zip(partials).map(pass).collect());
-            }
-        }
     }
 }
 

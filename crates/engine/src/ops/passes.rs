@@ -101,7 +101,7 @@ impl<T: Real> ChannelPass for Sums<'_, T> {
     }
 }
 
-/// Sums of `g` and `g * (x - centre)`, where `g` is `d` wherever `affine(x)` passed its ReLU.
+/// Adds up `g` and `g * (x - centre)`, where `g` is `d` wherever `affine(x)` passed its ReLU.
 pub(super) struct MaskedSums<'a, T> {
     pub x: &'a [T],
     pub affine: &'a Affine<T>,
@@ -114,7 +114,6 @@ pub(super) struct MaskedSums<'a, T> {
 impl<T: Real> ChannelPass for MaskedSums<'_, T> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        self.sums.fill(0.0);
         let (plain, products) = self.sums.split_at_mut(self.sums.len() / 2);
         let (plain, products) = (groups_mut::<L, f64>(plain), groups_mut::<L, f64>(products));
         let (affine, width, floor) = (self.affine.groups::<L>(), plain.len(), self.floor);
@@ -162,7 +161,7 @@ impl<T: Real> ChannelPass for MaskedInputGradient<'_, T> {
     }
 }
 
-/// Masks `d` in place by the sign of the output `y`, and sums it and its products with `N` centred inputs.
+/// Masks `d` in place by the sign of the output `y`, and adds up it and its products with `N` centred inputs.
 pub(super) struct ResidualSums<'a, T, const N: usize> {
     pub x: [&'a [T]; N],
     pub centre: [&'a [T]; N],
@@ -174,7 +173,6 @@ pub(super) struct ResidualSums<'a, T, const N: usize> {
 impl<T: Real, const N: usize> ChannelPass for ResidualSums<'_, T, N> {
     #[inline(always)]
     fn run<const L: usize>(self) {
-        self.sums.fill(0.0);
         let (plain, products) = self.sums.split_at_mut(self.sums.len() / (1 + N));
         let (plain, products) = (groups_mut::<L, f64>(plain), groups_mut::<L, f64>(products));
         let width = plain.len();

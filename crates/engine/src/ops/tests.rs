@@ -108,7 +108,8 @@ impl Norm {
             Joins::Nothing => BackwardViews::Single { x, d: &d },
             Joins::Identity | Joins::Projected => BackwardViews::Residual { x, projected, y, d: &mut d },
         };
-        self.op.backward(&self.team, views, &mut self.parameters, &mut Alone).unwrap();
+        self.op.add_all_gradients(&self.team, views);
+        self.op.backward(&mut self.parameters, &mut Alone).unwrap();
         let input_gradient = |norm, x: &[f64]| {
             let mut d_x = vec![7.0; x.len()];
             self.op.input_gradient(norm, self.team.path, (x, &d), &mut d_x);
@@ -173,7 +174,7 @@ fn check_convolution(shape: ConvShape) {
         d_y: OutputGradient::Plain(&d_y),
         w: &w,
         d_w: &mut d_w,
-        d_x: Some(InputGradient { d_x: &mut d_x, accumulate: false }),
+        d_x: Some(InputGradient { d_x: &mut d_x, accumulate: false, then: None }),
         scratch: &mut vec![7.0; conv.scratch_len()],
     };
     conv.backward(&pool, shape.n, backward);
