@@ -4,7 +4,6 @@
 #![expect(unsafe_code, reason = "pixels are checked once per tile instead of once per vector")]
 
 use std::ops::Range;
-use std::ptr;
 
 use super::conv::ConvShape;
 use super::planes::{Planes, ReadPoints, WritePoints};
@@ -103,34 +102,54 @@ impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
         let Self { map, source, block, planes, transformed } = self;
         let Tiles { h, w, channels } = source.tiles;
         assert!(source.channels.end <= channels, "channels {:?} of {channels}", source.channels);
-        let mut seen = Seen::<N>([[Vector([0.0; MAX_LANES]); N]; N]);
+        let zeros = [[Vector([0.0; MAX_LANES]); N]; N];
+        let (mut seen, mut seen_within) = (Seen::<N>(zeros), Within::<N>::ALL);
         let mut place = source.tiles.place(block.start);
         for slot in 0..block.len() {
-            let image = &source.images[source.tiles.image(place)][source.channels.start..];
-            let (y, x) = (place.y.wrapping_sub(source.before), place.x.wrapping_sub(source.before));
-            let inside = y < h && x < w && y + N <= h && x + N <= w;
-            let pixels: [[_; N]; N] = source.find(image, place);
+            let image = &source.images[source.tiles.image(place)];
+            let within = Within::<N>::new([place.y, place.x], source.before, [h, w]);
+            // What lies before the image wraps around, and is not read.
+            let first = (place.y * w + place.x).wrapping_sub(source.before * (w + 1));
+            let first = image.as_ptr().wrapping_add(first.wrapping_mul(channels) + source.channels.start);
+            let pixels = Pixels { first, row: w * channels, pixel: channels };
+            if within != seen_within {
+                (seen, seen_within) = (Seen(zeros), within);
+            }
             for channel in (0..source.channels.len()).step_by(S::LANES) {
                 let offset = planes.offset(slot, channel / S::LANES);
                 let mut points = WritePoints::<6, false>::new::<S>(transformed, planes.plane, offset);
-                let tile = Pixels { pixels: &pixels, channel };
+                let tile = pixels.from(channel);
                 // Half of the rows at a time, because not all of them fit the registers.
-                if let Some(prologue) = source.prologue {
-                    seen.look(simd, &tile, prologue.vector(simd, source.channels.start + channel));
-                    transform::<S, N, 6, 3, 0>(simd, map, &seen, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, map, &seen, &mut points);
-                } else if inside {
-                    let first = &image[(y * w + x) * channels + channel..];
-                    let tile = Inside { first: first.as_ptr(), row: w * channels, pixel: channels };
+                if source.prologue.is_none() && within == Within::ALL {
                     transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
                     transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
                 } else {
-                    transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
+                    let prologue = source.prologue.map(|p| p.vector(simd, source.channels.start + channel));
+                    seen.look(simd, &tile, within, prologue);
+                    transform::<S, N, 6, 3, 0>(simd, map, &seen, &mut points);
+                    transform::<S, N, 6, 3, 3>(simd, map, &seen, &mut points);
                 }
             }
             source.tiles.advance(&mut place);
         }
+    }
+}
+
+/// The rows and columns of a tile that lie within the image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Within<const N: usize> {
+    rows: [usize; 2],
+    columns: [usize; 2],
+}
+
+impl<const N: usize> Within<N> {
+    const ALL: Self = Self { rows: [0, N], columns: [0, N] };
+
+    /// Of the tile that begins `before` pixels above and left of a pixel of an image.
+    #[inline(always)]
+    fn new([y, x]: [usize; 2], before: usize, [h, w]: [usize; 2]) -> Self {
+        let along = |at: usize, side: usize| [before.saturating_sub(at), N.min(side + before - at)];
+        Self { rows: along(y, h), columns: along(x, w) }
     }
 }
 
@@ -140,28 +159,11 @@ impl<'a> Source<'a> {
         let Input { x: images, prologue } = images;
         Self { tiles, before: 1, channels: 0..tiles.channels, images, prologue }
     }
-
-    /// Finds the pixels that the map reads for a tile; null stands for those outside the image.
-    #[inline(always)]
-    fn find<const N: usize>(&self, image: &[f32], place: Place) -> [[*const f32; N]; N] {
-        let Tiles { h, w, channels } = self.tiles;
-        let mut pixels = [[ptr::null(); N]; N];
-        for (row, pixels) in pixels.iter_mut().enumerate() {
-            // What lies before the image wraps around to a very large number.
-            let y = (place.y + row).wrapping_sub(self.before);
-            for (column, pixel) in pixels.iter_mut().enumerate() {
-                let x = (place.x + column).wrapping_sub(self.before);
-                if y < h && x < w {
-                    *pixel = image.as_ptr().wrapping_add((y * w + x) * channels);
-                }
-            }
-        }
-        pixels
-    }
 }
 
-/// One vector of channels of each pixel of a tile whose pixels all lie within the image.
-struct Inside {
+/// One vector of channels of each pixel of a tile, as far as they lie within the image.
+#[derive(Clone, Copy)]
+struct Pixels {
     first: *const f32,
     /// Distance of two rows of the image.
     row: usize,
@@ -169,33 +171,24 @@ struct Inside {
     pixel: usize,
 }
 
-impl Tile for Inside {
+impl Pixels {
+    /// The vectors that begin at a channel.
+    #[inline(always)]
+    fn from(self, channel: usize) -> Self {
+        Self { first: self.first.wrapping_add(channel), ..self }
+    }
+}
+
+impl Tile for Pixels {
     #[inline(always)]
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        // SAFETY: `Spread` has checked that the pixel lies within the image, and its channels.
+        // SAFETY: `Spread` has checked the channels, and reads pixels within the image only.
         unsafe { simd.load(self.first.wrapping_add(row * self.row + column * self.pixel)) }
     }
 }
 
-/// One vector of channels of each pixel.
-struct Pixels<'a, const N: usize> {
-    pixels: &'a [[*const f32; N]; N],
-    channel: usize,
-}
-
-impl<const N: usize> Tile for Pixels<'_, N> {
-    #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        let pixel = self.pixels[row][column];
-        if pixel.is_null() {
-            return simd.splat(0.0);
-        }
-        // SAFETY: `Source::find` points at a pixel of the image that has this vector of channels.
-        unsafe { simd.load(pixel.wrapping_add(self.channel)) }
-    }
-}
-
-/// One vector of channels of each pixel behind the prologue, which is worth keeping: a transform reads it twice.
+/// One vector of channels of each pixel as the convolution sees it: zeros outside the image, the others behind the
+/// prologue. Worth keeping, because a transform reads it twice.
 struct Seen<const N: usize>([[Vector; N]; N]);
 
 /// A vector of any instruction set.
@@ -204,14 +197,21 @@ struct Seen<const N: usize>([[Vector; N]; N]);
 struct Vector([f32; MAX_LANES]);
 
 impl<const N: usize> Seen<N> {
+    /// Looks at what lies within the image; zeros stay where they are.
     #[inline(always)]
-    fn look<S: Simd>(&mut self, simd: S, tile: &Pixels<'_, N>, prologue: VectorPrologue<S>) {
-        for (row, seen) in self.0.iter_mut().enumerate() {
-            for (column, seen) in seen.iter_mut().enumerate() {
-                // The padding lies behind the prologue.
-                let is_outside = tile.pixels[row][column].is_null();
+    fn look<S: Simd>(
+        &mut self,
+        simd: S,
+        tile: &Pixels,
+        within: Within<N>,
+        prologue: Option<VectorPrologue<S>>,
+    ) {
+        let Within { rows, columns } = within;
+        for row in rows[0]..rows[1] {
+            for column in columns[0]..columns[1] {
                 let x = tile.read(simd, row, column);
-                simd.write(&mut seen.0, if is_outside { x } else { prologue.see(simd, x) });
+                let x = prologue.map_or(x, |prologue| prologue.see(simd, x));
+                simd.write(&mut self.0[row][column].0, x);
             }
         }
     }
