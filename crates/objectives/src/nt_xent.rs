@@ -24,7 +24,7 @@ use collective::{Communicator, Error, Number};
 use engine::kernels::{PANEL, Real};
 
 use crate::exponential::LogSumExp;
-use crate::pairs::{BLOCK_ROWS, Pairs, Panel, own_blocks};
+use crate::pairs::{BLOCK_ROWS, Block, Pairs, Panel, own_blocks};
 use crate::tile::{LANES, Logits, needs_no_shift};
 use crate::unit::{UnitRows, dot};
 use crate::{Compute, ObjectiveStep};
@@ -120,7 +120,7 @@ impl NtXent {
 
         let mut loss = [self.loss(&pairs, &own_log_sums)];
         communicator.all_reduce_sum(&mut loss)?;
-        Ok(UnitGradient { loss: loss[0], d_unit: self.d_unit(compute, &pairs, &log_sums) })
+        Ok(UnitGradient { loss: loss[0], d_unit: self.d_unit(compute, pairs, &log_sums) })
     }
 
     /// `lse_i` of this rank's rows.
@@ -128,7 +128,7 @@ impl NtXent {
         if !needs_no_shift::<T>(self.temperature, pairs.m()) {
             return self.shifted_log_sums(compute, pairs);
         }
-        let mut sums = pairs.for_own_blocks(|block| vec![0.0; block.rows.len()]);
+        let mut sums = pairs.own_ranges().iter().map(|rows| vec![0.0; rows.len()]).collect::<Vec<_>>();
         pairs.for_each_pair(compute.pool, &mut sums, |a, b, of_a, mut of_b| {
             let mut row_lanes = vec![T::ZERO; of_a.len() * LANES];
             pairs.for_each_panel(a, b, |Panel { columns, similarity, excludes }| {
@@ -148,7 +148,8 @@ impl NtXent {
 
     /// `lse_i` at a temperature so low that each row's largest logit must be taken off first.
     fn shifted_log_sums<T: Real>(&self, compute: Compute<'_>, pairs: &Pairs<'_, T>) -> Vec<f64> {
-        let mut sums = pairs.for_own_blocks(|block| vec![LogSumExp::EMPTY; block.rows.len()]);
+        let mut sums =
+            pairs.own_ranges().iter().map(|rows| vec![LogSumExp::EMPTY; rows.len()]).collect::<Vec<_>>();
         pairs.for_each_row_block(compute.pool, &mut sums, |a, b, sums| {
             pairs.for_each_panel(a, b, |Panel { columns, similarity, .. }| {
                 for (sum, row) in sums.iter_mut().zip(similarity.chunks_exact(PANEL)) {
@@ -162,30 +163,29 @@ impl NtXent {
     /// This rank's part of `L`: `(1/M) sum_i (lse_i - s_ip(i))` over its rows.
     fn loss<T: Real>(&self, pairs: &Pairs<'_, T>, log_sums: &[f64]) -> f64 {
         let row_loss = |(i, log_sum): (usize, &f64)| {
-            log_sum - dot(pairs.row(i), pairs.row(partner(pairs.own(), i))) / self.temperature
+            log_sum - dot(pairs.row(i), pairs.row(partner(&pairs.own(), i))) / self.temperature
         };
         pairs.own().zip(log_sums).map(row_loss).sum::<f64>() / pairs.m() as f64
     }
 
     /// `dL/du_i` of this rank's rows, from the `lse` of all.
-    fn d_unit<T: Real>(&self, compute: Compute<'_>, pairs: &Pairs<'_, T>, log_sums: &[T]) -> Vec<T> {
+    fn d_unit<T: Real>(&self, compute: Compute<'_>, pairs: Pairs<'_, T>, log_sums: &[T]) -> Vec<T> {
         let inverse_sums = self.inverse_sums(log_sums);
-        let mut sums = pairs.for_own_blocks(|block| block.zero_sums());
-        pairs.for_each_pair(compute.pool, &mut sums, |a, b, of_a, of_b| {
-            let weigh = |Panel { columns, similarity, excludes }: Panel<'_, T>| {
-                let logits = Logits { path: compute.path, scale: 1.0 / self.temperature, excludes };
-                let (i, j) = (a.rows.clone(), b.rows.start + columns.start..b.rows.start + columns.end);
-                match &inverse_sums {
-                    Some(inverse_sums) => logits.weigh(similarity, &inverse_sums[i], &inverse_sums[j]),
-                    None => logits.weigh_shifted(similarity, &log_sums[i], &log_sums[j]),
-                }
-            };
-            pairs.add_weighted((a, b), weigh, of_a, of_b);
-        });
+        let weigh = |a: &Block<'_, T>, b: &Block<'_, T>, panel: Panel<'_, T>| {
+            let Panel { columns, similarity, excludes } = panel;
+            let logits = Logits { path: compute.path, scale: 1.0 / self.temperature, excludes };
+            let (i, j) = (a.rows.clone(), b.rows.start + columns.start..b.rows.start + columns.end);
+            match &inverse_sums {
+                Some(inverse_sums) => logits.weigh(similarity, &inverse_sums[i], &inverse_sums[j]),
+                None => logits.weigh_shifted(similarity, &log_sums[i], &log_sums[j]),
+            }
+        };
         let scale = T::from_f64(1.0 / (pairs.m() as f64 * self.temperature));
         let two = T::from_f64(2.0);
-        pairs.unpack(compute.pool, &sums, |i, d_row| {
-            for (d, &u) in d_row.iter_mut().zip(pairs.row(partner(pairs.own(), i))) {
+        let (unit, own) = (pairs.unit(), pairs.own());
+        pairs.weighted_sums(compute.pool, weigh, |i, d_row| {
+            let partner = &unit[partner(&own, i) * d_row.len()..][..d_row.len()];
+            for (d, &u) in d_row.iter_mut().zip(partner) {
                 *d = scale * (*d - two * u);
             }
         })
@@ -199,6 +199,6 @@ impl NtXent {
 }
 
 /// `p(i)`: the first half of a rank's rows is one view of its images, the second half the other.
-fn partner(own: Range<usize>, i: usize) -> usize {
+fn partner(own: &Range<usize>, i: usize) -> usize {
     own.start + (i - own.start + own.len() / 2) % own.len()
 }

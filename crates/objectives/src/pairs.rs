@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use engine::kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowSums, split};
+use engine::kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowBlocks, split};
 
 use crate::Compute;
 use crate::tournament::for_each_pair;
@@ -22,17 +22,19 @@ pub(crate) struct Pairs<'a, T> {
     unit: &'a [T],
     width: usize,
     own: Range<usize>,
-    own_blocks: Vec<Block<T>>,
-    other_blocks: Vec<Block<T>>,
+    /// The rows of each block, this rank's before all others.
+    ranges: Vec<Range<usize>>,
+    n_own: usize,
+    packed: RowBlocks<T>,
     /// Tiles that nobody works on at the moment, for a new one each time would have to be zeroed.
     tiles: Mutex<Vec<AlignedVec<T>>>,
 }
 
 /// Consecutive unit rows.
-pub(crate) struct Block<T> {
+pub(crate) struct Block<'a, T> {
     /// In the global batch.
     pub(crate) rows: Range<usize>,
-    packed: RowBlock<T>,
+    packed: RowBlock<'a, T>,
 }
 
 /// A part of the similarity matrix: the rows of one block, and at most [`PANEL`] of another.
@@ -47,8 +49,17 @@ pub(crate) struct Panel<'a, T> {
 
 /// Into how many blocks a rank cuts its `n` rows.
 pub(crate) fn own_blocks(n: usize, block_rows: usize) -> usize {
-    // A multiple of 4, so that two threads have as many meetings as each other in every round.
-    (n / block_rows).max(4) / 4 * 4
+    // A multiple of 4 and of whole groups, so that two threads have as many meetings as each other in every round.
+    let blocks = (n / block_rows).max(4);
+    let groups = 4 * group_len(blocks);
+    blocks / groups * groups
+}
+
+/// How many of `n_own` blocks meet others together: threads then meet less often, and find what they need again in
+/// their caches.
+fn group_len(n_own: usize) -> usize {
+    // Still as many groups that each of eight threads has a meeting in every round.
+    (n_own / 16).clamp(1, 4)
 }
 
 impl<'a, T: Real> Pairs<'a, T> {
@@ -68,20 +79,20 @@ impl<'a, T: Real> Pairs<'a, T> {
             let end = others.end;
             ranges.extend(others.step_by(block_rows).map(|begin| begin..end.min(begin + block_rows)));
         }
-        let mut blocks: Vec<Option<Block<T>>> = ranges.iter().map(|_| None).collect();
-        compute.pool.for_each_part(blocks.iter_mut().zip(ranges).collect(), |_, (block, rows)| {
-            let packed = RowBlock::new(compute.path, &unit[rows.start * width..rows.end * width], width);
-            *block = Some(Block { rows, packed });
-        });
-        let mut own_blocks: Vec<_> =
-            blocks.into_iter().map(|block| block.expect("every block was packed")).collect();
-        let other_blocks = own_blocks.split_off(n_own);
-        Self { unit, width, own, own_blocks, other_blocks, tiles: Mutex::new(Vec::new()) }
+        let blocks: Vec<&[T]> =
+            ranges.iter().map(|rows| &unit[rows.start * width..rows.end * width]).collect();
+        let packed = RowBlocks::new(compute.pool, compute.path, &blocks, width);
+        Self { unit, width, own, ranges, n_own, packed, tiles: Mutex::new(Vec::new()) }
     }
 
     /// Rows of all ranks.
     pub(crate) fn m(&self) -> usize {
         self.unit.len() / self.width
+    }
+
+    /// The rows of all ranks, `[m, d]`.
+    pub(crate) fn unit(&self) -> &'a [T] {
+        self.unit
     }
 
     /// This rank's rows in the global batch.
@@ -94,9 +105,13 @@ impl<'a, T: Real> Pairs<'a, T> {
         &self.unit[i * self.width..(i + 1) * self.width]
     }
 
-    /// One output for each block of this rank's rows.
-    pub(crate) fn for_own_blocks<O>(&self, output: impl Fn(&Block<T>) -> O) -> Vec<O> {
-        self.own_blocks.iter().map(output).collect()
+    fn block(&self, index: usize) -> Block<'_, T> {
+        Block { rows: self.ranges[index].clone(), packed: self.packed.block(index) }
+    }
+
+    /// The rows of each of this rank's blocks.
+    pub(crate) fn own_ranges(&self) -> &[Range<usize>] {
+        &self.ranges[..self.n_own]
     }
 
     /// Calls `visit` with every pair of blocks of which the first is this rank's, and their outputs.
@@ -106,13 +121,28 @@ impl<'a, T: Real> Pairs<'a, T> {
         &self,
         pool: &Pool,
         outputs: &mut [O],
-        visit: impl Fn(&Block<T>, &Block<T>, &mut O, Option<&mut O>) + Sync,
+        visit: impl Fn(&Block<'_, T>, &Block<'_, T>, &mut O, Option<&mut O>) + Sync,
     ) {
-        let own = &self.own_blocks;
-        for_each_pair(pool, outputs, |(a, of_a), (b, of_b)| visit(&own[a], &own[b], of_a, Some(of_b)));
-        pool.for_each_part(outputs.iter_mut().collect(), |a, of_a: &mut O| {
-            for b in std::iter::once(&own[a]).chain(&self.other_blocks) {
-                visit(&own[a], b, of_a, None);
+        let group = group_len(self.n_own);
+        let mut groups: Vec<&mut [O]> = outputs.chunks_mut(group).collect();
+        for_each_pair(pool, &mut groups, |(a, of_a), (b, of_b)| {
+            for (a, of_a) in (a * group..).zip(of_a.iter_mut()) {
+                for (b, of_b) in (b * group..).zip(of_b.iter_mut()) {
+                    visit(&self.block(a), &self.block(b), of_a, Some(of_b));
+                }
+            }
+        });
+        pool.for_each_part(groups, |first, of_group| {
+            for a in 0..of_group.len() {
+                let (of_a, of_later) = of_group[a..].split_first_mut().expect("the group has this block");
+                let block = self.block(first * group + a);
+                visit(&block, &block, of_a, None);
+                for (b, of_b) in (first * group + a + 1..).zip(of_later) {
+                    visit(&block, &self.block(b), of_a, Some(of_b));
+                }
+                for other in self.n_own..self.ranges.len() {
+                    visit(&block, &self.block(other), of_a, None);
+                }
             }
         });
     }
@@ -122,17 +152,22 @@ impl<'a, T: Real> Pairs<'a, T> {
         &self,
         pool: &Pool,
         outputs: &mut [O],
-        visit: impl Fn(&Block<T>, &Block<T>, &mut O) + Sync,
+        visit: impl Fn(&Block<'_, T>, &Block<'_, T>, &mut O) + Sync,
     ) {
         pool.for_each_part(outputs.iter_mut().collect(), |a, of_a: &mut O| {
-            for b in self.own_blocks.iter().chain(&self.other_blocks) {
-                visit(&self.own_blocks[a], b, of_a);
+            for b in 0..self.ranges.len() {
+                visit(&self.block(a), &self.block(b), of_a);
             }
         });
     }
 
     /// Calls `visit` with all similarities of the rows of `a` and `b`.
-    pub(crate) fn for_each_panel(&self, a: &Block<T>, b: &Block<T>, mut visit: impl FnMut(Panel<'_, T>)) {
+    pub(crate) fn for_each_panel(
+        &self,
+        a: &Block<'_, T>,
+        b: &Block<'_, T>,
+        mut visit: impl FnMut(Panel<'_, T>),
+    ) {
         let mut tile = self.take_tile(a.packed.stored_rows() * PANEL);
         for first in (0..b.rows.len()).step_by(PANEL) {
             visit(panel(a, b, first, &mut tile[..a.packed.stored_rows() * PANEL]));
@@ -140,48 +175,48 @@ impl<'a, T: Real> Pairs<'a, T> {
         self.put_back(tile);
     }
 
-    /// Adds `sum_j w_ij u_j` to the sums of the rows of `a`, and `sum_i w_ij u_i` to those of `b` if there are any.
+    /// Computes `finish(i, sum_j w_ij u_j)` for each row `i` of this rank, `[n, d]`.
     ///
-    /// `weigh` replaces all similarities by `w_ij`, which is 0 where they are minus infinity.
-    pub(crate) fn add_weighted(
-        &self,
-        (a, b): (&Block<T>, &Block<T>),
-        mut weigh: impl FnMut(Panel<'_, T>),
-        sums_a: &mut RowSums<T>,
-        sums_b: Option<&mut RowSums<T>>,
-    ) {
-        let len = a.packed.tile_len(&b.packed);
-        let mut tile = self.take_tile(len);
-        let weights = &mut tile[..len];
-        let panels = weights.chunks_exact_mut(a.packed.stored_rows() * PANEL);
-        for (first, similarity) in (0..b.rows.len()).step_by(PANEL).zip(panels) {
-            weigh(panel(a, b, first, similarity));
-        }
-        b.packed.add_weighted(weights, sums_a);
-        if let Some(sums_b) = sums_b {
-            a.packed.add_weighted_transposed(weights, sums_b);
-        }
-        self.put_back(tile);
-    }
-
-    /// Turns the sums of this rank's rows into rows: `rows [n, d]` one after the other, as `finish(i, row)` leaves
-    /// them.
-    pub(crate) fn unpack(
-        &self,
+    /// The weights are symmetric: `weigh` replaces the similarities of some rows of two blocks by them, by 0 what is
+    /// minus infinity.
+    pub(crate) fn weighted_sums(
+        self,
         pool: &Pool,
-        sums: &[RowSums<T>],
+        weigh: impl Fn(&Block<'_, T>, &Block<'_, T>, Panel<'_, T>) + Sync,
         finish: impl Fn(usize, &mut [T]) + Sync,
     ) -> Vec<T> {
-        let mut rows = vec![T::ZERO; self.own.len() * self.width];
-        let mut rest = &mut rows[..];
-        let parts = self.own_blocks.iter().zip(sums).map(|(block, sums)| {
-            let part = rest.split_off_mut(..block.rows.len() * self.width);
-            (block, sums, part.expect("the blocks are all of the rows"))
+        let mut memory = self.packed.zero_sums(self.n_own);
+        let mut sums = self.packed.sums(&mut memory);
+        self.for_each_pair(pool, &mut sums, |a, b, of_a, of_b| {
+            let len = a.packed.tile_len(&b.packed);
+            if len == 0 {
+                return;
+            }
+            let mut tile = self.take_tile(len);
+            let weights = &mut tile[..len];
+            let panels = weights.chunks_exact_mut(a.packed.stored_rows() * PANEL);
+            for (first, similarity) in (0..b.rows.len()).step_by(PANEL).zip(panels) {
+                weigh(a, b, panel(a, b, first, similarity));
+            }
+            b.packed.add_weighted(weights, of_a);
+            if let Some(of_b) = of_b {
+                a.packed.add_weighted_transposed(weights, of_b);
+            }
+            self.put_back(tile);
         });
-        pool.for_each_part(parts.collect(), |_, (block, sums, rows)| {
-            for (local, row) in rows.chunks_exact_mut(self.width).enumerate() {
+        // Nothing is multiplied any more, and the packed rows are most of the memory.
+        let Self { width, own, ranges, n_own, packed, .. } = self;
+        drop(packed);
+        let mut rows = vec![T::ZERO; own.len() * width];
+        let mut rest = &mut rows[..];
+        let parts = ranges[..n_own].iter().zip(&sums).map(|(range, sums)| {
+            let part = rest.split_off_mut(..range.len() * width).expect("the blocks are all of the rows");
+            (range.start, sums, part)
+        });
+        pool.for_each_part(parts.collect(), |_, (start, sums, rows)| {
+            for (local, row) in rows.chunks_exact_mut(width).enumerate() {
                 sums.read(local, row);
-                finish(block.rows.start + local, row);
+                finish(start + local, row);
             }
         });
         rows
@@ -197,17 +232,15 @@ impl<'a, T: Real> Pairs<'a, T> {
     }
 }
 
-impl<T: Real> Block<T> {
-    /// Sums that are zero, of as many rows as this block has.
-    pub(crate) fn zero_sums(&self) -> RowSums<T> {
-        RowSums::zeros(&self.packed)
-    }
-}
-
 /// Computes `u_i . u_j` for all rows `i` of `a` and a panel of rows `j` of `b`, from `first` on.
 ///
 /// `similarity` has the stored rows of `a`; those that do not exist stay zero and are not handed on.
-fn panel<'t, T: Real>(a: &Block<T>, b: &Block<T>, first: usize, similarity: &'t mut [T]) -> Panel<'t, T> {
+fn panel<'t, T: Real>(
+    a: &Block<'_, T>,
+    b: &Block<'_, T>,
+    first: usize,
+    similarity: &'t mut [T],
+) -> Panel<'t, T> {
     a.packed.inner_products(&b.packed, first / PANEL, similarity);
     let columns = first..b.rows.len().min(first + PANEL);
     let similarity = &mut similarity[..a.rows.len() * PANEL];

@@ -47,5 +47,5 @@ pub use peak::peak_flops;
 pub use pool::{Pool, split};
 pub use prologue::{Input, Prologue};
 pub use real::Real;
-pub use row_block::{RowBlock, RowSums};
+pub use row_block::{RowBlock, RowBlocks, RowSums};
 pub use vectorized::{ChannelPass, LANES, vectorized};

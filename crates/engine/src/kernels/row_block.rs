@@ -16,64 +16,116 @@
 use super::aligned::AlignedVec;
 use super::packed::PANEL;
 use super::path::KernelPath;
+use super::pool::Pool;
 use super::real::Real;
 use super::simd::{InstructionSet, Simd, Task};
 
-/// Consecutive rows of a matrix, packed.
-pub struct RowBlock<T> {
+/// The rows of a matrix, packed block by block in one piece of memory.
+pub struct RowBlocks<T> {
     path: KernelPath,
-    rows: usize,
     width: usize,
-    /// `[panel of rows][width][PANEL]`: for inner products.
-    transposed: AlignedVec<T>,
-    /// `[panel of columns][stored rows][PANEL]`: for sums of rows.
-    straight: AlignedVec<T>,
-}
-
-/// Sums of rows, one for each row of a block: `[panel of columns][stored rows][PANEL]`.
-pub struct RowSums<T> {
-    rows: usize,
-    width: usize,
+    /// Of each block.
+    rows: Vec<usize>,
+    /// Where each block begins, and where the last one ends.
+    starts: Vec<usize>,
     values: AlignedVec<T>,
 }
 
-impl<T: Real> RowBlock<T> {
-    /// Packs `rows`, row-major, `width` numbers each.
+/// Consecutive rows of a matrix, packed.
+#[derive(Clone, Copy)]
+pub struct RowBlock<'a, T> {
+    path: KernelPath,
+    rows: usize,
+    width: usize,
+    /// `[panel of columns][stored rows][PANEL]`
+    straight: &'a [T],
+    /// `[panel of rows][stored width][PANEL]`
+    transposed: &'a [T],
+}
+
+/// Sums of rows, one for each row of a block.
+pub struct RowSums<'a, T> {
+    rows: usize,
+    width: usize,
+    /// `[panel of columns][stored rows][PANEL]`
+    values: &'a mut [T],
+}
+
+impl<T: Real> RowBlocks<T> {
+    /// Packs blocks of rows, row-major and `width` numbers each, on the threads of the pool.
     ///
     /// # Panics
-    /// If `rows` end within a row, or the machine lacks the instructions of `path`.
-    pub fn new(path: KernelPath, rows: &[T], width: usize) -> Self {
+    /// If a block ends within a row, or the machine lacks the instructions of `path`.
+    pub fn new(pool: &Pool, path: KernelPath, blocks: &[&[T]], width: usize) -> Self {
         assert!(path.is_available(), "this machine cannot run the {path} path");
-        assert!(rows.len().is_multiple_of(width), "{} numbers in rows of {width}", rows.len());
-        let n = rows.len() / width;
-        let mut block = Self {
-            path,
-            rows: n,
-            width,
-            transposed: AlignedVec::zeroed(n.next_multiple_of(PANEL) * width),
-            straight: AlignedVec::zeroed(n.next_multiple_of(PANEL) * width.next_multiple_of(PANEL)),
-        };
-        let stored = block.stored_rows();
-        for (i, row) in rows.chunks_exact(width).enumerate() {
-            let columns = &mut block.transposed[i / PANEL * width * PANEL..][..width * PANEL];
-            for (column, &value) in columns.chunks_exact_mut(PANEL).zip(row) {
-                column[i % PANEL] = value;
-            }
-            for (panel, values) in row.chunks(PANEL).enumerate() {
-                block.straight[(panel * stored + i) * PANEL..][..values.len()].copy_from_slice(values);
+        let mut rows = Vec::new();
+        let mut starts = vec![0];
+        for block in blocks {
+            assert!(block.len().is_multiple_of(width), "{} numbers in rows of {width}", block.len());
+            rows.push(block.len() / width);
+            starts.push(starts[starts.len() - 1] + 2 * stored(block.len() / width) * stored(width));
+        }
+        // In one piece, because large pages are to be had only for those.
+        let mut values = AlignedVec::zeroed(starts[rows.len()]);
+        let mut rest = &mut values[..];
+        let parts = blocks.iter().zip(starts.windows(2)).map(|(block, ends)| {
+            (block, rest.split_off_mut(..ends[1] - ends[0]).expect("the blocks fit their memory"))
+        });
+        pool.for_each_part(parts.collect(), |_, (rows, packed)| pack(rows, width, packed));
+        Self { path, width, rows, starts, values }
+    }
+
+    /// One of the blocks.
+    pub fn block(&self, index: usize) -> RowBlock<'_, T> {
+        let values = &self.values[self.starts[index]..self.starts[index + 1]];
+        let (straight, transposed) = values.split_at(values.len() / 2);
+        RowBlock { path: self.path, rows: self.rows[index], width: self.width, straight, transposed }
+    }
+
+    /// Memory for the sums of the first `n` blocks, all zero.
+    pub fn zero_sums(&self, n: usize) -> AlignedVec<T> {
+        AlignedVec::zeroed(self.starts[n] / 2)
+    }
+
+    /// Cuts what [`RowBlocks::zero_sums`] made into the sums of each block.
+    pub fn sums<'a>(&self, mut memory: &'a mut [T]) -> Vec<RowSums<'a, T>> {
+        let lens = self.starts.windows(2).map(|ends| (ends[1] - ends[0]) / 2);
+        let sums = lens.zip(&self.rows).map_while(|(len, &rows)| {
+            let values = memory.split_off_mut(..len)?;
+            Some(RowSums { rows, width: self.width, values })
+        });
+        sums.collect()
+    }
+}
+
+/// So many rows or columns are stored.
+fn stored(count: usize) -> usize {
+    count.next_multiple_of(PANEL)
+}
+
+/// Packs rows of `width` both ways into zeros.
+fn pack<T: Real>(rows: &[T], width: usize, block: &mut [T]) {
+    let n = stored(rows.len() / width);
+    let (straight, transposed) = block.split_at_mut(block.len() / 2);
+    for (i, row) in rows.chunks_exact(width).enumerate() {
+        for (panel, values) in row.chunks(PANEL).enumerate() {
+            straight[(panel * n + i) * PANEL..][..values.len()].copy_from_slice(values);
+        }
+    }
+    // A panel at a time, and a few columns of all its rows: each line is written whole while it is near.
+    for (panel, rows) in transposed.chunks_exact_mut(stored(width) * PANEL).zip(rows.chunks(PANEL * width)) {
+        for (column, values) in panel.chunks_exact_mut(PANEL).take(width).enumerate() {
+            for (value, row) in values.iter_mut().zip(rows.chunks_exact(width)) {
+                *value = row[column];
             }
         }
-        block
     }
+}
 
-    /// Rows of the block.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
+impl<T: Real> RowBlock<'_, T> {
     /// Rows stored: those of the block, and zeros up to whole panels.
     pub fn stored_rows(&self) -> usize {
-        self.rows.next_multiple_of(PANEL)
+        stored(self.rows)
     }
 
     /// Numbers in a tile of this block's rows and those of `columns`: `[panel of columns][stored rows][PANEL]`.
@@ -86,34 +138,41 @@ impl<T: Real> RowBlock<T> {
     /// # Panics
     /// If `tile` is no panel of the tile, or the widths differ.
     pub fn inner_products(&self, columns: &Self, panel: usize, tile: &mut [T]) {
-        assert_eq!(tile.len(), self.stored_rows() * PANEL, "numbers in a panel of {} rows", self.rows);
+        let stored_rows = self.stored_rows();
+        assert_eq!(tile.len(), stored_rows * PANEL, "numbers in a panel of {} rows", self.rows);
         assert_eq!(self.width, columns.width, "widths of two blocks");
-        let depth = self.width;
-        let b = &columns.transposed[panel * depth * PANEL..][..depth * PANEL];
-        let groups = tile.chunks_exact_mut(PANEL * PANEL).zip(self.transposed.chunks_exact(depth * PANEL));
-        for (c, a) in groups {
-            let product =
-                Product { a, a_row: 1, a_term: PANEL, run: depth, next_run: 0, b, accumulate: false };
-            product.run(self.path, c);
-        }
+        let depth = stored(self.width) * PANEL;
+        let product = Product {
+            a: self.straight,
+            a_row: PANEL,
+            a_term: 1,
+            run: PANEL,
+            next_run: stored_rows * PANEL,
+            b: &columns.transposed[panel * depth..][..depth],
+            accumulate: false,
+        };
+        product.run(self.path, tile);
     }
 
     /// Adds to the sum of each row of a tile this block's rows, which are the tile's columns, weighted.
     ///
     /// # Panics
     /// If tile and sums have not the same rows, or not this block's columns and width.
-    pub fn add_weighted(&self, tile: &[T], sums: &mut RowSums<T>) {
-        let (stored, columns) = (sums.stored_rows(), self.stored_rows());
-        assert_eq!(tile.len(), stored * columns, "numbers in a tile of {} by {} rows", sums.rows, self.rows);
+    pub fn add_weighted(&self, tile: &[T], sums: &mut RowSums<'_, T>) {
+        let (rows, columns) = (stored(sums.rows), self.stored_rows());
+        assert_eq!(tile.len(), rows * columns, "numbers in a tile of {} by {} rows", sums.rows, self.rows);
         assert_eq!(self.width, sums.width, "widths of a block and of sums");
-        let panels = sums.values.chunks_exact_mut(stored * PANEL);
+        if tile.is_empty() {
+            return;
+        }
+        let panels = sums.values.chunks_exact_mut(rows * PANEL);
         for (sums, b) in panels.zip(self.straight.chunks_exact(columns * PANEL)) {
             let product = Product {
                 a: tile,
                 a_row: PANEL,
                 a_term: 1,
                 run: PANEL,
-                next_run: stored * PANEL,
+                next_run: rows * PANEL,
                 b,
                 accumulate: true,
             };
@@ -125,11 +184,14 @@ impl<T: Real> RowBlock<T> {
     ///
     /// # Panics
     /// If the tile's columns are not those of the sums, or its rows and width not this block's.
-    pub fn add_weighted_transposed(&self, tile: &[T], sums: &mut RowSums<T>) {
-        let (rows, stored) = (self.stored_rows(), sums.stored_rows());
-        assert_eq!(tile.len(), rows * stored, "numbers in a tile of {} by {} rows", self.rows, sums.rows);
+    pub fn add_weighted_transposed(&self, tile: &[T], sums: &mut RowSums<'_, T>) {
+        let (rows, columns) = (self.stored_rows(), stored(sums.rows));
+        assert_eq!(tile.len(), rows * columns, "numbers in a tile of {} by {} rows", self.rows, sums.rows);
         assert_eq!(self.width, sums.width, "widths of a block and of sums");
-        let panels = sums.values.chunks_exact_mut(stored * PANEL);
+        if tile.is_empty() {
+            return;
+        }
+        let panels = sums.values.chunks_exact_mut(columns * PANEL);
         for (sums, b) in panels.zip(self.straight.chunks_exact(rows * PANEL)) {
             for (c, a) in sums.chunks_exact_mut(PANEL * PANEL).zip(tile.chunks_exact(rows * PANEL)) {
                 let product =
@@ -140,23 +202,14 @@ impl<T: Real> RowBlock<T> {
     }
 }
 
-impl<T: Real> RowSums<T> {
-    /// Sums that are zero, of as many rows and columns as a block's.
-    pub fn zeros(block: &RowBlock<T>) -> Self {
-        Self { rows: block.rows, width: block.width, values: AlignedVec::zeroed(block.straight.len()) }
-    }
-
-    fn stored_rows(&self) -> usize {
-        self.rows.next_multiple_of(PANEL)
-    }
-
+impl<T: Real> RowSums<'_, T> {
     /// Copies the sum of a row to `to`.
     ///
     /// # Panics
     /// If there is no such row, or `to` has not the width of one.
     pub fn read(&self, row: usize, to: &mut [T]) {
         assert!(row < self.rows && to.len() == self.width, "row {row} of {} by {}", self.rows, self.width);
-        for (panel, to) in self.values.chunks_exact(self.stored_rows() * PANEL).zip(to.chunks_mut(PANEL)) {
+        for (panel, to) in self.values.chunks_exact(stored(self.rows) * PANEL).zip(to.chunks_mut(PANEL)) {
             to.copy_from_slice(&panel[row * PANEL..][..to.len()]);
         }
     }
@@ -274,5 +327,85 @@ impl Strips<'_, '_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PANEL, RowBlocks};
+    use crate::kernels::{KernelPath, Pool, Real};
+
+    fn matrix(len: usize, seed: usize) -> Vec<f64> {
+        // Eighths, so that sums are exact in any order and both types.
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 33) as f64 / 8.0 - 2.0).collect()
+    }
+
+    /// Inner products, and both weighted sums, of all pairs of blocks against plain loops.
+    fn check<T: Real>(path: KernelPath, blocks: &[usize], width: usize) {
+        let n: usize = blocks.iter().sum();
+        let rows = matrix(n * width, 1);
+        let packed: Vec<T> = rows.iter().map(|&value| T::from_f64(value)).collect();
+        let mut rest = &packed[..];
+        let of_blocks: Vec<&[T]> = blocks.iter().map(|n| rest.split_off(..n * width).unwrap()).collect();
+        let packed = RowBlocks::new(&Pool::new(2, &[]), path, &of_blocks, width);
+        let mut memory = packed.zero_sums(blocks.len());
+        let mut sums = packed.sums(&mut memory);
+        let row = |i: usize| &rows[i * width..(i + 1) * width];
+        let mut expected = vec![0.0; n * width];
+        let first = |block: usize| blocks[..block].iter().sum::<usize>();
+        for (a, b) in (0..blocks.len()).flat_map(|a| (0..blocks.len()).map(move |b| (a, b))) {
+            let what = format!("{path} blocks {a} and {b} of {blocks:?} by {width}");
+            let (block_a, block_b) = (packed.block(a), packed.block(b));
+            let mut tile = vec![T::from_f64(9.0); block_a.tile_len(&block_b)];
+            let panel_len = block_a.stored_rows() * PANEL;
+            for (panel, tile) in tile.chunks_exact_mut(panel_len.max(1)).enumerate() {
+                block_a.inner_products(&block_b, panel, tile);
+                for (place, tile) in tile.iter_mut().enumerate() {
+                    let (i, j) = (place / PANEL, panel * PANEL + place % PANEL);
+                    let exists = i < blocks[a] && j < blocks[b];
+                    let (of_a, of_b) =
+                        if exists { (row(first(a) + i), row(first(b) + j)) } else { (&[][..], &[][..]) };
+                    let product: f64 = of_a.iter().zip(of_b).map(|(a, b)| a * b).sum();
+                    assert_eq!(tile.to_f64(), product, "{what}: {i}, {j}");
+                    let weight = (i * 5 + j * 3) % 4;
+                    *tile = T::from_f64(weight as f64);
+                    for (c, (a_c, b_c)) in of_a.iter().zip(of_b).enumerate() {
+                        expected[(first(a) + i) * width + c] += weight as f64 * b_c;
+                        expected[(first(b) + j) * width + c] += weight as f64 * a_c;
+                    }
+                }
+            }
+            block_b.add_weighted(&tile, &mut sums[a]);
+            block_a.add_weighted_transposed(&tile, &mut sums[b]);
+        }
+        for (block, sums) in sums.iter().enumerate() {
+            for i in 0..blocks[block] {
+                let mut got = vec![T::ZERO; width];
+                sums.read(i, &mut got);
+                let got: Vec<f64> = got.into_iter().map(T::to_f64).collect();
+                assert_eq!(
+                    got,
+                    expected[(first(block) + i) * width..][..width],
+                    "{path} {blocks:?} row {i} of {block}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_blocks_of_any_size_are_those_of_plain_loops_on_every_path() {
+        for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+            for (blocks, width) in [(&[1][..], 1), (&[3, 0, 40], 7), (&[32, 64], 32), (&[33, 70], 129)] {
+                check::<f32>(path, blocks, width);
+                check::<f64>(path, blocks, width);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "numbers in a panel of 3 rows")]
+    fn a_panel_of_other_rows_is_refused() {
+        let packed = RowBlocks::new(&Pool::new(1, &[]), KernelPath::Portable, &[&[0f32; 12]], 4);
+        packed.block(0).inner_products(&packed.block(0), 0, &mut [0.0; PANEL]);
     }
 }
