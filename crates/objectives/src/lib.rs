@@ -10,6 +10,7 @@
 
 mod exponential;
 pub mod nt_xent;
+mod pairs;
 mod tile;
 mod tournament;
 pub mod unit;

@@ -1,12 +1,15 @@
-//! Exponentials over a tile of similarities, at temperatures at which none of them leaves the numbers.
+//! Exponentials over a panel of similarities, at temperatures at which none of them leaves the numbers.
 //!
 //! A softmax usually takes its largest logit off all others first. Logits here are cosines divided by a temperature,
 //! so that their range is known beforehand, and unless the temperature is very low there is nothing to take off:
 //! one exponential then serves the softmax of its row and that of its column.
 
-use engine::kernels::{ChannelPass, KernelPath, LANES, Real, vectorized};
+use engine::kernels::{ChannelPass, KernelPath, PANEL, Real, vectorized};
 
-use crate::exponential::exp;
+use crate::exponential::{add_two_exps, exp2};
+
+/// Partial sums of a row, each of every so many columns: as many as a vector has numbers.
+pub(crate) const LANES: usize = engine::kernels::LANES;
 
 /// Whether the exponentials of all logits, their sums over `m` rows and the inverses of those are normal numbers.
 pub(crate) fn needs_no_shift<T: Real>(temperature: f64, m: usize) -> bool {
@@ -14,127 +17,137 @@ pub(crate) fn needs_no_shift<T: Real>(temperature: f64, m: usize) -> bool {
     1.0 / temperature + (m as f64).ln() < largest_exponent
 }
 
-/// Adds `exp(scale * similarity)` of a tile to the sums of its rows and, if there are any, those of its columns.
-pub(crate) fn sum_exps<T: Real>(
-    path: KernelPath,
-    similarity: &[T],
-    scale: f64,
-    row_sums: &mut [f64],
-    column_sums: Option<&mut [f64]>,
-) {
-    let columns = similarity.len() / row_sums.len();
-    if path != KernelPath::Reference
-        && let Some(similarity) = T::as_f32(similarity)
-    {
-        let mut sums = vec![0.0; columns];
-        let scale = scale as f32;
-        vectorized(path, LANES, SumExps { similarity, scale, row_sums, column_sums: &mut sums });
-        return column_sums
-            .into_iter()
-            .flat_map(|total| total.iter_mut().zip(&sums))
-            .for_each(|(total, &sum)| *total += f64::from(sum));
-    }
-    let mut none = vec![0.0; columns];
-    let column_sums = column_sums.unwrap_or(&mut none);
-    for (row, row_sum) in similarity.chunks_exact(columns).zip(row_sums) {
-        for (s, column_sum) in row.iter().zip(&mut *column_sums) {
-            let exponential = (scale * s.to_f64()).exp();
-            *row_sum += exponential;
-            *column_sum += exponential;
+/// How the similarities of a panel, `[rows, PANEL]`, become logits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Logits {
+    pub(crate) path: KernelPath,
+    /// Multiplies them.
+    pub(crate) scale: f64,
+    /// Whether some are minus infinity.
+    pub(crate) excludes: bool,
+}
+
+impl Logits {
+    /// Adds the exponentials of a panel to its rows' lanes, `[rows, LANES]`; returns the sums of its columns.
+    pub(crate) fn sum_exps<T: Real>(self, panel: &[T], row_lanes: &mut [T]) -> [T; PANEL] {
+        let mut column_sums = [T::ZERO; PANEL];
+        if self.path != KernelPath::Reference
+            && let (Some(panel), Some(row_lanes)) = (T::as_f32(panel), T::as_f32_mut(row_lanes))
+            && let Some(sums) = T::as_f32_mut(&mut column_sums)
+        {
+            let scale = self.binary_scale();
+            if self.excludes {
+                vectorized(self.path, LANES, SumExps::<true> { panel, scale, row_lanes, column_sums: sums });
+            } else {
+                vectorized(self.path, LANES, SumExps::<false> { panel, scale, row_lanes, column_sums: sums });
+            }
+            return column_sums;
         }
+        let scale = T::from_f64(self.scale);
+        for (row, lanes) in panel.chunks_exact(PANEL).zip(row_lanes.chunks_exact_mut(LANES)) {
+            for (j, (&s, column_sum)) in row.iter().zip(&mut column_sums).enumerate() {
+                let exponential = (scale * s).exp();
+                lanes[j % LANES] += exponential;
+                *column_sum += exponential;
+            }
+        }
+        column_sums
+    }
+
+    /// Replaces the similarity in row `i` and column `j` by its exponential times `row_factors[i] +
+    /// column_factors[j]`; there may be fewer columns than in a panel.
+    pub(crate) fn weigh<T: Real>(self, panel: &mut [T], row_factors: &[T], column_factors: &[T]) {
+        let mut all_factors = [T::ZERO; PANEL];
+        all_factors[..column_factors.len()].copy_from_slice(column_factors);
+        if self.path != KernelPath::Reference
+            && let (Some(row_factors), Some(column_factors)) =
+                (T::as_f32(row_factors), T::as_f32(&all_factors))
+            && let Some(panel) = T::as_f32_mut(panel)
+        {
+            let scale = self.binary_scale();
+            return if self.excludes {
+                vectorized(self.path, LANES, Weigh::<true> { panel, scale, row_factors, column_factors });
+            } else {
+                vectorized(self.path, LANES, Weigh::<false> { panel, scale, row_factors, column_factors });
+            };
+        }
+        let scale = T::from_f64(self.scale);
+        for (row, &row_factor) in panel.chunks_exact_mut(PANEL).zip(row_factors) {
+            for (s, &column_factor) in row.iter_mut().zip(&all_factors) {
+                *s = (scale * *s).exp() * (row_factor + column_factor);
+            }
+        }
+    }
+
+    /// Replaces the similarity in row `i` and column `j` by the sum of the exponentials of its logit less
+    /// `row_shifts[i]` and less `column_shifts[j]`; there may be fewer columns than in a panel.
+    pub(crate) fn weigh_shifted<T: Real>(self, panel: &mut [T], row_shifts: &[T], column_shifts: &[T]) {
+        let mut all_shifts = [T::ZERO; PANEL];
+        all_shifts[..column_shifts.len()].copy_from_slice(column_shifts);
+        for (row, &row_shift) in panel.chunks_exact_mut(PANEL).zip(row_shifts) {
+            add_two_exps(self.path, row, self.scale, row_shift, &all_shifts);
+        }
+    }
+
+    /// What makes powers of two of the similarities instead of those of e.
+    fn binary_scale(self) -> f32 {
+        (self.scale * std::f64::consts::LOG2_E) as f32
     }
 }
 
-/// Replaces the similarity in row `i` and column `j` of a tile by `exp(scale * similarity) * (row_factors[i] +
-/// column_factors[j])`.
-pub(crate) fn weigh<T: Real>(
-    path: KernelPath,
-    similarity: &mut [T],
-    scale: f64,
-    row_factors: &[T],
-    column_factors: &[T],
-) {
-    if path != KernelPath::Reference
-        && let (Some(row_factors), Some(column_factors)) = (T::as_f32(row_factors), T::as_f32(column_factors))
-        && let Some(similarity) = T::as_f32_mut(similarity)
-    {
-        let scale = scale as f32;
-        return vectorized(path, LANES, Weigh { similarity, scale, row_factors, column_factors });
-    }
-    let scale = T::from_f64(scale);
-    for (row, &row_factor) in similarity.chunks_exact_mut(column_factors.len()).zip(row_factors) {
-        for (s, &column_factor) in row.iter_mut().zip(column_factors) {
-            *s = (scale * *s).exp() * (row_factor + column_factor);
-        }
-    }
+/// `2^x`; if there are any that are minus infinity, 0 for those.
+#[inline(always)]
+fn power<const EXCLUDES: bool>(x: f32) -> f32 {
+    let power = exp2(x);
+    if EXCLUDES && x == f32::NEG_INFINITY { 0.0 } else { power }
 }
 
-struct SumExps<'a> {
-    similarity: &'a [f32],
+struct SumExps<'a, const EXCLUDES: bool> {
+    panel: &'a [f32],
     scale: f32,
-    row_sums: &'a mut [f64],
+    row_lanes: &'a mut [f32],
     column_sums: &'a mut [f32],
 }
 
-impl ChannelPass for SumExps<'_> {
+impl<const EXCLUDES: bool> ChannelPass for SumExps<'_, EXCLUDES> {
     #[inline(always)]
     fn run<const LANES: usize>(self) {
-        let Self { similarity, scale, row_sums, column_sums } = self;
-        for (row, row_sum) in similarity.chunks_exact(column_sums.len()).zip(row_sums) {
-            let (chunks, rest) = row.as_chunks::<LANES>();
-            let (sums, rest_sums) = column_sums.as_chunks_mut::<LANES>();
-            let mut lanes = [0f32; LANES];
+        let mut column_sums = [0f32; PANEL];
+        let (rows, _) = self.panel.as_chunks::<PANEL>();
+        let (row_lanes, _) = self.row_lanes.as_chunks_mut::<LANES>();
+        for (row, lanes) in rows.iter().zip(row_lanes) {
+            let (chunks, _) = row.as_chunks::<LANES>();
+            let (sums, _) = column_sums.as_chunks_mut::<LANES>();
             for (chunk, sums) in chunks.iter().zip(sums) {
                 for ((lane, sum), &s) in lanes.iter_mut().zip(sums).zip(chunk) {
-                    let exponential = exp(scale * s);
+                    let exponential = power::<EXCLUDES>(self.scale * s);
                     *lane += exponential;
                     *sum += exponential;
                 }
             }
-            for ((lane, sum), &s) in lanes.iter_mut().zip(rest_sums).zip(rest) {
-                let exponential = exp(scale * s);
-                *lane += exponential;
-                *sum += exponential;
-            }
-            *row_sum += f64::from(total(lanes));
         }
+        self.column_sums.copy_from_slice(&column_sums);
     }
 }
 
-/// The sum of the lanes, by halves: one after the other would be a chain of waits as long as the row's work.
-#[inline(always)]
-fn total<const LANES: usize>(mut lanes: [f32; LANES]) -> f32 {
-    let mut len = LANES;
-    while len > 1 {
-        len /= 2;
-        for i in 0..len {
-            lanes[i] += lanes[i + len];
-        }
-    }
-    lanes[0]
-}
-
-struct Weigh<'a> {
-    similarity: &'a mut [f32],
+struct Weigh<'a, const EXCLUDES: bool> {
+    panel: &'a mut [f32],
     scale: f32,
     row_factors: &'a [f32],
     column_factors: &'a [f32],
 }
 
-impl ChannelPass for Weigh<'_> {
+impl<const EXCLUDES: bool> ChannelPass for Weigh<'_, EXCLUDES> {
     #[inline(always)]
     fn run<const LANES: usize>(self) {
-        let Self { similarity, scale, row_factors, column_factors } = self;
-        let (factors, rest_factors) = column_factors.as_chunks::<LANES>();
-        for (row, &row_factor) in similarity.chunks_exact_mut(column_factors.len()).zip(row_factors) {
-            let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        let (rows, _) = self.panel.as_chunks_mut::<PANEL>();
+        let (factors, _) = self.column_factors.as_chunks::<LANES>();
+        for (row, &row_factor) in rows.iter_mut().zip(self.row_factors) {
+            let (chunks, _) = row.as_chunks_mut::<LANES>();
             for (chunk, factors) in chunks.iter_mut().zip(factors) {
                 for (s, &factor) in chunk.iter_mut().zip(factors) {
-                    *s = exp(scale * *s) * (row_factor + factor);
+                    *s = power::<EXCLUDES>(self.scale * *s) * (row_factor + factor);
                 }
-            }
-            for (s, &factor) in rest.iter_mut().zip(rest_factors) {
-                *s = exp(scale * *s) * (row_factor + factor);
             }
         }
     }
@@ -144,63 +157,88 @@ impl ChannelPass for Weigh<'_> {
 mod tests {
     use super::*;
 
-    /// 3 rows of 37: two groups of lanes and some more. One similarity is excluded.
-    fn tile() -> Vec<f32> {
-        let mut tile: Vec<f32> = (0..111).map(|i| ((i * 37) % 111) as f32 / 56.0 - 1.0).collect();
-        tile[40] = f32::NEG_INFINITY;
-        tile
+    const SCALE: f64 = 5.0;
+
+    /// 3 rows of a panel. One similarity is excluded.
+    fn panel() -> Vec<f32> {
+        let mut panel: Vec<f32> = (0..3 * PANEL).map(|i| ((i * 37) % 111) as f32 / 56.0 - 1.0).collect();
+        panel[40] = f32::NEG_INFINITY;
+        panel
     }
 
-    fn paths() -> impl Iterator<Item = KernelPath> {
-        KernelPath::ALL.into_iter().filter(|path| path.is_available())
+    fn on_all_paths() -> impl Iterator<Item = Logits> {
+        let paths = KernelPath::ALL.into_iter().filter(|path| path.is_available());
+        paths.map(|path| Logits { path, scale: SCALE, excludes: true })
     }
 
     #[test]
     fn rows_and_columns_are_summed_on_every_path() {
-        let tile = tile();
-        let scale = 5.0;
-        let exact = |i: usize| (scale * f64::from(tile[i])).exp();
-        for path in paths() {
-            let (mut rows, mut columns) = ([1.0; 3], [2.0; 37]);
-            sum_exps(path, &tile, scale, &mut rows, Some(&mut columns));
-            let mut only_rows = [1.0; 3];
-            sum_exps(path, &tile, scale, &mut only_rows, None);
-            assert_eq!(rows, only_rows, "{path}");
-            for (i, row) in rows.into_iter().enumerate() {
-                let sum = 1.0 + (0..37).map(|j| exact(37 * i + j)).sum::<f64>();
-                assert!((row / sum - 1.0).abs() < 1e-6, "{path} row {i}: {row} for {sum}");
+        let panel = panel();
+        let exact = |i: usize, j: usize| (SCALE * f64::from(panel[PANEL * i + j])).exp();
+        for logits in on_all_paths() {
+            let mut lanes = [1.0; 3 * LANES];
+            let columns = logits.sum_exps(&panel, &mut lanes);
+            for (i, lanes) in lanes.chunks(LANES).enumerate() {
+                let row: f64 = lanes.iter().copied().map(f64::from).sum();
+                let sum = LANES as f64 + (0..PANEL).map(|j| exact(i, j)).sum::<f64>();
+                assert!((row / sum - 1.0).abs() < 1e-6, "{logits:?} row {i}: {row} for {sum}");
             }
             for (j, column) in columns.into_iter().enumerate() {
-                let sum = 2.0 + (0..3).map(|i| exact(37 * i + j)).sum::<f64>();
-                assert!((column / sum - 1.0).abs() < 1e-6, "{path} column {j}: {column} for {sum}");
+                let sum: f64 = (0..3).map(|i| exact(i, j)).sum();
+                assert!(
+                    (f64::from(column) / sum - 1.0).abs() < 1e-6,
+                    "{logits:?} column {j}: {column} for {sum}"
+                );
             }
         }
     }
 
     #[test]
     fn weights_are_those_of_the_library_on_every_path() {
-        let tile = tile();
-        let (rows, columns) = ([0.5f32, 0.25, 2.0], (0..37).map(|j| j as f32 / 9.0).collect::<Vec<_>>());
-        for path in paths() {
-            let mut got = tile.clone();
-            weigh(path, &mut got, 5.0, &rows, &columns);
-            assert_eq!(got[40], 0.0, "{path}");
-            for (i, (&got, &s)) in got.iter().zip(&tile).enumerate() {
-                let exact = (5.0 * f64::from(s)).exp() * f64::from(rows[i / 37] + columns[i % 37]);
-                assert!((f64::from(got) - exact).abs() <= 1e-6 * exact, "{path} {i}: {got} for {exact}");
+        let panel = panel();
+        let (rows, columns) = ([0.5f32, 0.25, 2.0], [1.0f32, 3.0].repeat(15));
+        for logits in on_all_paths() {
+            let mut got = panel.clone();
+            logits.weigh(&mut got, &rows, &columns);
+            assert_eq!(got[40], 0.0, "{logits:?}");
+            for (i, (&got, &s)) in got.iter().zip(&panel).enumerate() {
+                let column = columns.get(i % PANEL).copied().unwrap_or_default();
+                let exact = (SCALE * f64::from(s)).exp() * f64::from(rows[i / PANEL] + column);
+                assert!((f64::from(got) - exact).abs() <= 1e-6 * exact, "{logits:?} {i}: {got} for {exact}");
             }
         }
     }
 
     #[test]
+    fn what_excludes_nothing_needs_no_exclusion() {
+        for logits in on_all_paths() {
+            let mut panel = panel();
+            panel[40] = 0.5;
+            let without = Logits { excludes: false, ..logits };
+            let (mut lanes, mut same_lanes) = ([0.0; 3 * LANES], [0.0; 3 * LANES]);
+            assert_eq!(logits.sum_exps(&panel, &mut lanes), without.sum_exps(&panel, &mut same_lanes));
+            assert_eq!(lanes, same_lanes, "{logits:?}");
+            let mut same = panel.clone();
+            logits.weigh(&mut panel, &[1.0; 3], &[0.0; PANEL]);
+            without.weigh(&mut same, &[1.0; 3], &[0.0; PANEL]);
+            assert_eq!(panel, same, "{logits:?}");
+        }
+    }
+
+    #[test]
     fn not_a_number_is_not_hidden() {
-        for path in paths() {
-            let mut tile = [0.5f32, f32::NAN, 0.25, 0.75];
-            let (mut rows, mut columns) = ([0.0; 2], [0.0; 2]);
-            sum_exps(path, &tile, 2.0, &mut rows, Some(&mut columns));
-            assert_eq!([rows, columns].map(|sums| sums.map(f64::is_nan)), [[true, false], [false, true]]);
-            weigh(path, &mut tile, 2.0, &[1.0, 1.0], &[1.0, 1.0]);
-            assert_eq!(tile.map(f32::is_nan), [false, true, false, false]);
+        for logits in on_all_paths() {
+            for excludes in [false, true] {
+                let logits = Logits { excludes, ..logits };
+                let mut panel = vec![0.5f32; PANEL];
+                panel[3] = f32::NAN;
+                let mut lanes = [0.0; LANES];
+                let columns = logits.sum_exps(&panel, &mut lanes);
+                assert!((0..PANEL).all(|j| columns[j].is_nan() == (j == 3)), "{columns:?}");
+                assert!((0..LANES).all(|j| lanes[j].is_nan() == (j == 3)), "{lanes:?}");
+                logits.weigh(&mut panel, &[1.0], &[1.0; PANEL]);
+                assert!((0..PANEL).all(|j| panel[j].is_nan() == (j == 3)), "{panel:?}");
+            }
         }
     }
 

@@ -20,8 +20,7 @@ impl<T: Real> UnitRows<T> {
     /// If `embeddings` end within a row.
     pub fn new(embeddings: &[T], width: usize) -> Self {
         assert!(embeddings.len().is_multiple_of(width), "{} numbers in rows of {width}", embeddings.len());
-        let norm = |row: &[T]| row.iter().map(|z| z.to_f64() * z.to_f64()).sum::<f64>().sqrt();
-        let norms: Vec<f64> = embeddings.chunks_exact(width).map(norm).collect();
+        let norms: Vec<f64> = embeddings.chunks_exact(width).map(|z| dot(z, z).sqrt()).collect();
         let mut unit = embeddings.to_vec();
         for (row, &norm) in unit.chunks_exact_mut(width).zip(&norms) {
             row.iter_mut().for_each(|u| *u = T::from_f64(u.to_f64() / norm.max(MIN_NORM)));
@@ -52,7 +51,14 @@ impl<T: Real> UnitRows<T> {
 
 /// Inner product, summed in `f64`.
 pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+    // Lanes, since one running sum would be one long chain of waits.
+    let mut lanes = [0.0; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a.to_f64() * b.to_f64();
+        }
+    }
+    lanes.into_iter().sum()
 }
 
 #[cfg(test)]

@@ -18,7 +18,6 @@ use std::thread;
 use collective::{Communicator, loopback};
 use deal::{Deal, noise};
 use engine::kernels::{KernelPath, Pool};
-use objectives::nt_xent::Tile;
 use objectives::unit::UnitRows;
 use objectives::{Compute, NtXent, ObjectiveStep};
 use perceptron::Perceptron;
@@ -245,13 +244,13 @@ fn t8_uneven_ranks_give_the_same() {
 
 #[test]
 fn t10_tiles_give_the_dense_result() {
-    let dense = Tile { rows: 2 * IMAGES, columns: 2 * IMAGES };
-    let alone = distributed(&NtXent { tile: dense, ..NtXent::new(0.3) }, &Deal::even(IMAGES, 1));
+    let dense = NtXent { block_rows: 2 * IMAGES, ..NtXent::new(0.3) };
+    let alone = distributed(&dense, &Deal::even(IMAGES, 1));
     for world_size in WORLD_SIZES {
-        for (rows, columns) in [(1, 1), (2, 7), (3, 5), (5, 21), (64, 4)] {
-            let nt_xent = NtXent { tile: Tile { rows, columns }, ..NtXent::new(0.3) };
+        for block_rows in [1, 2, 3, 5, 64] {
+            let nt_xent = NtXent { block_rows, ..NtXent::new(0.3) };
             let outcome = distributed(&nt_xent, &Deal::even(IMAGES, world_size));
-            outcome.distances(&alone).assert_rounding(&format!("{world_size} ranks, {rows} x {columns}"));
+            outcome.distances(&alone).assert_rounding(&format!("{world_size} ranks, blocks of {block_rows}"));
         }
     }
 }
