@@ -13,19 +13,31 @@
 //! Rows are ordered `[view][image]` on a rank, and ranks follow one another. Each method is a file that says what it
 //! keeps, what it gathers, how its gradient is reduced and what chance gives. Start reading at [`nt_xent`].
 
+mod candidates;
+mod draws;
 mod error;
 mod exponential;
+mod gather;
+mod info_nce;
+pub mod moco;
+pub mod moco_v3;
 pub mod nt_xent;
+pub mod queue;
 pub mod state;
 mod tile;
 mod tournament;
 pub mod unit;
+mod weigh;
 
 use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 
 pub use error::Error;
+pub use info_nce::MIN_TEMPERATURE;
+pub use moco::Moco;
+pub use moco_v3::MocoV3;
 pub use nt_xent::NtXent;
+pub use queue::Queue;
 pub use state::{Array, ArrayType};
 
 /// What the embeddings of a batch are trained towards.
@@ -33,6 +45,10 @@ pub use state::{Array, ArrayType};
 pub enum Objective {
     /// SimCLR: each view is to be told from all other views but its own pair's.
     Simclr(NtXent),
+    /// MoCo v1 and v2: each query is to be told its key from a queue of earlier ones.
+    Moco(Moco),
+    /// MoCo v3: from the keys of the same batch.
+    MocoV3(MocoV3),
 }
 
 /// How parameter gradients of the ranks become the gradient of the loss.
@@ -119,6 +135,8 @@ impl Objective {
         let views = |queries, keys| Needs { queries, keys, jigsaw: false, labels: false };
         match self {
             Self::Simclr(_) => views(&[0, 1], &[]),
+            Self::Moco(_) => views(&[0], &[1]),
+            Self::MocoV3(_) => views(&[0, 1], &[0, 1]),
         }
     }
 
@@ -143,20 +161,23 @@ impl Objective {
                 let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
                 Ok(nt_xent.forward_backward(compute, encoded.queries, &rows, communicator)?)
             }
+            Self::Moco(moco) => moco.forward_backward(compute, encoded, communicator),
+            Self::MocoV3(moco) => moco.forward_backward(compute, encoded, communicator),
         }
     }
 
     /// Applies what the last step staged, if anything. To be called once the step's last collective has succeeded here.
     pub fn commit(&mut self) {
         match self {
-            Self::Simclr(_) => {}
+            Self::Moco(moco) => moco.commit(),
+            Self::Simclr(_) | Self::MocoV3(_) => {}
         }
     }
 
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::Simclr(_) => Reduction::Sum,
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => Reduction::Sum,
         }
     }
 
@@ -164,13 +185,16 @@ impl Objective {
     pub fn chance_loss(&self, global_images: usize) -> f64 {
         match self {
             Self::Simclr(_) => ((2 * global_images - 1) as f64).ln(),
+            Self::Moco(moco) => ((moco.queue().len() + 1) as f64).ln(),
+            Self::MocoV3(moco) => moco.chance_loss(global_images),
         }
     }
 
     /// What a checkpoint has to hold of this rank's objective; nothing that is only staged.
     pub fn state(&self) -> Vec<Array<'_>> {
         match self {
-            Self::Simclr(_) => Vec::new(),
+            Self::Simclr(_) | Self::MocoV3(_) => Vec::new(),
+            Self::Moco(moco) => moco.queue().state(),
         }
     }
 
@@ -180,7 +204,8 @@ impl Objective {
     /// If this objective keeps no such array, or keeps it with another type or shape.
     pub fn restore(&mut self, array: &Array<'_>) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) => Err(Error::UnknownArray { name: array.name.clone() }),
+            Self::Simclr(_) | Self::MocoV3(_) => Err(Error::UnknownArray { name: array.name.clone() }),
+            Self::Moco(moco) => moco.queue_mut().restore(array),
         }
     }
 
@@ -190,7 +215,8 @@ impl Objective {
     /// If an array, or some of this rank's slots, were not restored; the first of them is named.
     pub fn restored(&mut self) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) => Ok(()),
+            Self::Simclr(_) | Self::MocoV3(_) => Ok(()),
+            Self::Moco(moco) => moco.queue_mut().restored(),
         }
     }
 }
