@@ -26,16 +26,6 @@ pub(crate) fn gather_numbers(
     Ok(all.into_iter().map(|number| number as usize).collect())
 }
 
-/// Gathers `N` figures of every rank, in rank order.
-pub(crate) fn gather_figures<const N: usize>(
-    communicator: &mut Communicator,
-    own: [f64; N],
-) -> Result<Vec<[f64; N]>, Error> {
-    let mut all = vec![0.0; N * communicator.world_size()];
-    communicator.all_gather(&own, &mut all)?;
-    Ok(all.as_chunks::<N>().0.to_vec())
-}
-
 /// The gathered rows in the order of their positions in the global batch: whatever is done in this order does not
 /// depend on which rank has which image.
 ///

@@ -13,16 +13,22 @@
 //! Rows are ordered `[view][image]` on a rank, and ranks follow one another. Each method is a file that says what it
 //! keeps, what it gathers, how its gradient is reduced and what chance gives. Start reading at [`nt_xent`].
 
+pub mod bank;
 mod candidates;
+pub mod contrast;
 mod draws;
 mod error;
 mod exponential;
 mod gather;
-mod info_nce;
 pub mod moco;
 pub mod moco_v3;
+pub mod npid;
 pub mod nt_xent;
+pub mod pirl;
+mod positives;
 pub mod queue;
+pub mod sampled;
+pub mod shard;
 pub mod state;
 mod tile;
 mod tournament;
@@ -32,13 +38,18 @@ mod weigh;
 use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 
+pub use bank::{Bank, BankSpec, BankType, Storage};
+pub use contrast::{ContrastSpec, Normalizer};
 pub use error::Error;
-pub use info_nce::MIN_TEMPERATURE;
 pub use moco::Moco;
 pub use moco_v3::MocoV3;
+pub use npid::Npid;
 pub use nt_xent::NtXent;
+pub use pirl::Pirl;
+pub use positives::MIN_TEMPERATURE;
 pub use queue::Queue;
 pub use state::{Array, ArrayType};
+pub use weigh::Estimator;
 
 /// What the embeddings of a batch are trained towards.
 #[derive(Debug)]
@@ -49,6 +60,10 @@ pub enum Objective {
     Moco(Moco),
     /// MoCo v3: from the keys of the same batch.
     MocoV3(MocoV3),
+    /// NPID: each image from the features of others in a memory bank.
+    Npid(Npid),
+    /// PIRL: each image and its jigsaw.
+    Pirl(Pirl),
 }
 
 /// How parameter gradients of the ranks become the gradient of the loss.
@@ -137,6 +152,8 @@ impl Objective {
             Self::Simclr(_) => views(&[0, 1], &[]),
             Self::Moco(_) => views(&[0], &[1]),
             Self::MocoV3(_) => views(&[0, 1], &[0, 1]),
+            Self::Npid(_) => views(&[0], &[]),
+            Self::Pirl(_) => Needs { jigsaw: true, ..views(&[0], &[]) },
         }
     }
 
@@ -163,21 +180,27 @@ impl Objective {
             }
             Self::Moco(moco) => moco.forward_backward(compute, encoded, communicator),
             Self::MocoV3(moco) => moco.forward_backward(compute, encoded, communicator),
+            Self::Npid(npid) => npid.forward_backward(compute, encoded, communicator),
+            Self::Pirl(pirl) => pirl.forward_backward(compute, encoded, communicator),
         }
     }
 
     /// Applies what the last step staged, if anything. To be called once the step's last collective has succeeded here.
     pub fn commit(&mut self) {
         match self {
-            Self::Moco(moco) => moco.commit(),
             Self::Simclr(_) | Self::MocoV3(_) => {}
+            Self::Moco(moco) => moco.commit(),
+            Self::Npid(npid) => npid.contrast_mut().commit(),
+            Self::Pirl(pirl) => pirl.contrast_mut().commit(),
         }
     }
 
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => Reduction::Sum,
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) | Self::Npid(_) | Self::Pirl(_) => {
+                Reduction::Sum
+            }
         }
     }
 
@@ -187,6 +210,8 @@ impl Objective {
             Self::Simclr(_) => ((2 * global_images - 1) as f64).ln(),
             Self::Moco(moco) => ((moco.queue().len() + 1) as f64).ln(),
             Self::MocoV3(moco) => moco.chance_loss(global_images),
+            Self::Npid(npid) => npid.contrast().chance_loss(),
+            Self::Pirl(pirl) => pirl.contrast().chance_loss(),
         }
     }
 
@@ -195,6 +220,8 @@ impl Objective {
         match self {
             Self::Simclr(_) | Self::MocoV3(_) => Vec::new(),
             Self::Moco(moco) => moco.queue().state(),
+            Self::Npid(npid) => npid.contrast().state(),
+            Self::Pirl(pirl) => pirl.contrast().state(),
         }
     }
 
@@ -206,6 +233,8 @@ impl Objective {
         match self {
             Self::Simclr(_) | Self::MocoV3(_) => Err(Error::UnknownArray { name: array.name.clone() }),
             Self::Moco(moco) => moco.queue_mut().restore(array),
+            Self::Npid(npid) => npid.contrast_mut().restore(array),
+            Self::Pirl(pirl) => pirl.contrast_mut().restore(array),
         }
     }
 
@@ -217,6 +246,55 @@ impl Objective {
         match self {
             Self::Simclr(_) | Self::MocoV3(_) => Ok(()),
             Self::Moco(moco) => moco.queue_mut().restored(),
+            Self::Npid(npid) => npid.contrast_mut().restored(),
+            Self::Pirl(pirl) => pirl.contrast_mut().restored(),
         }
+    }
+
+    /// The memory bank, if there is one.
+    pub fn bank(&self) -> Option<&Bank> {
+        match self {
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => None,
+            Self::Npid(npid) => Some(npid.contrast().bank()),
+            Self::Pirl(pirl) => Some(pirl.contrast().bank()),
+        }
+    }
+
+    /// Slots of this rank, which are images of the data set, that are to be encoded anew in update `step`: after its
+    /// [`Objective::forward_backward`] and before its [`Objective::commit`], by the weights before the update, for
+    /// [`Objective::refresh`]. None unless the objective bounds the age of what it reads.
+    pub fn due(&self, step: u64) -> Vec<usize> {
+        match self {
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => Vec::new(),
+            Self::Npid(npid) => npid.contrast().due(step),
+            Self::Pirl(pirl) => pirl.contrast().due(step),
+        }
+    }
+
+    /// Stages fresh embeddings of what is due, beside what the step has staged. If the objective bounds ages, every rank
+    /// calls it in every step, if with no slots.
+    ///
+    /// - `embeddings`: `[slots, d]`, not normalised
+    ///
+    /// # Errors
+    /// If a peer is lost or the group was aborted.
+    ///
+    /// # Panics
+    /// If there is not one embedding for each slot, or the objective has no bank.
+    pub fn refresh<T: Real + Number>(
+        &mut self,
+        slots: &[usize],
+        embeddings: &[T],
+        communicator: &mut Communicator,
+    ) -> Result<(), Error> {
+        let contrast = match self {
+            Self::Npid(npid) => npid.contrast_mut(),
+            Self::Pirl(pirl) => pirl.contrast_mut(),
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => {
+                panic!("slots of an objective that has no bank")
+            }
+        };
+        let unit = unit::UnitRows::new(embeddings, contrast.bank().spec().width).unit;
+        contrast.refresh(slots, &unit, communicator)
     }
 }

@@ -20,7 +20,7 @@ use engine::kernels::Real;
 
 use crate::candidates::{Queries, widen};
 use crate::gather::{by_position, gather_numbers, gather_rows};
-use crate::info_nce::{InfoNce, check_temperature};
+use crate::positives::{Contrasted, check_temperature};
 use crate::queue::Queue;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
@@ -76,13 +76,13 @@ impl Moco {
         let sums = queries.against_all(compute, self.queue.len(), &vec![None; n], |places, out| {
             widen(&self.queue.rows()[places.start * width..places.end * width], out);
         });
-        let InfoNce { loss, mut d_unit } = InfoNce::new(&queries, &keys, sums);
+        let Contrasted { losses, mut d_unit } = queries.with_positives(&keys, sums);
         let factor = T::from_f64(1.0 / batch as f64);
         d_unit.iter_mut().for_each(|d| *d = factor * *d);
 
         let gathered = gather_rows(communicator, encoded.images, width, &keys)?;
         let positions = gather_numbers(communicator, encoded.images, encoded.positions)?;
-        let mut loss = [loss / batch as f64];
+        let mut loss = [losses.iter().sum::<f64>() / batch as f64];
         communicator.all_reduce_sum(&mut loss)?;
         self.stage(&gathered, &positions);
         Ok(ObjectiveStep::new(loss[0], local.project(d_unit)))

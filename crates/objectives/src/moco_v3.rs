@@ -18,7 +18,7 @@ use engine::kernels::Real;
 
 use crate::candidates::Queries;
 use crate::gather::gather_rows;
-use crate::info_nce::{InfoNce, check_temperature};
+use crate::positives::check_temperature;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
 use crate::{Compute, Encoded, Error, ObjectiveStep};
@@ -72,8 +72,8 @@ impl MocoV3 {
             let sums = queries.against_all(compute, batch, &positives, |rows, out| {
                 out.copy_from_slice(&all_keys[rows.start * width..rows.end * width]);
             });
-            let of_view = InfoNce::new(&queries, own_keys, sums);
-            loss += of_view.loss;
+            let of_view = queries.with_positives(own_keys, sums);
+            loss += of_view.losses.iter().sum::<f64>();
             d_unit.extend(of_view.d_unit);
         }
         let factor = 2.0 * self.temperature / batch as f64;

@@ -46,8 +46,8 @@ pub(crate) fn weigh<T: Real>(
     }
 }
 
-/// The same, multiplying `1 + e` into `products` if there are any.
-fn weigh_rows<T: Real>(
+/// The same, multiplying `1 + e` into `products` if there are any: the estimator is NCE then.
+pub(crate) fn weigh_rows<T: Real>(
     path: KernelPath,
     scale: f64,
     shifts: &[T],
