@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use engine::kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowBlocks, split};
 
 use crate::Compute;
+use crate::tile::{LANES, Logits};
 use crate::tournament::for_each_pair;
 
 /// In `f32` and at 128 columns an embedding, a tile, the rows of both its sides and their sums fit a second-level
@@ -26,6 +27,8 @@ pub(crate) struct Pairs<'a, T> {
     ranges: Vec<Range<usize>>,
     n_own: usize,
     packed: RowBlocks<T>,
+    /// Whether a row and the other view of its image are left out, as a row and itself are.
+    without_partners: bool,
     /// Tiles that nobody works on at the moment, for a new one each time would have to be zeroed.
     tiles: Mutex<Vec<AlignedVec<T>>>,
 }
@@ -82,17 +85,26 @@ impl<'a, T: Real> Pairs<'a, T> {
         let blocks: Vec<&[T]> =
             ranges.iter().map(|rows| &unit[rows.start * width..rows.end * width]).collect();
         let packed = RowBlocks::new(compute.pool, compute.path, &blocks, width);
-        Self { unit, width, own, ranges, n_own, packed, tiles: Mutex::new(Vec::new()) }
+        Self {
+            unit,
+            width,
+            own,
+            ranges,
+            n_own,
+            packed,
+            without_partners: false,
+            tiles: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Leaves out the pairs of two views of an image.
+    pub(crate) fn without_partners(self) -> Self {
+        Self { without_partners: true, ..self }
     }
 
     /// Rows of all ranks.
     pub(crate) fn m(&self) -> usize {
         self.unit.len() / self.width
-    }
-
-    /// The rows of all ranks, `[m, d]`.
-    pub(crate) fn unit(&self) -> &'a [T] {
-        self.unit
     }
 
     /// This rank's rows in the global batch.
@@ -170,9 +182,29 @@ impl<'a, T: Real> Pairs<'a, T> {
     ) {
         let mut tile = self.take_tile(a.packed.stored_rows() * PANEL);
         for first in (0..b.rows.len()).step_by(PANEL) {
-            visit(panel(a, b, first, &mut tile[..a.packed.stored_rows() * PANEL]));
+            visit(self.panel(a, b, first, &mut tile[..a.packed.stored_rows() * PANEL]));
         }
         self.put_back(tile);
+    }
+
+    /// `sum_j exp(scale * u_i . u_j)` of this rank's rows, over all that is not left out.
+    pub(crate) fn exp_sums(&self, compute: Compute<'_>, scale: f64) -> Vec<f64> {
+        let mut sums = self.own_ranges().iter().map(|rows| vec![0.0; rows.len()]).collect::<Vec<_>>();
+        self.for_each_pair(compute.pool, &mut sums, |a, b, of_a, mut of_b| {
+            let mut row_lanes = vec![T::ZERO; of_a.len() * LANES];
+            self.for_each_panel(a, b, |Panel { columns, similarity, excludes }| {
+                let logits = Logits { path: compute.path, scale, excludes };
+                let column_sums = logits.sum_exps(similarity, &mut row_lanes);
+                if let Some(of_b) = &mut of_b {
+                    let totals = of_b[columns].iter_mut().zip(column_sums);
+                    totals.for_each(|(total, sum)| *total += sum.to_f64());
+                }
+            });
+            for (total, lanes) in of_a.iter_mut().zip(row_lanes.chunks_exact(LANES)) {
+                *total += lanes.iter().map(|lane| lane.to_f64()).sum::<f64>();
+            }
+        });
+        sums.into_iter().flatten().collect()
     }
 
     /// Computes `finish(i, sum_j w_ij u_j)` for each row `i` of this rank, `[n, d]`.
@@ -196,7 +228,7 @@ impl<'a, T: Real> Pairs<'a, T> {
             let weights = &mut tile[..len];
             let panels = weights.chunks_exact_mut(a.packed.stored_rows() * PANEL);
             for (first, similarity) in (0..b.rows.len()).step_by(PANEL).zip(panels) {
-                weigh(a, b, panel(a, b, first, similarity));
+                weigh(a, b, self.panel(a, b, first, similarity));
             }
             b.packed.add_weighted(weights, of_a);
             if let Some(of_b) = of_b {
@@ -222,6 +254,39 @@ impl<'a, T: Real> Pairs<'a, T> {
         rows
     }
 
+    /// Computes `u_i . u_j` for all rows `i` of `a` and a panel of rows `j` of `b`, from `first` on.
+    ///
+    /// `similarity` has the stored rows of `a`; those that do not exist stay zero and are not handed on.
+    fn panel<'t>(
+        &self,
+        a: &Block<'_, T>,
+        b: &Block<'_, T>,
+        first: usize,
+        similarity: &'t mut [T],
+    ) -> Panel<'t, T> {
+        a.packed.inner_products(&b.packed, first / PANEL, similarity);
+        let columns = first..b.rows.len().min(first + PANEL);
+        let similarity = &mut similarity[..a.rows.len() * PANEL];
+        let excluded = T::from_f64(f64::NEG_INFINITY);
+        let mut excludes = columns.len() < PANEL;
+        if excludes {
+            similarity.chunks_exact_mut(PANEL).for_each(|row| row[columns.len()..].fill(excluded));
+        }
+        let (i, j) = (&a.rows, b.rows.start + columns.start..b.rows.start + columns.end);
+        let mut exclude = |row: usize, column: usize| {
+            similarity[(row - i.start) * PANEL + column - j.start] = excluded;
+            excludes = true;
+        };
+        (i.start.max(j.start)..i.end.min(j.end)).for_each(|same| exclude(same, same));
+        if self.without_partners && self.own.contains(&j.start) {
+            let partners = i.clone().map(|row| (row, partner(&self.own, row)));
+            partners
+                .filter(|(_, partner)| j.contains(partner))
+                .for_each(|(row, partner)| exclude(row, partner));
+        }
+        Panel { columns, similarity, excludes }
+    }
+
     fn take_tile(&self, len: usize) -> AlignedVec<T> {
         let tile = self.tiles.lock().unwrap_or_else(PoisonError::into_inner).pop();
         tile.filter(|tile| tile.len() >= len).unwrap_or_else(|| AlignedVec::zeroed(len))
@@ -232,27 +297,16 @@ impl<'a, T: Real> Pairs<'a, T> {
     }
 }
 
-/// Computes `u_i . u_j` for all rows `i` of `a` and a panel of rows `j` of `b`, from `first` on.
-///
-/// `similarity` has the stored rows of `a`; those that do not exist stay zero and are not handed on.
-fn panel<'t, T: Real>(
-    a: &Block<'_, T>,
-    b: &Block<'_, T>,
-    first: usize,
-    similarity: &'t mut [T],
-) -> Panel<'t, T> {
-    a.packed.inner_products(&b.packed, first / PANEL, similarity);
-    let columns = first..b.rows.len().min(first + PANEL);
-    let similarity = &mut similarity[..a.rows.len() * PANEL];
-    let excluded = T::from_f64(f64::NEG_INFINITY);
-    let (i, j) = (&a.rows, b.rows.start + columns.start..b.rows.start + columns.end);
-    let same = i.start.max(j.start)..i.end.min(j.end);
-    let excludes = !same.is_empty() || columns.len() < PANEL;
-    for same in same {
-        similarity[(same - i.start) * PANEL + same - j.start] = excluded;
-    }
-    if columns.len() < PANEL {
-        similarity.chunks_exact_mut(PANEL).for_each(|row| row[columns.len()..].fill(excluded));
-    }
-    Panel { columns, similarity, excludes }
+/// `p(i)`: the first half of a rank's rows is one view of its images, the second half the other.
+pub(crate) fn partner(own: &Range<usize>, i: usize) -> usize {
+    own.start + (i - own.start + own.len() / 2) % own.len()
+}
+
+/// Rows of every rank, two views of each of its `images`; and which of all rows are those of `rank`.
+pub(crate) fn own_rows(images: &[usize], rank: usize) -> (Vec<usize>, Range<usize>) {
+    assert!(images.iter().all(|&n| n > 0), "every rank has an image: {images:?}");
+    let rows: Vec<usize> = images.iter().map(|n| 2 * n).collect();
+    let first = rows[..rank].iter().sum();
+    let own = first..first + rows[rank];
+    (rows, own)
 }

@@ -7,7 +7,7 @@
 //!
 //! Start reading at `conv` for what is computed, at `direct` and `winograd` for how it is divided,
 //! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `planes`,
-//! `pool`, `products`, `simd`, `strip`, `tiles` and `vectorized`.
+//! `pool`, `products`, `row_block`, `simd`, `strip`, `tiles` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
