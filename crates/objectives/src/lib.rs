@@ -5,22 +5,31 @@
 //! batch: an objective divides by the number of rows of *all* ranks, and says by [`Reduction`] how the ranks'
 //! parameter gradients are to be joined, so that no caller can scale them wrongly.
 //!
-//! Rows are ordered `[rank][view][image]`: a rank with `n` images has `2 n` rows, and the other view of row
-//! `i < n` is row `n + i` of the same rank. Start reading at [`nt_xent`].
+//! One step is: [`Objective::needs`] says what to encode, [`Objective::forward_backward`] computes and *stages*
+//! what the objective will remember, and [`Objective::commit`] makes that so, once the step's last collective has
+//! succeeded. A step that fails before is as if it had not been. What an objective keeps is listed by
+//! [`Objective::state`] and put back by [`Objective::restore`]; see [`state`].
+//!
+//! Rows are ordered `[view][image]` on a rank, and ranks follow one another. Each method is a file that says what it
+//! keeps, what it gathers, how its gradient is reduced and what chance gives. Start reading at [`nt_xent`].
 
+mod error;
 mod exponential;
 pub mod nt_xent;
+pub mod state;
 mod tile;
 mod tournament;
 pub mod unit;
 
-use collective::{Communicator, Error, Number};
+use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 
+pub use error::Error;
 pub use nt_xent::NtXent;
+pub use state::{Array, ArrayType};
 
 /// What the embeddings of a batch are trained towards.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum Objective {
     /// SimCLR: each view is to be told from all other views but its own pair's.
     Simclr(NtXent),
@@ -33,13 +42,66 @@ pub enum Reduction {
     Sum,
 }
 
+/// Which encodings an objective is computed from. Numbers are views of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Views that the trained network encodes.
+    pub queries: &'static [usize],
+    /// Views that the momentum encoder encodes; none: there is no momentum encoder.
+    pub keys: &'static [usize],
+    /// Whether each image's jigsaw is encoded too.
+    pub jigsaw: bool,
+    /// Whether labels are looked at.
+    pub labels: bool,
+}
+
+/// What one rank's networks made of its images in one step: `f32` to train, `f64` to check.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoded<'a, T> {
+    /// The update being made, counted from 1.
+    pub step: u64,
+    /// Images of every rank, in rank order; at least one each.
+    pub images: &'a [usize],
+    /// `[n]`: place of each of this rank's images in the global batch, the same whatever rank has it.
+    pub positions: &'a [usize],
+    /// `[n]`: place of each image in the data set, as the sampler dealt it. Objectives that keep nothing of an image
+    /// do not look at it.
+    pub indices: &'a [usize],
+    /// `[n]`, or empty unless [`Needs::labels`].
+    pub labels: &'a [u32],
+    /// `[views * n, d]` of the trained network, `[view][image]` in the order of [`Needs::queries`], not normalised.
+    pub queries: &'a [T],
+    /// `[views * n, d]` of the momentum encoder, as [`Needs::keys`]; empty if there is none.
+    pub keys: &'a [T],
+    /// `[n, d]` of the jigsaws, or empty unless [`Needs::jigsaw`].
+    pub jigsaw: &'a [T],
+}
+
 /// What an objective makes of one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObjectiveStep<T> {
     /// Mean over the rows of all ranks, in nats; the same bits on every rank.
     pub loss: f64,
-    /// `[n, d]`: gradient of `loss` by this rank's embeddings, complete.
-    pub d_embeddings: Vec<T>,
+    /// Shape of [`Encoded::queries`]: gradient of `loss` by this rank's embeddings, complete.
+    pub d_queries: Vec<T>,
+    /// Shape of [`Encoded::jigsaw`]: the same by the jigsaws' embeddings.
+    pub d_jigsaw: Vec<T>,
+    /// Names and values for the log; the same bits on every rank.
+    pub metrics: Vec<(&'static str, f64)>,
+}
+
+impl<'a, T> Encoded<'a, T> {
+    /// What an objective sees that looks at the queries alone.
+    pub fn of_queries(step: u64, images: &'a [usize], queries: &'a [T]) -> Self {
+        Self { step, images, positions: &[], indices: &[], labels: &[], queries, keys: &[], jigsaw: &[] }
+    }
+}
+
+impl<T> ObjectiveStep<T> {
+    /// A step of an objective that has no jigsaw and nothing to tell but its loss.
+    pub fn new(loss: f64, d_queries: Vec<T>) -> Self {
+        Self { loss, d_queries, d_jigsaw: Vec::new(), metrics: Vec::new() }
+    }
 }
 
 /// The threads of this rank and the instructions they use.
@@ -52,28 +114,42 @@ pub struct Compute<'a> {
 }
 
 impl Objective {
-    /// Computes loss and gradient of one batch.
+    /// What has to be encoded for a step.
+    pub fn needs(&self) -> Needs {
+        let views = |queries, keys| Needs { queries, keys, jigsaw: false, labels: false };
+        match self {
+            Self::Simclr(_) => views(&[0, 1], &[]),
+        }
+    }
+
+    /// Computes loss and gradient of one batch, and stages what is to be remembered of it in place of anything that a
+    /// failed step has staged.
     ///
-    /// - `embeddings`: `[n, d]` of this rank, as the head gave them
-    /// - `rows`: rows of every rank
+    /// Every rank calls it, and the ranks' communicators are of one group.
     ///
     /// # Errors
-    /// If a peer is lost or the group was aborted.
+    /// If a peer is lost or the group was aborted, or an image has no place in what is kept of images.
     ///
     /// # Panics
-    /// If a rank has no image, or `embeddings` are not `rows[rank]` rows of one width.
+    /// If a rank has no image, or a slice of `encoded` has not the shape that [`Objective::needs`] says.
     pub fn forward_backward<T: Real + Number>(
-        &self,
-        pool: &Pool,
-        path: KernelPath,
-        embeddings: &[T],
-        rows: &[usize],
+        &mut self,
+        compute: Compute<'_>,
+        encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
         match self {
             Self::Simclr(nt_xent) => {
-                nt_xent.forward_backward(Compute { pool, path }, embeddings, rows, communicator)
+                let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
+                Ok(nt_xent.forward_backward(compute, encoded.queries, &rows, communicator)?)
             }
+        }
+    }
+
+    /// Applies what the last step staged, if anything. To be called once the step's last collective has succeeded here.
+    pub fn commit(&mut self) {
+        match self {
+            Self::Simclr(_) => {}
         }
     }
 
@@ -84,10 +160,37 @@ impl Objective {
         }
     }
 
-    /// The loss of embeddings that say nothing, with `global_rows` rows over all ranks.
-    pub fn chance_loss(&self, global_rows: usize) -> f64 {
+    /// The loss of embeddings that say nothing, with `global_images` images over all ranks.
+    pub fn chance_loss(&self, global_images: usize) -> f64 {
         match self {
-            Self::Simclr(_) => ((global_rows - 1) as f64).ln(),
+            Self::Simclr(_) => ((2 * global_images - 1) as f64).ln(),
+        }
+    }
+
+    /// What a checkpoint has to hold of this rank's objective; nothing that is only staged.
+    pub fn state(&self) -> Vec<Array<'_>> {
+        match self {
+            Self::Simclr(_) => Vec::new(),
+        }
+    }
+
+    /// Takes over one array of a checkpoint, or what of it is this rank's.
+    ///
+    /// # Errors
+    /// If this objective keeps no such array, or keeps it with another type or shape.
+    pub fn restore(&mut self, array: &Array<'_>) -> Result<(), Error> {
+        match self {
+            Self::Simclr(_) => Err(Error::UnknownArray { name: array.name.clone() }),
+        }
+    }
+
+    /// Ends a restoration.
+    ///
+    /// # Errors
+    /// If an array, or some of this rank's slots, were not restored; the first of them is named.
+    pub fn restored(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Simclr(_) => Ok(()),
         }
     }
 }

@@ -121,7 +121,7 @@ impl NtXent {
         assert!(n > 0 && embeddings.len().is_multiple_of(n), "{} embeddings in {n} rows", embeddings.len());
         let local = UnitRows::new(embeddings, embeddings.len() / n);
         let UnitGradient { loss, d_unit } = self.unit_gradient(compute, &local.unit, rows, communicator)?;
-        Ok(ObjectiveStep { loss, d_embeddings: local.project(d_unit) })
+        Ok(ObjectiveStep::new(loss, local.project(d_unit)))
     }
 
     /// Computes the loss and this rank's rows of its gradient, complete, by the unit rows.

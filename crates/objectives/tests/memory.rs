@@ -69,7 +69,7 @@ fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
     let used = PEAK.load(Ordering::Relaxed) - before;
     peer.join().unwrap();
 
-    assert!(step.loss.is_finite() && step.d_embeddings.iter().all(|d| d.is_finite()));
+    assert!(step.loss.is_finite() && step.d_queries.iter().all(|d| d.is_finite()));
     // As they were gathered, and packed for both sides of a product.
     let gathered = 3 * GLOBAL_ROWS * WIDTH * size_of::<f32>();
     let own_part = GLOBAL_ROWS * size_of::<f32>() + OWN_ROWS * WIDTH * size_of::<f32>() * 4;

@@ -8,6 +8,9 @@ pub enum Error {
     /// A collective operation failed: a peer is gone, or the group was aborted.
     #[error("collective operation failed")]
     Collective(#[source] collective::Error),
+    /// The objective cannot be computed from this batch, or restored from this state.
+    #[error("the objective cannot go on")]
+    Objective(#[source] objectives::Error),
     /// Batch norm's exchange failed for another reason than the collective's own.
     #[error("exchange of batch-norm sums failed")]
     Peer(#[source] PeerError),
@@ -120,6 +123,14 @@ impl Error {
         }
     }
 
+    /// An error of an objective, which may be the network's.
+    pub(crate) fn from_objective(error: objectives::Error) -> Error {
+        match error {
+            objectives::Error::Collective(error) => Error::Collective(error),
+            error => Error::Objective(error),
+        }
+    }
+
     /// The process's exit code (`CONTRACT.md`: 2 configuration, 3 diverged or corrupt, 75 try again).
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -139,7 +150,7 @@ impl Error {
                 | data::Error::BatchTooLarge { .. }
                 | data::Error::UnknownAugmentation { .. },
             ) => 2,
-            Error::Diverged { .. } | Error::StoredConfig(_) => 3,
+            Error::Diverged { .. } | Error::StoredConfig(_) | Error::Objective(_) => 3,
             Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),
             // What was named is there; the rest came to light on the way.
             Error::Data(_)

@@ -41,7 +41,7 @@ impl<'a> Journal<'a> {
         Journal {
             session,
             plan,
-            chance_loss: trainer.objective.chance_loss(plan.global_rows()),
+            chance_loss: trainer.objective.chance_loss(plan.global_batch()),
             global_batch: plan.global_batch(),
             rates: Rates::default(),
             met: Vec::new(),

@@ -94,11 +94,6 @@ impl Plan {
         step as f64 / self.steps_per_epoch as f64
     }
 
-    /// Rows (views) of all ranks.
-    pub fn global_rows(&self) -> usize {
-        self.rows.iter().sum()
-    }
-
     /// Images in a step, of all ranks.
     pub fn global_batch(&self) -> usize {
         self.config.train.global_batch

@@ -4,12 +4,13 @@ use collective::{Communicator, GradientReducer};
 use engine::kernels::Pool;
 use engine::network::{BufferUpdate, Network};
 use engine::optim::Optimizer;
-use objectives::Objective;
+use objectives::{Compute, Encoded, Objective};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
 use crate::evaluation::Encoder;
+use crate::plan::VIEWS;
 
 /// PyTorch's batch-norm momentum.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
@@ -53,17 +54,21 @@ impl Trainer {
         let (n, path) = (self.rows[self.communicator.rank()], self.network.kernel_path());
         let embeddings =
             self.network.forward_train(images, n, &mut self.communicator).map_err(Error::from_peer)?;
+        let compute = Compute { pool: &self.pool, path };
+        let images_per_rank: Vec<usize> = self.rows.iter().map(|rows| rows / VIEWS).collect();
+        let encoded = Encoded::of_queries(step, &images_per_rank, embeddings);
         let objective = self
             .objective
-            .forward_backward(&self.pool, path, embeddings, &self.rows, &mut self.communicator)
-            .map_err(Error::Collective)?;
+            .forward_backward(compute, &encoded, &mut self.communicator)
+            .map_err(Error::from_objective)?;
         if !objective.loss.is_finite() {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
-        self.backward(&objective.d_embeddings)?;
+        self.backward(&objective.d_queries)?;
 
         self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
         self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
+        self.objective.commit();
         Ok(objective.loss)
     }
 
@@ -145,7 +150,8 @@ fn scatter(ranges: Vec<Range<usize>>, mut values: &[f32], gradients: &mut [f32])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Compute, Plan};
+    use crate::plan;
+    use crate::plan::Plan;
     use config::RunConfig;
     use data::Loader;
 
@@ -178,7 +184,7 @@ mod tests {
                 scope.spawn(move || {
                     let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
                     let plan = Plan::resolve(config, small.rank(), world_size).unwrap();
-                    let compute = Compute { threads: 1, cores: Vec::new() };
+                    let compute = plan::Compute { threads: 1, cores: Vec::new() };
                     let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
                     let mut loader =
                         Loader::new(plan.dataset.clone(), plan.augmentation.clone(), plan.loader_options(0))
@@ -232,7 +238,7 @@ mod tests {
                 scope.spawn(move || {
                     let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
                     let plan = Plan::resolve(config, small.rank(), 2).unwrap();
-                    let compute = Compute { threads: 1, cores: Vec::new() };
+                    let compute = plan::Compute { threads: 1, cores: Vec::new() };
                     let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
                     let (network, communicator) = (&mut trainer.network, &mut trainer.communicator);
                     let n = trainer.rows[communicator.rank()];
@@ -263,7 +269,7 @@ mod tests {
     fn a_loss_that_is_no_number_changes_nothing() {
         let config = config("resnet20");
         let plan = Plan::resolve(&config, 0, 1).unwrap();
-        let compute = Compute { threads: 1, cores: Vec::new() };
+        let compute = plan::Compute { threads: 1, cores: Vec::new() };
         let mut trainer = plan.trainer(&compute, Communicator::alone(), Communicator::alone()).unwrap();
         let before = trainer.network.parameters().clone();
         let images = vec![f32::NAN; 14 * 8 * 8 * 3];

@@ -106,7 +106,7 @@ fn distributed(nt_xent: &NtXent, deal: &Deal) -> Outcome {
         let embeddings = perceptron.forward(&images);
         let unit = UnitRows::new(&embeddings, Perceptron::OUTPUTS).unit;
         let on_sphere = nt_xent.unit_gradient(compute, &unit, &rows, &mut communicator).unwrap();
-        let ObjectiveStep { loss, d_embeddings } =
+        let ObjectiveStep { loss, d_queries: d_embeddings, .. } =
             nt_xent.forward_backward(compute, &embeddings, &rows, &mut communicator).unwrap();
         assert_eq!(on_sphere.loss.to_bits(), loss.to_bits());
         let mut d_parameters = perceptron.backward(&images, &d_embeddings);
@@ -171,7 +171,7 @@ fn t5_the_gradient_of_many_ranks_matches_central_differences() {
             let pool = Pool::new(1, &[]);
             let compute = Compute { pool: &pool, path: KernelPath::Reference };
             let own = deal.take(rank, &z, width);
-            nt_xent.forward_backward(compute, &own, &deal.rows(), &mut communicator).unwrap().d_embeddings
+            nt_xent.forward_backward(compute, &own, &deal.rows(), &mut communicator).unwrap().d_queries
         });
         let gradient = deal.put_together(&ranks);
         for i in 0..z.len() {

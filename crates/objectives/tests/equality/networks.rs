@@ -8,7 +8,7 @@ use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{BufferUpdate, Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::{ParameterEntry, ParameterKind};
-use objectives::{NtXent, Objective};
+use objectives::{Compute, Encoded, NtXent, Objective};
 
 use crate::deal::{Deal, noise};
 use crate::{NOTICED, WORLD_SIZES, distance, on_ranks};
@@ -69,10 +69,11 @@ impl Run {
 
     fn rank(self, rank: usize, deal: &Deal, [mut small, mut large]: [Communicator; 2]) -> Trained {
         let rows = deal.rows();
+        let images_per_rank: Vec<usize> = rows.iter().map(|rows| rows / 2).collect();
         let pool = Arc::new(Pool::new(1, &[]));
         let mut network = Network::<f64>::new(&self.model(), options(rows[rank]), pool.clone());
         let mut optimizer = Optimizer::new(self.optimizer, network.parameters());
-        let objective = Objective::Simclr(NtXent::new(0.5));
+        let mut objective = Objective::Simclr(NtXent::new(0.5));
         let mut losses = Vec::new();
         let mut reducer = if self.mistake == Mistake::BatchNormReducedTwice {
             Reducer::TwiceForBatchNorm(&mut large)
@@ -83,11 +84,11 @@ impl Run {
             let width = SIDE * SIDE * 3;
             let images = deal.take(rank, &noise(100 + step as u64, 2 * deal.images() * width), width);
             let embeddings = network.forward_train(&images, rows[rank], &mut small).unwrap().to_vec();
-            let outcome = objective
-                .forward_backward(&pool, KernelPath::Reference, &embeddings, &rows, &mut small)
-                .unwrap();
+            let compute = Compute { pool: &pool, path: KernelPath::Reference };
+            let encoded = Encoded::of_queries(step as u64 + 1, &images_per_rank, &embeddings);
+            let outcome = objective.forward_backward(compute, &encoded, &mut small).unwrap();
             losses.push(outcome.loss);
-            reducer.backward(&mut network, &outcome.d_embeddings, &mut small);
+            reducer.backward(&mut network, &outcome.d_queries, &mut small);
             if self.mistake == Mistake::Average {
                 let gradients = network.parameters_mut().gradients.iter_mut();
                 gradients.for_each(|gradient| *gradient /= deal.world_size() as f64);
