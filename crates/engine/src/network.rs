@@ -193,6 +193,15 @@ impl<T: Real> Network<T> {
         Ok(self.value(self.graph.embeddings, n / self.graph.joined_rows))
     }
 
+    /// The embeddings of the last training pass, until its backward pass.
+    ///
+    /// # Panics
+    /// If there is no such pass.
+    pub fn embeddings(&self) -> &[T] {
+        let n = self.trained_rows.expect("embeddings follow a training pass");
+        self.value(self.graph.embeddings, n / self.graph.joined_rows)
+    }
+
     /// The features `[n, f]` of the last training pass, until its backward pass.
     ///
     /// # Panics

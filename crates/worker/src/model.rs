@@ -31,6 +31,8 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
         },
         image_size: config.data.size,
         zero_init_residual: model.zero_init_residual,
+        predictor: None,
+        jigsaw: None,
     }
 }
 

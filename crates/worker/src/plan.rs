@@ -7,14 +7,17 @@ use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
 use data::{Augmentation, Dataset, Decoding, LoaderOptions, Sampler};
 use engine::kernels::{KernelPath, Pool};
-use engine::models::ModelSpec;
+use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::{NtXent, Objective};
+use objectives::{Needs, NtXent, Objective};
 use std::sync::Arc;
 
 use crate::step::Trainer;
+use crate::step::layout::Layout;
+use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
+use crate::step::patches::PatchBranch;
 use crate::{Error, model};
 
 /// Views of an image in a batch.
@@ -45,8 +48,8 @@ pub struct Plan {
     pub augmentation: Augmentation,
     /// The encoder and its head.
     pub model: ModelSpec,
-    /// Rows (views) of every rank, in rank order.
-    pub rows: Vec<usize>,
+    /// Which images each rank encodes, in which pass.
+    pub layout: Layout,
     /// Updates in one pass over the data.
     pub steps_per_epoch: u64,
     /// Updates of the whole run, and the learning rate of each.
@@ -70,7 +73,7 @@ impl Plan {
             world_size,
             augmentation: augmentation(config)?,
             model: model::spec(config),
-            rows: rows(global_batch, world_size),
+            layout: layout(config, world_size)?,
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
             config: config.clone(),
@@ -99,6 +102,11 @@ impl Plan {
         self.config.train.global_batch
     }
 
+    /// Views of each image that a step sees.
+    pub fn views(&self) -> usize {
+        views(&objective(&self.config).needs())
+    }
+
     /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
     /// first of the rank's cores.
     ///
@@ -115,23 +123,69 @@ impl Plan {
             1 => None,
             _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
         };
-        let options = NetworkOptions {
-            max_rows: self.rows[self.rank],
-            seed: self.config.run.seed,
-            kernel_path: KernelPath::detect(),
-            convolution: model::convolution(&self.config),
-        };
         let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
-        let network = Network::new(&self.model, options, Arc::clone(&pool));
+        let objective = objective(&self.config);
+        let build = |role| {
+            Network::with_role(
+                &self.model,
+                role,
+                self.network_options(role, &objective.needs()),
+                Arc::clone(&pool),
+            )
+        };
+        let network = build(Role::Trained);
+        let momentum = (!objective.needs().keys.is_empty()).then(|| {
+            let schedule = momentum_schedule(&self.config, self.total_steps());
+            MomentumEncoder::new(build(Role::Momentum), network.parameters(), schedule, self.config.run.seed)
+        });
+        let patches = self.model.jigsaw.map(|_| PatchBranch::new(build(Role::Patches), network.parameters()));
+        let has_others = patches.is_some() || self.layout.n_chunks() > 1;
         Ok(Trainer {
             optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
-            objective: objective(&self.config),
-            rows: self.rows.clone(),
+            others: vec![0.0; if has_others { network.parameters().values.len() } else { 0 }],
+            layout: self.layout.clone(),
             communicator: small,
+            objective,
             gradients,
+            momentum,
+            patches,
             network,
             pool,
         })
+    }
+
+    /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`, what the objective keeps left out: those of
+    /// the passes are of one chunk.
+    pub fn predicted_bytes(&self, threads: usize) -> usize {
+        let needs = objective(&self.config).needs();
+        let mut roles = vec![Role::Trained];
+        roles.extend((!needs.keys.is_empty()).then_some(Role::Momentum));
+        roles.extend(self.model.jigsaw.map(|_| Role::Patches));
+        let of_role = |&role: &Role| {
+            let options = self.network_options(role, &needs);
+            Network::<f32>::predicted_bytes_of(&self.model, role, &options, threads)
+        };
+        let parameters = |role| size_of::<f32>() * self.model.n_parameters(role);
+        let state = Optimizer::<f32>::bytes_per_parameter(optimizer_spec(&self.config).kind);
+        let has_others = needs.jigsaw || self.layout.n_chunks() > 1;
+        roles.iter().map(of_role).sum::<usize>()
+            + self.model.n_parameters(Role::Trained) * state
+            + if has_others { parameters(Role::Trained) } else { 0 }
+            + if needs.keys.is_empty() { 0 } else { parameters(Role::Momentum) }
+    }
+
+    fn network_options(&self, role: Role, needs: &Needs) -> NetworkOptions {
+        let rows_per_image = match role {
+            Role::Trained => needs.queries.len(),
+            Role::Momentum => needs.keys.len(),
+            Role::Patches => PATCHES,
+        };
+        NetworkOptions {
+            max_rows: rows_per_image * self.layout.max_images(self.rank),
+            seed: self.config.run.seed,
+            kernel_path: KernelPath::detect(),
+            convolution: model::convolution(&self.config),
+        }
     }
 
     /// How this rank's batches are read, `start_step` updates being done.
@@ -169,6 +223,11 @@ pub fn objective(config: &RunConfig) -> Objective {
     match config.objective.kind {
         config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
     }
+}
+
+/// Views that have to be made: all up to the last that is looked at.
+fn views(needs: &Needs) -> usize {
+    needs.queries.iter().chain(needs.keys).max().map_or(0, |last| last + 1)
 }
 
 /// The pipeline that makes the views, which also says how images are prepared for evaluation.
@@ -209,9 +268,15 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     }
 }
 
-/// Rows of every rank: both views of its images.
-fn rows(global_batch: usize, world_size: usize) -> Vec<usize> {
-    (0..world_size).map(|rank| VIEWS * data::rank_range(global_batch, rank, world_size).len()).collect()
+/// Which images each rank encodes.
+fn layout(config: &RunConfig, world_size: usize) -> Result<Layout, Error> {
+    Ok(Layout::new(config.train.global_batch, 0, world_size))
+}
+
+/// How the momentum encoder follows.
+fn momentum_schedule(config: &RunConfig, total_steps: u64) -> MomentumSchedule {
+    let _ = (config, total_steps);
+    MomentumSchedule::Constant(0.99)
 }
 
 fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Result<(), Error> {
@@ -233,13 +298,6 @@ mod tests {
 
     fn config(text: &str) -> RunConfig {
         RunConfig::from_toml(text).unwrap()
-    }
-
-    #[test]
-    fn rows_are_both_views_of_each_ranks_images() {
-        assert_eq!(rows(8, 1), [16]);
-        assert_eq!(rows(8, 3), [6, 6, 4]);
-        assert_eq!(rows(7, 4), [4, 4, 4, 2]);
     }
 
     #[test]

@@ -149,6 +149,14 @@ impl ModelSpec {
         }
     }
 
+    /// Values of all parameters of a network of the model.
+    ///
+    /// # Panics
+    /// As [`ModelSpec::input_size`].
+    pub fn n_parameters(&self, role: Role) -> usize {
+        super::build(self, role).parameters.iter().map(|spec| spec.entry.len).sum()
+    }
+
     /// Side of the images that a network of the model takes.
     ///
     /// # Panics
