@@ -13,26 +13,57 @@
 //! Rows are ordered `[view][image]` on a rank, and ranks follow one another. Each method is a file that says what it
 //! keeps, what it gathers, how its gradient is reduced and what chance gives. Start reading at [`nt_xent`].
 
+pub mod bank;
+mod candidates;
+pub mod contrast;
+mod draws;
 mod error;
 mod exponential;
+mod gather;
+pub mod moco;
+pub mod moco_v3;
+pub mod npid;
 pub mod nt_xent;
+pub mod pirl;
+mod positives;
+pub mod queue;
+pub mod sampled;
+pub mod shard;
 pub mod state;
 mod tile;
 mod tournament;
 pub mod unit;
+mod weigh;
 
 use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 
+pub use bank::{Bank, BankSpec, BankType, Storage};
+pub use contrast::{ContrastSpec, Normalizer};
 pub use error::Error;
+pub use moco::Moco;
+pub use moco_v3::MocoV3;
+pub use npid::Npid;
 pub use nt_xent::NtXent;
+pub use pirl::Pirl;
+pub use positives::MIN_TEMPERATURE;
+pub use queue::Queue;
 pub use state::{Array, ArrayType};
+pub use weigh::Estimator;
 
 /// What the embeddings of a batch are trained towards.
 #[derive(Debug)]
 pub enum Objective {
     /// SimCLR: each view is to be told from all other views but its own pair's.
     Simclr(NtXent),
+    /// MoCo v1 and v2: each query is to be told its key from a queue of earlier ones.
+    Moco(Moco),
+    /// MoCo v3: from the keys of the same batch.
+    MocoV3(MocoV3),
+    /// NPID: each image from the features of others in a memory bank.
+    Npid(Npid),
+    /// PIRL: each image and its jigsaw.
+    Pirl(Pirl),
 }
 
 /// How parameter gradients of the ranks become the gradient of the loss.
@@ -119,6 +150,10 @@ impl Objective {
         let views = |queries, keys| Needs { queries, keys, jigsaw: false, labels: false };
         match self {
             Self::Simclr(_) => views(&[0, 1], &[]),
+            Self::Moco(_) => views(&[0], &[1]),
+            Self::MocoV3(_) => views(&[0, 1], &[0, 1]),
+            Self::Npid(_) => views(&[0], &[]),
+            Self::Pirl(_) => Needs { jigsaw: true, ..views(&[0], &[]) },
         }
     }
 
@@ -143,20 +178,29 @@ impl Objective {
                 let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
                 Ok(nt_xent.forward_backward(compute, encoded.queries, &rows, communicator)?)
             }
+            Self::Moco(moco) => moco.forward_backward(compute, encoded, communicator),
+            Self::MocoV3(moco) => moco.forward_backward(compute, encoded, communicator),
+            Self::Npid(npid) => npid.forward_backward(compute, encoded, communicator),
+            Self::Pirl(pirl) => pirl.forward_backward(compute, encoded, communicator),
         }
     }
 
     /// Applies what the last step staged, if anything. To be called once the step's last collective has succeeded here.
     pub fn commit(&mut self) {
         match self {
-            Self::Simclr(_) => {}
+            Self::Simclr(_) | Self::MocoV3(_) => {}
+            Self::Moco(moco) => moco.commit(),
+            Self::Npid(npid) => npid.contrast_mut().commit(),
+            Self::Pirl(pirl) => pirl.contrast_mut().commit(),
         }
     }
 
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::Simclr(_) => Reduction::Sum,
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) | Self::Npid(_) | Self::Pirl(_) => {
+                Reduction::Sum
+            }
         }
     }
 
@@ -164,13 +208,20 @@ impl Objective {
     pub fn chance_loss(&self, global_images: usize) -> f64 {
         match self {
             Self::Simclr(_) => ((2 * global_images - 1) as f64).ln(),
+            Self::Moco(moco) => ((moco.queue().len() + 1) as f64).ln(),
+            Self::MocoV3(moco) => moco.chance_loss(global_images),
+            Self::Npid(npid) => npid.contrast().chance_loss(),
+            Self::Pirl(pirl) => pirl.contrast().chance_loss(),
         }
     }
 
     /// What a checkpoint has to hold of this rank's objective; nothing that is only staged.
     pub fn state(&self) -> Vec<Array<'_>> {
         match self {
-            Self::Simclr(_) => Vec::new(),
+            Self::Simclr(_) | Self::MocoV3(_) => Vec::new(),
+            Self::Moco(moco) => moco.queue().state(),
+            Self::Npid(npid) => npid.contrast().state(),
+            Self::Pirl(pirl) => pirl.contrast().state(),
         }
     }
 
@@ -180,7 +231,10 @@ impl Objective {
     /// If this objective keeps no such array, or keeps it with another type or shape.
     pub fn restore(&mut self, array: &Array<'_>) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) => Err(Error::UnknownArray { name: array.name.clone() }),
+            Self::Simclr(_) | Self::MocoV3(_) => Err(Error::UnknownArray { name: array.name.clone() }),
+            Self::Moco(moco) => moco.queue_mut().restore(array),
+            Self::Npid(npid) => npid.contrast_mut().restore(array),
+            Self::Pirl(pirl) => pirl.contrast_mut().restore(array),
         }
     }
 
@@ -190,7 +244,57 @@ impl Objective {
     /// If an array, or some of this rank's slots, were not restored; the first of them is named.
     pub fn restored(&mut self) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) => Ok(()),
+            Self::Simclr(_) | Self::MocoV3(_) => Ok(()),
+            Self::Moco(moco) => moco.queue_mut().restored(),
+            Self::Npid(npid) => npid.contrast_mut().restored(),
+            Self::Pirl(pirl) => pirl.contrast_mut().restored(),
         }
+    }
+
+    /// The memory bank, if there is one.
+    pub fn bank(&self) -> Option<&Bank> {
+        match self {
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => None,
+            Self::Npid(npid) => Some(npid.contrast().bank()),
+            Self::Pirl(pirl) => Some(pirl.contrast().bank()),
+        }
+    }
+
+    /// Slots of this rank, which are images of the data set, that are to be encoded anew in update `step`: after its
+    /// [`Objective::forward_backward`] and before its [`Objective::commit`], by the weights before the update, for
+    /// [`Objective::refresh`]. None unless the objective bounds the age of what it reads.
+    pub fn due(&self, step: u64) -> Vec<usize> {
+        match self {
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => Vec::new(),
+            Self::Npid(npid) => npid.contrast().due(step),
+            Self::Pirl(pirl) => pirl.contrast().due(step),
+        }
+    }
+
+    /// Stages fresh embeddings of what is due, beside what the step has staged. If the objective bounds ages, every rank
+    /// calls it in every step, if with no slots.
+    ///
+    /// - `embeddings`: `[slots, d]`, not normalised
+    ///
+    /// # Errors
+    /// If a peer is lost or the group was aborted.
+    ///
+    /// # Panics
+    /// If there is not one embedding for each slot, or the objective has no bank.
+    pub fn refresh<T: Real + Number>(
+        &mut self,
+        slots: &[usize],
+        embeddings: &[T],
+        communicator: &mut Communicator,
+    ) -> Result<(), Error> {
+        let contrast = match self {
+            Self::Npid(npid) => npid.contrast_mut(),
+            Self::Pirl(pirl) => pirl.contrast_mut(),
+            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) => {
+                panic!("slots of an objective that has no bank")
+            }
+        };
+        let unit = unit::UnitRows::new(embeddings, contrast.bank().spec().width).unit;
+        contrast.refresh(slots, &unit, communicator)
     }
 }

@@ -12,8 +12,6 @@
 //! a block, whatever the world size was that wrote it. Arrays are restored in any order;
 //! [`crate::Objective::restored`] then says what is missing.
 
-#![allow(dead_code, reason = "the queue and the bank, which are built on it, come next")]
-
 use std::fmt;
 use std::ops::Range;
 
