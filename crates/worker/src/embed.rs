@@ -159,7 +159,7 @@ fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let config = stored_config(&manifest, &located.dir)?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let pool = Arc::new(Pool::new(threads, &[]));
-    let mut network = Network::new(&model::spec(&config), options(&config, threads), Arc::clone(&pool));
+    let mut network = Network::new(&model::spec(&config)?, options(&config, threads)?, Arc::clone(&pool));
     snapshot::restore_network(&mut network, &state).map_err(Error::Load)?;
     Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step, warnings })
 }
@@ -173,18 +173,18 @@ fn stored_config(manifest: &Manifest, dir: &Path) -> Result<RunConfig, Error> {
 }
 
 /// Plans for the most images that fit into [`PASS_BYTES`].
-fn options(config: &RunConfig, threads: usize) -> NetworkOptions {
+fn options(config: &RunConfig, threads: usize) -> Result<NetworkOptions, Error> {
     let mut options = NetworkOptions {
         max_rows: MAX_PASS,
         seed: 0,
         kernel_path: KernelPath::detect(),
         convolution: model::convolution(config),
     };
-    let spec = model::spec(config);
+    let spec = model::spec(config)?;
     while options.max_rows > 1 && Network::<f32>::predicted_bytes(&spec, &options, threads) > PASS_BYTES {
         options.max_rows /= 2;
     }
-    options
+    Ok(options)
 }
 
 fn form(out: &Path) -> Result<Form, Error> {

@@ -35,7 +35,7 @@ pub fn network(config: &RunConfig, max_rows: usize, pool: &Arc<Pool>) -> Network
         kernel_path: KernelPath::Portable,
         convolution: model::convolution(config),
     };
-    Network::new(&model::spec(config), options, Arc::clone(pool))
+    Network::new(&model::spec(config).unwrap(), options, Arc::clone(pool))
 }
 
 /// Writes `n` images for each class, in folders: a colour of the class's own under noise.

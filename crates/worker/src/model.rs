@@ -5,10 +5,15 @@ use data::Preprocess;
 use engine::kernels::Convolution;
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 
+use crate::Error;
+
 /// The network that a configuration describes.
-pub fn spec(config: &RunConfig) -> ModelSpec {
+///
+/// # Errors
+/// If a part of it cannot be trained.
+pub fn spec(config: &RunConfig) -> Result<ModelSpec, Error> {
     let model = &config.model;
-    ModelSpec {
+    Ok(ModelSpec {
         arch: match model.arch {
             config::Arch::ResNet18 => Arch::ResNet18,
             config::Arch::ResNet34 => Arch::ResNet34,
@@ -24,6 +29,10 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
             config::Head::SimclrV2 => Head::SimclrV2,
             config::Head::Mlp { hidden, out } => Head::Mlp { hidden, out },
             config::Head::Linear { out } => Head::Linear { out },
+            config::Head::MocoV3 => {
+                let reason = "this head cannot be trained by this version".to_owned();
+                return Err(Error::Config { key: "model.head", value: model.head.to_string(), reason });
+            }
         },
         batch_norm: match model.batch_norm {
             config::BatchNorm::Global => BatchNormScope::Global,
@@ -31,7 +40,7 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
         },
         image_size: config.data.size,
         zero_init_residual: model.zero_init_residual,
-    }
+    })
 }
 
 /// How its convolutions are computed.

@@ -69,7 +69,7 @@ impl Plan {
             rank,
             world_size,
             augmentation: augmentation(config)?,
-            model: model::spec(config),
+            model: model::spec(config)?,
             rows: rows(global_batch, world_size),
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
@@ -130,7 +130,7 @@ impl Plan {
         let network = Network::new(&self.model, options, Arc::clone(&pool));
         Ok(Trainer {
             optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
-            objective: objective(&self.config),
+            objective: objective(&self.config)?,
             rows: self.rows.clone(),
             communicator: small,
             gradients,
@@ -170,9 +170,16 @@ pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
 }
 
 /// The loss.
-pub fn objective(config: &RunConfig) -> Objective {
+///
+/// # Errors
+/// If it cannot be trained.
+pub fn objective(config: &RunConfig) -> Result<Objective, Error> {
     match config.objective.kind {
-        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
+        config::ObjectiveKind::Simclr => Ok(Objective::Simclr(NtXent::new(config.objective.temperature))),
+        other => {
+            let reason = "this objective cannot be trained by this version".to_owned();
+            Err(Error::Config { key: "objective.kind", value: other.to_string(), reason })
+        }
     }
 }
 
@@ -205,8 +212,17 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     };
     Schedule {
         kind: match config.schedule.kind {
-            config::ScheduleKind::Cosine => ScheduleKind::Cosine,
+            config::ScheduleKind::Cosine => ScheduleKind::Cosine { final_lr: config.schedule.final_lr },
             config::ScheduleKind::Constant => ScheduleKind::Constant,
+            config::ScheduleKind::Step => ScheduleKind::Step {
+                milestones: config
+                    .schedule
+                    .milestones
+                    .iter()
+                    .map(|epochs| epochs * steps_per_epoch)
+                    .collect(),
+                gamma: config.schedule.gamma,
+            },
         },
         base_lr: config.optimizer.lr,
         warmup_steps: config.schedule.warmup_steps.min(total_steps),
@@ -267,6 +283,16 @@ mod tests {
         let steps = config("[run]\nsteps = 300\n[schedule]\nwarmup_steps = 100\n");
         let plan = schedule(&steps, 7);
         assert_eq!((plan.total_steps, plan.warmup_steps), (300, 100));
+    }
+
+    #[test]
+    fn milestones_become_updates() {
+        let steps =
+            config("[schedule]\nkind = \"step\"\nmilestones = [2, 3]\ngamma = 0.5\n[optimizer]\nlr = 0.8\n");
+        let plan = schedule(&steps, 7);
+        assert_eq!([13, 14, 20, 21].map(|update| plan.lr(update)), [0.8, 0.4, 0.4, 0.2]);
+        let cosine = config("[run]\nsteps = 8\n[schedule]\nfinal_lr = 0.25\n");
+        assert_eq!(schedule(&cosine, 7).lr(8), 0.25);
     }
 
     #[test]
