@@ -11,9 +11,10 @@ use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::{Needs, NtXent, Objective};
+use objectives::Needs;
 use std::sync::Arc;
 
+use crate::objective::{self, Place};
 use crate::step::Trainer;
 use crate::step::layout::Layout;
 use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
@@ -50,6 +51,8 @@ pub struct Plan {
     pub model: ModelSpec,
     /// Which images each rank encodes, in which pass.
     pub layout: Layout,
+    /// What a step encodes.
+    pub needs: Needs,
     /// Updates in one pass over the data.
     pub steps_per_epoch: u64,
     /// Updates of the whole run, and the learning rate of each.
@@ -74,6 +77,7 @@ impl Plan {
             augmentation: augmentation(config)?,
             model: model::spec(config),
             layout: layout(config, world_size)?,
+            needs: objective::needs(config)?,
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
             config: config.clone(),
@@ -104,7 +108,7 @@ impl Plan {
 
     /// Views of each image that a step sees.
     pub fn views(&self) -> usize {
-        views(&objective(&self.config).needs())
+        views(&self.needs)
     }
 
     /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
@@ -124,17 +128,17 @@ impl Plan {
             _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
         };
         let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
-        let objective = objective(&self.config);
-        let build = |role| {
-            Network::with_role(
-                &self.model,
-                role,
-                self.network_options(role, &objective.needs()),
-                Arc::clone(&pool),
-            )
+        let place = Place {
+            images: self.dataset.len(),
+            width: self.model.embedding_width(),
+            rank: self.rank,
+            world_size: self.world_size,
         };
+        let objective = objective::objective(&self.config, place)?;
+        let build =
+            |role| Network::with_role(&self.model, role, self.network_options(role), Arc::clone(&pool));
         let network = build(Role::Trained);
-        let momentum = (!objective.needs().keys.is_empty()).then(|| {
+        let momentum = (!self.needs.keys.is_empty()).then(|| {
             let schedule = momentum_schedule(&self.config, self.total_steps());
             MomentumEncoder::new(build(Role::Momentum), network.parameters(), schedule, self.config.run.seed)
         });
@@ -157,12 +161,12 @@ impl Plan {
     /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`, what the objective keeps left out: those of
     /// the passes are of one chunk.
     pub fn predicted_bytes(&self, threads: usize) -> usize {
-        let needs = objective(&self.config).needs();
+        let needs = self.needs;
         let mut roles = vec![Role::Trained];
         roles.extend((!needs.keys.is_empty()).then_some(Role::Momentum));
         roles.extend(self.model.jigsaw.map(|_| Role::Patches));
         let of_role = |&role: &Role| {
-            let options = self.network_options(role, &needs);
+            let options = self.network_options(role);
             Network::<f32>::predicted_bytes_of(&self.model, role, &options, threads)
         };
         let parameters = |role| size_of::<f32>() * self.model.n_parameters(role);
@@ -174,7 +178,8 @@ impl Plan {
             + if needs.keys.is_empty() { 0 } else { parameters(Role::Momentum) }
     }
 
-    fn network_options(&self, role: Role, needs: &Needs) -> NetworkOptions {
+    fn network_options(&self, role: Role) -> NetworkOptions {
+        let needs = &self.needs;
         let rows_per_image = match role {
             Role::Trained => needs.queries.len(),
             Role::Momentum => needs.keys.len(),
@@ -218,13 +223,6 @@ pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
     }
 }
 
-/// The loss.
-pub fn objective(config: &RunConfig) -> Objective {
-    match config.objective.kind {
-        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
-    }
-}
-
 /// Views that have to be made: all up to the last that is looked at.
 fn views(needs: &Needs) -> usize {
     needs.queries.iter().chain(needs.keys).max().map_or(0, |last| last + 1)
@@ -259,8 +257,17 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     };
     Schedule {
         kind: match config.schedule.kind {
-            config::ScheduleKind::Cosine => ScheduleKind::Cosine,
+            config::ScheduleKind::Cosine => ScheduleKind::Cosine { final_lr: config.schedule.final_lr },
             config::ScheduleKind::Constant => ScheduleKind::Constant,
+            config::ScheduleKind::Step => ScheduleKind::Step {
+                milestones: config
+                    .schedule
+                    .milestones
+                    .iter()
+                    .map(|epochs| epochs * steps_per_epoch)
+                    .collect(),
+                gamma: config.schedule.gamma,
+            },
         },
         base_lr: config.optimizer.lr,
         warmup_steps: config.schedule.warmup_steps.min(total_steps),
@@ -270,13 +277,25 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
 
 /// Which images each rank encodes.
 fn layout(config: &RunConfig, world_size: usize) -> Result<Layout, Error> {
-    Ok(Layout::new(config.train.global_batch, 0, world_size))
+    let layout = Layout::new(config.train.global_batch, config.train.chunk, world_size);
+    if layout.min_images() == 0 {
+        let reason = format!(
+            "the last chunk of {} images has none for some of the {world_size} workers; choose a chunk that leaves at \
+             least one each",
+            config.train.global_batch
+        );
+        return Err(Error::Config { key: "train.chunk", value: config.train.chunk.to_string(), reason });
+    }
+    Ok(layout)
 }
 
 /// How the momentum encoder follows.
 fn momentum_schedule(config: &RunConfig, total_steps: u64) -> MomentumSchedule {
-    let _ = (config, total_steps);
-    MomentumSchedule::Constant(0.99)
+    let base = config.objective.momentum;
+    match config.objective.momentum_schedule {
+        config::MomentumSchedule::Constant => MomentumSchedule::Constant(base),
+        config::MomentumSchedule::Cosine => MomentumSchedule::Cosine { base, total_steps },
+    }
 }
 
 fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Result<(), Error> {
@@ -320,6 +339,16 @@ mod tests {
         let steps = config("[run]\nsteps = 300\n[schedule]\nwarmup_steps = 100\n");
         let plan = schedule(&steps, 7);
         assert_eq!((plan.total_steps, plan.warmup_steps), (300, 100));
+    }
+
+    #[test]
+    fn milestones_become_updates() {
+        let steps =
+            config("[schedule]\nkind = \"step\"\nmilestones = [2, 3]\ngamma = 0.5\n[optimizer]\nlr = 0.8\n");
+        let plan = schedule(&steps, 7);
+        assert_eq!([13, 14, 20, 21].map(|update| plan.lr(update)), [0.8, 0.4, 0.4, 0.2]);
+        let cosine = config("[run]\nsteps = 8\n[schedule]\nfinal_lr = 0.25\n");
+        assert_eq!(schedule(&cosine, 7).lr(8), 0.25);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Trainer {
 /// This rank's part of a global batch.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBatch<'a> {
-    /// `[view][image]` rows of `[size, size, 3]`: every view up to the last that the objective needs.
+    /// `[chunk][view][image of the chunk]` rows of `[size, size, 3]`: every view up to the last that the objective needs.
     pub images: &'a [f32],
     /// The images' places in the data set.
     pub indices: &'a [usize],
@@ -206,7 +206,7 @@ impl Trainer {
         let n = self.own_images();
         let Self { network, patches, communicator, .. } = self;
         let image_len = network.spec().image_size.pow(2) * 3;
-        let images = rows::select(batch.images, (n, image_len), needs.queries, own);
+        let images = rows::of_chunk(batch.images, (n, image_len), needs.queries, own);
         network
             .forward_train(&images, needs.queries.len() * own.len(), communicator)
             .map_err(Error::from_peer)?;

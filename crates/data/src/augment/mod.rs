@@ -24,8 +24,17 @@ use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
-pub const PRESETS: [&str; 7] =
-    ["simclr-imagenet", "simclr-cifar", "moco-v1", "moco-v2", "moco-v3", "npid", "none"];
+pub const PRESETS: [&str; 9] = [
+    "simclr-imagenet",
+    "simclr-cifar",
+    "moco-v1",
+    "moco-v2",
+    "moco-v3",
+    "npid",
+    "npid-cifar",
+    "pirl",
+    "none",
+];
 
 /// How the two views of an image are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,6 +205,9 @@ impl Augmentation {
             "simclr-cifar" => both(0.08, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray]),
             // Gray comes first in both programs: the jitter then changes brightness and contrast only.
             "moco-v1" | "npid" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]),
+            // In lemniscate's cifar.py the flip is commented out.
+            "npid-cifar" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]).map(unflipped),
+            "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), gray]),
             "moco-v2" => both(0.2, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray, blur(0.5)]),
             "moco-v3" => {
                 let colours = jitter(0.8, [0.4, 0.4, 0.2, 0.1]);
@@ -304,6 +316,10 @@ fn both(smallest_area: f64, ops: Vec<Op>) -> [ViewPipeline; 2] {
 fn cropped(smallest_area: f64, ops: Vec<Op>) -> ViewPipeline {
     let crop = RandomCrop { area: [smallest_area, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] };
     ViewPipeline { crop: Some(crop), flip: 0.5, ops }
+}
+
+fn unflipped(pipeline: ViewPipeline) -> ViewPipeline {
+    ViewPipeline { flip: 0.0, ..pipeline }
 }
 
 fn jitter(p: f64, [brightness, contrast, saturation, hue]: [f64; 4]) -> Op {

@@ -102,7 +102,7 @@ impl MomentumEncoder {
         self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
     }
 
-    /// Encodes the views `views` of this rank's images, `[view][n]` rows: its keys, in the same order.
+    /// Encodes the views `views` of this rank's images, rows as [`super::StepBatch::images`]: its keys, `[view][n]` rows.
     ///
     /// # Errors
     /// If a peer is lost.
@@ -120,7 +120,7 @@ impl MomentumEncoder {
         let mut statistics = ChunkStatistics::default();
         for (chunk, own) in layout.own(rank).iter().enumerate() {
             let of_ranks = layout.images_of(chunk);
-            let rows = rows::select(images, (n, len), views, own);
+            let rows = rows::of_chunk(images, (n, len), views, own);
             if shuffled {
                 let sampler =
                     Sampler { seed: self.seed ^ SHUFFLE ^ chunk as u64, len: of_ranks.iter().sum() };

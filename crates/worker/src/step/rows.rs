@@ -24,6 +24,20 @@ pub fn select<'a>(
     }
 }
 
+/// Takes the rows of a chunk, in some views.
+///
+/// - `images`: `[chunk][view][image of the chunk]` rows of `len` values, of `n` images in all; `own`: those of the chunk
+pub fn of_chunk<'a>(
+    images: &'a [f32],
+    (n, len): (usize, usize),
+    views: &[usize],
+    own: &Range<usize>,
+) -> Cow<'a, [f32]> {
+    let n_views = images.len() / (n * len);
+    let chunk = &images[n_views * own.start * len..n_views * own.end * len];
+    select(chunk, (own.len(), len), views, &(0..own.len()))
+}
+
 /// Puts rows back where [`select`] took them: `rows` are `[view][own]`, all views of `values`.
 pub fn place(values: &mut [f32], (n, len): (usize, usize), own: &Range<usize>, rows: &[f32]) {
     if own.is_empty() {
@@ -49,6 +63,15 @@ mod tests {
         assert_eq!(placed[2..6], [2.0, 3.0, 4.0, 5.0]);
         assert_eq!(placed[10..14], [18.0, 19.0, 20.0, 21.0]);
         assert_eq!(placed.iter().filter(|value| **value == 0.0).count(), 8);
+    }
+
+    #[test]
+    fn a_chunk_has_all_views_of_its_images() {
+        // Two views of three images, one value a row; the chunks are images 0 and 1, and image 2.
+        let images = [0.0, 1.0, 10.0, 11.0, 2.0, 12.0];
+        assert_eq!(*of_chunk(&images, (3, 1), &[0, 1], &(0..2)), [0.0, 1.0, 10.0, 11.0]);
+        assert_eq!(*of_chunk(&images, (3, 1), &[1], &(0..2)), [10.0, 11.0]);
+        assert_eq!(*of_chunk(&images, (3, 1), &[0, 1], &(2..3)), [2.0, 12.0]);
     }
 
     #[test]

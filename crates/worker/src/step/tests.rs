@@ -9,14 +9,24 @@ use config::RunConfig;
 use data::Loader;
 use std::collections::BTreeMap;
 
-/// Every objective, small, and what a step of it can be compared by.
-const METHODS: [(&str, &str); 1] = [("simclr", "head = \"mlp-16-8\"\n")];
+/// Every objective, small.
+const METHODS: [(&str, &str, &str); 5] = [
+    ("simclr", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("npid", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
+    ("npid-all", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
+    ("moco", "head = \"mlp-16-8\"", "kind = \"moco\"\nqueue = 17\nmomentum = 0.9"),
+    (
+        "moco-v3",
+        "head = \"moco-v3-16-8\"\npredictor = \"moco-v3\"",
+        "kind = \"moco-v3\"\nmomentum = 0.9\nmomentum_schedule = \"cosine\"",
+    ),
+];
 
 fn config(method: &str, arch: &str) -> RunConfig {
-    let (_, model) = METHODS.iter().find(|(name, _)| *name == method).unwrap();
+    let (_, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
     let text = format!(
-        "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\nstem = \"cifar\"\n{model}\
-         [optimizer]\nlr = 0.01\n"
+        "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\nstem = \"cifar\"\n\
+         {model}\n[objective]\n{objective}\n[optimizer]\nlr = 0.01\n"
     );
     RunConfig::from_toml(&text).unwrap()
 }
@@ -134,7 +144,7 @@ fn check_same(what: &str, alone: &Seen, other: &Seen) {
 
 #[test]
 fn any_number_of_ranks_makes_the_same_steps() {
-    for (method, _) in METHODS {
+    for (method, ..) in METHODS {
         let config = config(method, "resnet20");
         let alone = train(&config, 1, None).remove(0);
         for world_size in [2, 3] {
@@ -152,7 +162,7 @@ fn any_number_of_ranks_makes_the_same_steps() {
 /// Wherever the second step fails, it is made again with the same result: nothing was applied, nothing twice.
 #[test]
 fn a_failure_at_any_collective_leaves_nothing_behind() {
-    for (method, _) in METHODS {
+    for (method, ..) in METHODS {
         let config = config(method, "resnet20");
         let undisturbed = train(&config, 2, None);
         let [begin, end] = [0, 1].map(|step| undisturbed[0].sequences[step]);
