@@ -26,7 +26,7 @@ fn config(method: &str, arch: &str) -> RunConfig {
     let (_, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
     let text = format!(
         "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\nstem = \"cifar\"\n\
-         {model}\n[objective]\n{objective}\n[optimizer]\nlr = 0.01\n"
+         {model}\n[objective]\n{objective}\n[optimizer]\nlr = LR\n"
     );
     RunConfig::from_toml(&text).unwrap()
 }
@@ -98,7 +98,7 @@ fn run(
     for step in 1..=STEPS {
         let batch = loader.next_batch().unwrap();
         let before = state(&trainer);
-        let outcome = trainer.step(step, &step_batch(&batch), 0.01).or_else(|error| {
+        let outcome = trainer.step(step, &step_batch(&batch), LR).or_else(|error| {
             assert!(error.is_peer(), "{error:?}");
             assert!(state(&trainer) == before, "step {step} has changed something, and failed");
             seen.failures += 1;
@@ -106,7 +106,7 @@ fn run(
             // What is dropped here tells the peers.
             trainer.communicator = small;
             trainer.gradients = (world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
-            trainer.step(step, &step_batch(&batch), 0.01)
+            trainer.step(step, &step_batch(&batch), LR)
         });
         seen.losses.push(outcome.unwrap().loss);
         seen.sequences.push(trainer.communicator.sequence());
@@ -224,7 +224,7 @@ fn a_loss_that_is_no_number_changes_nothing() {
     let images = vec![f32::NAN; 14 * 8 * 8 * 3];
     let indices: Vec<usize> = (0..7).collect();
     let batch = StepBatch { images: &images, indices: &indices, labels: &[], jigsaw: &[] };
-    let error = trainer.step(5, &batch, 0.01).unwrap_err();
+    let error = trainer.step(5, &batch, LR).unwrap_err();
     assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
     let after = trainer.network.parameters();
     assert_eq!((&before.values, &before.buffer_values), (&after.values, &after.buffer_values));
