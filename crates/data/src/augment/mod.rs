@@ -12,11 +12,13 @@
 mod blur;
 mod color;
 mod crop;
+mod jigsaw;
 mod resize;
 
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
+pub use jigsaw::{Jigsaw, PATCHES};
 pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
@@ -122,7 +124,7 @@ pub struct ViewKey {
     pub epoch: u64,
     /// The image's place in the data set (also where a replacement is shown in its stead).
     pub index: usize,
-    /// 0 or 1.
+    /// 0 or 1; from 2 on the patches of a jigsaw, by their cells.
     pub view: u8,
 }
 
@@ -138,6 +140,8 @@ pub struct Scratch {
     pub(crate) planes: Planes,
     pub(crate) axes: [Axis; 2],
     pub(crate) row: Vec<f32>,
+    /// What the patches of a jigsaw are taken from.
+    sheet: Planes,
     spare: Vec<f32>,
     kernel: Vec<f32>,
 }
@@ -236,12 +240,13 @@ impl Augmentation {
         Preprocess { size: self.size, mean: self.mean, std: self.std }
     }
 
-    /// Tells how much smaller an image of these dimensions may be decoded for both of its views: by the power of two
-    /// up to 8 that leaves each crop at least as many pixels as its view has.
+    /// Tells how much smaller an image of these dimensions may be decoded for its first `views` views: each crop is left
+    /// at least as many pixels as its view has.
     pub fn reduction(
         &self,
         (width, height): (usize, usize),
         (seed, epoch, index): (u64, u64, usize),
+        views: usize,
     ) -> usize {
         let of_view = |(view, pipeline): (usize, &ViewPipeline)| match &pipeline.crop {
             Some(crop) => {
@@ -251,8 +256,7 @@ impl Augmentation {
             }
             None => 1,
         };
-        let largest = self.views.iter().enumerate().map(of_view).min().unwrap_or(1);
-        [8, 4, 2].into_iter().find(|reduction| *reduction <= largest).unwrap_or(1)
+        self.views[..views].iter().enumerate().map(of_view).min().unwrap_or(1)
     }
 
     /// Counts the values of one view.
