@@ -26,7 +26,7 @@ use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
-pub const PRESETS: [&str; 9] = [
+pub const PRESETS: [&str; 10] = [
     "simclr-imagenet",
     "simclr-cifar",
     "moco-v1",
@@ -34,6 +34,7 @@ pub const PRESETS: [&str; 9] = [
     "moco-v3",
     "npid",
     "npid-cifar",
+    "npidpp",
     "pirl",
     "none",
 ];
@@ -194,7 +195,8 @@ impl wide::Pass for WriteNormalised<'_> {
 impl Augmentation {
     /// Builds the augmentation of a paper, for views of `size` pixels, with values in [0, 1].
     ///
-    /// `npid` is lemniscate's ImageNet recipe. `moco-v3` crops from 0.2 of the area on, as for ResNet-50.
+    /// `npid` is lemniscate's ImageNet recipe, `npid-cifar` its CIFAR recipe, `npidpp` and `pirl` are VISSL's.
+    /// `moco-v3` crops from 0.2 of the area on, as for ResNet-50.
     ///
     /// # Errors
     /// If no preset has this name.
@@ -211,6 +213,7 @@ impl Augmentation {
             "moco-v1" | "npid" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]),
             // In lemniscate's cifar.py the flip is commented out.
             "npid-cifar" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]).map(unflipped),
+            "npidpp" => both(0.08, vec![jitter(1.0, [0.4; 4])]),
             "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), gray]),
             "moco-v2" => both(0.2, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray, blur(0.5)]),
             "moco-v3" => {
