@@ -215,6 +215,8 @@ choices! {
         Npid = "npid",
         /// The same for CIFAR: without the flip.
         NpidCifar = "npid-cifar",
+        /// The same as VISSL has it: crops from 0.08 of the area, no gray.
+        Npidpp = "npidpp",
         /// Pretext-invariant representations': crop, flip, jitter, gray.
         Pirl = "pirl",
     }

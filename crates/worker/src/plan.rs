@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, LoaderOptions, Sampler};
+use data::{Augmentation, Dataset, Decoding, Jigsaw, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
@@ -205,6 +205,9 @@ impl Plan {
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
             decoding: decoding(&self.config),
+            parts: parts(&self.config, &self.augmentation),
+            labels: self.config.objective.kind == config::ObjectiveKind::Supcon,
+            chunk: self.config.train.chunk,
         }
     }
 }
@@ -240,6 +243,15 @@ pub fn augmentation(config: &RunConfig) -> Result<Augmentation, Error> {
     };
     let data::Preprocess { mean, std, .. } = model::preprocess(config);
     Ok(augmentation.normalised(mean, std))
+}
+
+/// What the objective sees of each image.
+pub fn parts(config: &RunConfig, augmentation: &Augmentation) -> Parts {
+    match config.objective.kind {
+        config::ObjectiveKind::Npid => Parts { views: 1, jigsaw: None },
+        config::ObjectiveKind::Pirl => Parts { views: 1, jigsaw: Some(Jigsaw::of(augmentation)) },
+        _ => Parts::VIEWS,
+    }
 }
 
 /// How much of an image's file is decoded for the views.
