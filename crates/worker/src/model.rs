@@ -49,7 +49,8 @@ fn predictor(config: &RunConfig) -> Option<Predictor> {
 /// The second branch of an objective that has one.
 fn jigsaw(config: &RunConfig) -> Option<Jigsaw> {
     let has_jigsaw = config.objective.kind == config::ObjectiveKind::Pirl;
-    has_jigsaw.then_some(Jigsaw { patch_size: 8 })
+    let patch_size = || data::Jigsaw::of(&data::Augmentation::none(config.data.size)).patch;
+    has_jigsaw.then(|| Jigsaw { patch_size: patch_size() })
 }
 
 /// How its convolutions are computed.

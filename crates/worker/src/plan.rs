@@ -69,6 +69,7 @@ impl Plan {
         let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
+        check_jigsaw(config)?;
         let steps_per_epoch =
             Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
         Ok(Plan {
@@ -323,6 +324,17 @@ fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Resul
     Ok(())
 }
 
+/// Both passes of a jigsaw's step update the backbone's statistics, and a checkpoint counts the updates of all batch
+/// norms once.
+fn check_jigsaw(config: &RunConfig) -> Result<(), Error> {
+    let has_norm = !matches!(config.model.head, config::Head::Mlp { .. } | config::Head::Linear { .. });
+    if config.objective.kind == config::ObjectiveKind::Pirl && has_norm {
+        let reason = "objective.kind = pirl takes a head without batch norm; use linear-128".to_owned();
+        return Err(Error::Config { key: "model.head", value: config.model.head.to_string(), reason });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +353,42 @@ mod tests {
         check(64, 63, 1, "train.global_batch = 64: the data set has 63 images; use at most that many");
         check(2, 63, 3, "train.global_batch = 2: each of the 3 workers needs at least one image");
         assert!(check_batch(64, 64, 4).is_ok());
+    }
+
+    #[test]
+    fn a_jigsaw_takes_a_head_without_batch_norm() {
+        let of_head = |head| config(&format!("[objective]\nkind = \"pirl\"\n[model]\nhead = \"{head}\"\n"));
+        assert!(check_jigsaw(&of_head("linear-64")).is_ok());
+        assert_eq!(
+            check_jigsaw(&of_head("simclr-v1")).unwrap_err().to_string(),
+            "model.head = simclr-v1: objective.kind = pirl takes a head without batch norm; use linear-128"
+        );
+    }
+
+    #[test]
+    fn a_chunk_without_images_for_a_rank_is_refused() {
+        let layout_of = |chunk| layout(&config(&format!("[train]\nglobal_batch = 9\nchunk = {chunk}\n")), 2);
+        assert_eq!(layout_of(3).unwrap().n_chunks(), 3);
+        let error = layout_of(4).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().starts_with("train.chunk = 4: the last chunk of 9 images has none"),
+            "{error}"
+        );
+    }
+
+    /// Both networks of MoCo are planned for a chunk, and everything else stays.
+    #[test]
+    fn predicted_memory_follows_the_chunk() {
+        let predicted = |chunk| {
+            let text = format!(
+                "[train]\nglobal_batch = 64\nchunk = {chunk}\n[model]\narch = \"resnet20\"\nstem = \"cifar\"\n\
+                 [objective]\nkind = \"moco\"\n"
+            );
+            Plan::resolve(&config(&text), 0, 1).unwrap().predicted_bytes(1)
+        };
+        let [whole, half, quarter] = [0, 32, 16].map(predicted);
+        assert!(half < whole * 6 / 10 && quarter < half * 7 / 10, "{whole} {half} {quarter}");
     }
 
     #[test]

@@ -63,7 +63,9 @@ pub struct Trainer {
 pub struct StepBatch<'a> {
     /// `[chunk][view][image of the chunk]` rows of `[size, size, 3]`: every view up to the last that the objective needs.
     pub images: &'a [f32],
-    /// The images' places in the data set.
+    /// The images' places in the global batch, as [`Layout::positions`].
+    pub positions: &'a [usize],
+    /// Their places in the data set.
     pub indices: &'a [usize],
     /// Their classes, where the objective needs them; else empty.
     pub labels: &'a [u32],
@@ -117,7 +119,11 @@ impl Trainer {
     ///
     /// # Errors
     /// If a peer is lost or the group is aborted, or the loss is not a finite number.
+    ///
+    /// # Panics
+    /// If the batch is not cut as the layout says.
     pub fn step(&mut self, step: u64, batch: &StepBatch<'_>, learning_rate: f64) -> Result<Outcome, Error> {
+        assert_eq!(batch.positions, self.layout.positions(self.communicator.rank()), "another layout");
         self.communicator.set_step(step);
         if let Some(gradients) = &mut self.gradients {
             gradients.set_step(step);
@@ -158,7 +164,7 @@ impl Trainer {
         let encoded = Encoded {
             step,
             images: &self.layout.images(),
-            positions: &self.layout.positions(self.communicator.rank()),
+            positions: batch.positions,
             indices: batch.indices,
             labels: batch.labels,
             queries: &encodings.queries,

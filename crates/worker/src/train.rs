@@ -124,5 +124,6 @@ pub fn train(
 
 /// What a step reads of a batch.
 pub(crate) fn step_batch(batch: &Batch) -> StepBatch<'_> {
-    StepBatch { images: &batch.images, indices: &batch.indices, labels: &[], jigsaw: &[] }
+    let Batch { positions, indices, labels, images, jigsaw, .. } = batch;
+    StepBatch { positions, indices, labels, images, jigsaw }
 }

@@ -81,7 +81,8 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
     let (mut trainer, predicted) = trainer(options, &pool);
     let images = noise(batch * size * size * 3);
     let indices: Vec<usize> = (0..batch / 2).collect();
-    let views = StepBatch { images: &images, indices: &indices, labels: &[], jigsaw: &[] };
+    let views =
+        StepBatch { positions: &indices, indices: &indices, labels: &[], images: &images, jigsaw: &[] };
     let mut step = 0;
     let timing = time(|| {
         step += 1;

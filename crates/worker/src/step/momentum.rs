@@ -180,7 +180,7 @@ impl MomentumEncoder {
 }
 
 /// Tells the shuffle's permutations from those that deal the data set.
-const SHUFFLE: u64 = 0x7368_7566_666c_6500;
+pub(super) const SHUFFLE: u64 = 0x7368_7566_666c_6500;
 
 /// The rows of all ranks, in rank order.
 fn gather(

@@ -1,32 +1,44 @@
 //! Whole steps: any number of ranks makes the same, a failure anywhere changes nothing.
 
+mod accumulation;
+mod shuffle;
+
 use super::*;
 use crate::plan::{self, Plan};
-use crate::snapshot::Parts;
+use crate::snapshot::{Parts, Restoration};
 use crate::train::step_batch;
-use checkpoint::State;
+use checkpoint::{State, Tensor};
 use config::RunConfig;
-use data::Loader;
+use data::{Batch, Loader};
 use std::collections::BTreeMap;
 
-/// Every objective, small.
-const METHODS: [(&str, &str, &str); 5] = [
-    ("simclr", "head = \"mlp-16-8\"", "kind = \"simclr\""),
-    ("npid", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
-    ("npid-all", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
-    ("moco", "head = \"mlp-16-8\"", "kind = \"moco\"\nqueue = 17\nmomentum = 0.9"),
+/// Small enough that rounding does not grow from step to step.
+const LR: f64 = 0.002;
+
+/// Every objective, small: name, and what it sets of `train`, `model` and `objective`.
+const METHODS: [(&str, &str, &str, &str); 8] = [
+    ("simclr", "", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("simclr in chunks", "chunk = 4", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("npid", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
+    ("npid of all", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
+    ("pirl in chunks", "chunk = 4", "head = \"linear-8\"", "kind = \"pirl\"\nnegatives = 20"),
+    ("moco", "", "head = \"mlp-16-8\"", MOCO),
+    ("moco in chunks", "chunk = 4", "head = \"mlp-16-8\"", MOCO),
     (
         "moco-v3",
+        "",
         "head = \"moco-v3-16-8\"\npredictor = \"moco-v3\"",
         "kind = \"moco-v3\"\nmomentum = 0.9\nmomentum_schedule = \"cosine\"",
     ),
 ];
 
+const MOCO: &str = "kind = \"moco\"\nqueue = 17\nmomentum = 0.9";
+
 fn config(method: &str, arch: &str) -> RunConfig {
-    let (_, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
+    let (_, train, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
     let text = format!(
-        "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\nstem = \"cifar\"\n\
-         {model}\n[objective]\n{objective}\n[optimizer]\nlr = LR\n"
+        "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n{train}\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\n\
+         stem = \"cifar\"\n{model}\n[objective]\n{objective}\n[optimizer]\nlr = {LR}\n"
     );
     RunConfig::from_toml(&text).unwrap()
 }
@@ -44,12 +56,13 @@ struct Fault {
     sequence: u64,
 }
 
-/// What a rank has seen: its losses, how often it failed, all that a checkpoint would hold of it, and the exchanges of
-/// the small communicator after each step.
+/// What a rank has seen: its losses, how often it failed, all that a checkpoint would hold of it, its shard of that, and
+/// the exchanges of the small communicator after each step.
 struct Seen {
     losses: Vec<f64>,
     failures: usize,
     state: BTreeMap<String, Vec<u8>>,
+    shard: Vec<Tensor>,
     sequences: Vec<u64>,
 }
 
@@ -61,58 +74,73 @@ impl Seen {
     }
 }
 
-const STEPS: u64 = 3;
-
-/// Three steps by `world_size` ranks. A step that fails is made again by a new group.
-fn train(config: &RunConfig, world_size: usize, fault: Option<Fault>) -> Vec<Seen> {
-    let spare = collective::loopback(world_size, 2).unwrap();
-    let groups = collective::loopback(world_size, 2).unwrap().into_iter().zip(spare);
-    std::thread::scope(|scope| {
-        let ranks = groups.map(|(mut group, spare)| {
-            scope.spawn(move || {
-                let rank = group[0].rank();
-                if let Some(fault) = fault.filter(|fault| fault.rank == rank) {
-                    group[fault.communicator].fail_at(fault.sequence);
-                }
-                run(config, (rank, world_size), group, spare)
-            })
-        });
-        let ranks: Vec<_> = ranks.collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+/// Some steps by some ranks. A step that fails is made again by a new group.
+struct Episode<'a> {
+    config: &'a RunConfig,
+    world_size: usize,
+    steps: Range<u64>,
+    /// The checkpoint that it goes on from.
+    from: &'a [Tensor],
+    fault: Option<Fault>,
 }
 
-fn run(
-    config: &RunConfig,
-    (rank, world_size): (usize, usize),
-    group: Vec<Communicator>,
-    spare: Vec<Communicator>,
-) -> Seen {
-    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
-    let plan = Plan::resolve(config, rank, world_size).unwrap();
-    let mut trainer = trainer(&plan, small, gradients);
-    let mut spare = Some(spare);
-    let mut loader =
-        Loader::new(plan.dataset.clone(), plan.augmentation.clone(), plan.loader_options(0)).unwrap();
-    let mut seen = Seen { losses: Vec::new(), failures: 0, state: BTreeMap::new(), sequences: Vec::new() };
-    for step in 1..=STEPS {
-        let batch = loader.next_batch().unwrap();
-        let before = state(&trainer);
-        let outcome = trainer.step(step, &step_batch(&batch), LR).or_else(|error| {
-            assert!(error.is_peer(), "{error:?}");
-            assert!(state(&trainer) == before, "step {step} has changed something, and failed");
-            seen.failures += 1;
-            let [small, gradients] = <[_; 2]>::try_from(spare.take().unwrap()).unwrap();
-            // What is dropped here tells the peers.
-            trainer.communicator = small;
-            trainer.gradients = (world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
-            trainer.step(step, &step_batch(&batch), LR)
-        });
-        seen.losses.push(outcome.unwrap().loss);
-        seen.sequences.push(trainer.communicator.sequence());
+impl<'a> Episode<'a> {
+    /// The first three steps.
+    fn new(config: &'a RunConfig, world_size: usize) -> Episode<'a> {
+        Episode { config, world_size, steps: 0..3, from: &[], fault: None }
     }
-    seen.state = state(&trainer);
-    seen
+
+    fn run(&self) -> Vec<Seen> {
+        let spare = collective::loopback(self.world_size, 2).unwrap();
+        let groups = collective::loopback(self.world_size, 2).unwrap().into_iter().zip(spare);
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> =
+                groups.map(|(group, spare)| scope.spawn(move || self.run_rank(group, spare))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn run_rank(&self, mut group: Vec<Communicator>, spare: Vec<Communicator>) -> Seen {
+        let rank = group[0].rank();
+        if let Some(fault) = self.fault.filter(|fault| fault.rank == rank) {
+            group[fault.communicator].fail_at(fault.sequence);
+        }
+        let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+        let plan = Plan::resolve(self.config, rank, self.world_size).unwrap();
+        let mut trainer = trainer(&plan, small, gradients);
+        if !self.from.is_empty() {
+            let mut restoration = Restoration::new(&mut trainer);
+            self.from.iter().for_each(|tensor| restoration.take(tensor).unwrap());
+            restoration.finish().unwrap();
+        }
+        let options = plan.loader_options(self.steps.start);
+        let mut loader = Loader::new(plan.dataset.clone(), plan.augmentation.clone(), options).unwrap();
+        let mut spare = Some(spare);
+        let (mut losses, mut sequences, mut failures) = (Vec::new(), Vec::new(), 0);
+        for step in self.steps.clone() {
+            let batch = loader.next_batch().unwrap();
+            let before = state(&trainer);
+            let outcome = trainer.step(step + 1, &step_batch(&batch), LR).or_else(|error| {
+                assert!(error.is_peer(), "{error:?}");
+                assert!(state(&trainer) == before, "step {step} has changed something, and failed");
+                failures += 1;
+                let [small, gradients] = <[_; 2]>::try_from(spare.take().unwrap()).unwrap();
+                // What is dropped here tells the peers.
+                trainer.communicator = small;
+                trainer.gradients = (self.world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
+                trainer.step(step + 1, &step_batch(&batch), LR)
+            });
+            losses.push(outcome.unwrap().loss);
+            sequences.push(trainer.communicator.sequence());
+        }
+        let shard = Parts::of(&trainer).shard(rank, self.world_size);
+        Seen { losses, failures, state: state(&trainer), shard, sequences }
+    }
+}
+
+/// A checkpoint of all ranks.
+fn checkpoint(ranks: &[Seen]) -> Vec<Tensor> {
+    ranks.iter().flat_map(|rank| rank.shard.clone()).collect()
 }
 
 /// Everything that a checkpoint would hold of this rank.
@@ -146,9 +174,9 @@ fn check_same(what: &str, alone: &Seen, other: &Seen) {
 fn any_number_of_ranks_makes_the_same_steps() {
     for (method, ..) in METHODS {
         let config = config(method, "resnet20");
-        let alone = train(&config, 1, None).remove(0);
+        let alone = Episode::new(&config, 1).run().remove(0);
         for world_size in [2, 3] {
-            let ranks = train(&config, world_size, None);
+            let ranks = Episode::new(&config, world_size).run();
             // All ranks hold the same bits, or they would drift apart.
             for rank in &ranks {
                 assert_eq!(rank.losses, ranks[0].losses, "{method} on {world_size} ranks");
@@ -164,13 +192,13 @@ fn any_number_of_ranks_makes_the_same_steps() {
 fn a_failure_at_any_collective_leaves_nothing_behind() {
     for (method, ..) in METHODS {
         let config = config(method, "resnet20");
-        let undisturbed = train(&config, 2, None);
+        let undisturbed = Episode::new(&config, 2).run();
         let [begin, end] = [0, 1].map(|step| undisturbed[0].sequences[step]);
         // Gradients of a step travel in two exchanges.
         let small = (begin..end).map(|sequence| (0, sequence));
         for (number, (communicator, sequence)) in small.chain([(1, 2), (1, 3)]).enumerate() {
             let fault = Fault { rank: number % 2, communicator, sequence };
-            let ranks = train(&config, 2, Some(fault));
+            let ranks = Episode { fault: Some(fault), ..Episode::new(&config, 2) }.run();
             for (rank, expected) in ranks.iter().zip(&undisturbed) {
                 assert_eq!(rank.failures, 1, "{method}, {fault:?}");
                 assert_eq!(rank.losses, expected.losses, "{method}, {fault:?}");
@@ -178,6 +206,61 @@ fn a_failure_at_any_collective_leaves_nothing_behind() {
             }
         }
     }
+}
+
+/// In the middle of an epoch, by the state that a checkpoint holds alone.
+#[test]
+fn a_resumed_run_is_the_undisturbed_one() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let undisturbed = Episode::new(&config, 2).run();
+        let first = Episode { steps: 0..2, ..Episode::new(&config, 2) }.run();
+        let from = checkpoint(&first);
+        let resumed = Episode { steps: 2..3, from: &from, ..Episode::new(&config, 2) }.run();
+        for (rank, expected) in resumed.iter().zip(&undisturbed) {
+            assert_eq!(rank.losses, expected.losses[2..], "{method}");
+            assert!(rank.state == expected.state, "{method}: another state");
+        }
+    }
+}
+
+/// The bytes of every slot of a bank, by the array's name.
+fn slots(tensors: &[Tensor]) -> BTreeMap<(String, usize), Vec<u8>> {
+    let mut slots = BTreeMap::new();
+    for tensor in tensors {
+        let Some((name, range)) = tensor.name.split_once(".slots-") else { continue };
+        let (start, end) = range.split_once('-').unwrap();
+        let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+        for (slot, bytes) in (start..end).zip(tensor.data.chunks_exact(tensor.data.len() / (end - start))) {
+            assert!(slots.insert((name.to_owned(), slot), bytes.to_vec()).is_none(), "{name} {slot} twice");
+        }
+    }
+    slots
+}
+
+/// No slot is lost or changed when another number of ranks goes on, nor anything else; and it trains on as they would.
+#[test]
+fn another_number_of_ranks_goes_on_with_every_slot() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let undisturbed = Episode::new(&config, 2).run();
+        let from = checkpoint(&Episode { steps: 0..2, ..Episode::new(&config, 2) }.run());
+        for world_size in [1, 3] {
+            let episode = |steps| Episode { steps, from: &from, ..Episode::new(&config, world_size) };
+            let taken_over = checkpoint(&episode(2..2).run());
+            assert!(slots(&taken_over) == slots(&from), "{method} on {world_size} ranks");
+            let others = |tensors: &[Tensor]| {
+                let others = tensors.iter().filter(|tensor| !tensor.name.contains(".slots-"));
+                others.map(|tensor| (tensor.name.clone(), tensor.data.clone())).collect::<BTreeMap<_, _>>()
+            };
+            assert!(others(&taken_over) == others(&from), "{method} on {world_size} ranks");
+            let loss = episode(2..3).run()[0].losses[0];
+            let expected = undisturbed[0].losses[2];
+            assert!((loss / expected - 1.0).abs() < 1e-4, "{method}: {loss} instead of {expected}");
+        }
+    }
+    let config = config("npid", "resnet20");
+    assert!(!slots(&checkpoint(&Episode::new(&config, 2).run())).is_empty());
 }
 
 #[test]
@@ -223,7 +306,8 @@ fn a_loss_that_is_no_number_changes_nothing() {
     let before = trainer.network.parameters().clone();
     let images = vec![f32::NAN; 14 * 8 * 8 * 3];
     let indices: Vec<usize> = (0..7).collect();
-    let batch = StepBatch { images: &images, indices: &indices, labels: &[], jigsaw: &[] };
+    let batch =
+        StepBatch { positions: &indices, indices: &indices, labels: &[], images: &images, jigsaw: &[] };
     let error = trainer.step(5, &batch, LR).unwrap_err();
     assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
     let after = trainer.network.parameters();
