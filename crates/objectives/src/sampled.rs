@@ -133,7 +133,9 @@ impl<T: Real> Queries<'_, T> {
                 n = 0;
             }
         }
-        self.score_chunk(path, draw.step, shard, &slots[..n], part, rows);
+        if n > 0 {
+            self.score_chunk(path, draw.step, shard, &slots[..n], part, rows);
+        }
     }
 
     fn score_chunk(
