@@ -19,6 +19,7 @@ use crate::step::Trainer;
 use crate::step::layout::Layout;
 use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
 use crate::step::patches::PatchBranch;
+use crate::step::refresh::Refresh;
 use crate::{Error, model};
 
 /// Views of an image in a batch.
@@ -154,6 +155,7 @@ impl Plan {
             gradients,
             momentum,
             patches,
+            refresh: self.refresh(),
             network,
             pool,
         })
@@ -177,6 +179,15 @@ impl Plan {
             + self.model.n_parameters(Role::Trained) * state
             + if has_others { parameters(Role::Trained) } else { 0 }
             + if needs.keys.is_empty() { 0 } else { parameters(Role::Momentum) }
+    }
+
+    fn refresh(&self) -> Option<Refresh> {
+        use config::ObjectiveKind::{Npid, Pirl};
+        let has_bank = matches!(self.config.objective.kind, Npid | Pirl);
+        (has_bank && self.config.bank.refresh_age > 0).then(|| Refresh {
+            dataset: Arc::clone(&self.dataset),
+            preprocess: model::preprocess(&self.config),
+        })
     }
 
     fn network_options(&self, role: Role) -> NetworkOptions {

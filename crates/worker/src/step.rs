@@ -9,6 +9,7 @@ mod gradients;
 pub mod layout;
 pub mod momentum;
 pub mod patches;
+pub mod refresh;
 mod rows;
 mod statistics;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use gradients::{Bucket, scatter};
 use layout::Layout;
 use momentum::MomentumEncoder;
 use patches::PatchBranch;
+use refresh::Refresh;
 use statistics::ChunkStatistics;
 
 /// PyTorch's batch-norm momentum.
@@ -42,6 +44,8 @@ pub struct Trainer {
     pub momentum: Option<MomentumEncoder>,
     /// Encodes jigsaws, where the objective has any.
     pub patches: Option<PatchBranch>,
+    /// Encodes slots anew, where the objective bounds their age.
+    pub refresh: Option<Refresh>,
     /// Momentum and second moments.
     pub optimizer: Optimizer<f32>,
     /// What the embeddings are trained for.
@@ -103,6 +107,7 @@ impl Trainer {
             gradients: None,
             momentum: None,
             patches: None,
+            refresh: None,
             layout: Layout::new(images, 0, 1),
             others: Vec::new(),
             network,
@@ -180,7 +185,17 @@ impl Trainer {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
         self.backward(&needs, batch, &objective)?;
+        self.refresh_slots(step)?;
         Ok(Outcome { loss: objective.loss, metrics: objective.metrics })
+    }
+
+    /// Stages fresh features of slots that would grow too old, by the weights before the update. The passes of the step
+    /// are over: their activations make room.
+    fn refresh_slots(&mut self, step: u64) -> Result<(), Error> {
+        let Some(refresh) = &self.refresh else { return Ok(()) };
+        let due = self.objective.due(step);
+        let (slots, embeddings) = refresh.encode(&mut self.network, &self.pool, &due)?;
+        self.objective.refresh(&slots, &embeddings, &mut self.communicator).map_err(Error::from_objective)
     }
 
     /// Encodes this rank's images, chunk by chunk; the activations of the last chunk stay.

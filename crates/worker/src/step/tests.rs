@@ -4,6 +4,7 @@ mod accumulation;
 mod shuffle;
 
 use super::*;
+use crate::fixtures;
 use crate::plan::{self, Plan};
 use crate::snapshot::{Parts, Restoration};
 use crate::train::step_batch;
@@ -11,6 +12,7 @@ use checkpoint::{State, Tensor};
 use config::RunConfig;
 use data::{Batch, Loader};
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 /// Small enough that rounding does not grow from step to step.
 const LR: f64 = 0.002;
@@ -48,18 +50,26 @@ fn trainer(plan: &Plan, small: Communicator, gradients: Communicator) -> Trainer
     plan.trainer(&compute, small, gradients).unwrap()
 }
 
-/// Where a step is to fail: on which rank, in which communicator, at which of its exchanges.
-#[derive(Clone, Copy, Debug)]
-struct Fault {
-    rank: usize,
-    communicator: usize,
-    sequence: u64,
+/// Where steps are to fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Never,
+    /// Step by step one exchange of the small communicator later, by turns on each rank, from this one on; a step that
+    /// has fewer exchanges does not fail.
+    Everywhere {
+        from: u64,
+    },
+    /// At an exchange of the gradients' communicator, on rank 1.
+    Gradients {
+        sequence: u64,
+    },
 }
 
-/// What a rank has seen: its losses, how often it failed, all that a checkpoint would hold of it, its shard of that, and
+/// What a rank has seen: its losses and other metrics, how often it failed, all that a checkpoint would hold of it, its shard of that, and
 /// the exchanges of the small communicator after each step.
 struct Seen {
     losses: Vec<f64>,
+    metrics: Vec<Vec<(&'static str, f64)>>,
     failures: usize,
     state: BTreeMap<String, Vec<u8>>,
     shard: Vec<Tensor>,
@@ -81,29 +91,41 @@ struct Episode<'a> {
     steps: Range<u64>,
     /// The checkpoint that it goes on from.
     from: &'a [Tensor],
-    fault: Option<Fault>,
+    fault: Fault,
 }
+
+/// The groups that replace failed ones, by how many have failed: `[rank][communicator]`.
+type Spare = Mutex<BTreeMap<usize, Vec<Vec<Communicator>>>>;
 
 impl<'a> Episode<'a> {
     /// The first three steps.
     fn new(config: &'a RunConfig, world_size: usize) -> Episode<'a> {
-        Episode { config, world_size, steps: 0..3, from: &[], fault: None }
+        Episode { config, world_size, steps: 0..3, from: &[], fault: Fault::Never }
     }
 
     fn run(&self) -> Vec<Seen> {
-        let spare = collective::loopback(self.world_size, 2).unwrap();
-        let groups = collective::loopback(self.world_size, 2).unwrap().into_iter().zip(spare);
+        let spare = Spare::default();
         std::thread::scope(|scope| {
-            let ranks: Vec<_> =
-                groups.map(|(group, spare)| scope.spawn(move || self.run_rank(group, spare))).collect();
+            let groups = collective::loopback(self.world_size, 2).unwrap().into_iter();
+            let ranks: Vec<_> = groups.map(|group| scope.spawn(|| self.run_rank(group, &spare))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
     }
 
-    fn run_rank(&self, mut group: Vec<Communicator>, spare: Vec<Communicator>) -> Seen {
+    /// This rank's part of the next group.
+    fn spare_group(&self, spare: &Spare, failures: usize, rank: usize) -> Vec<Communicator> {
+        let mut spare = spare.lock().unwrap();
+        let groups =
+            spare.entry(failures).or_insert_with(|| collective::loopback(self.world_size, 2).unwrap());
+        std::mem::take(&mut groups[rank])
+    }
+
+    fn run_rank(&self, mut group: Vec<Communicator>, spare: &Spare) -> Seen {
         let rank = group[0].rank();
-        if let Some(fault) = self.fault.filter(|fault| fault.rank == rank) {
-            group[fault.communicator].fail_at(fault.sequence);
+        if let Fault::Gradients { sequence } = self.fault
+            && rank == 1
+        {
+            group[1].fail_at(sequence);
         }
         let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
         let plan = Plan::resolve(self.config, rank, self.world_size).unwrap();
@@ -115,26 +137,34 @@ impl<'a> Episode<'a> {
         }
         let options = plan.loader_options(self.steps.start);
         let mut loader = Loader::new(plan.dataset.clone(), plan.augmentation.clone(), options).unwrap();
-        let mut spare = Some(spare);
-        let (mut losses, mut sequences, mut failures) = (Vec::new(), Vec::new(), 0);
+        let (mut losses, mut metrics) = (Vec::new(), Vec::new());
+        let (mut sequences, mut failures) = (Vec::new(), 0);
         for step in self.steps.clone() {
             let batch = loader.next_batch().unwrap();
+            if let Fault::Everywhere { from } = self.fault
+                && step as usize % self.world_size == rank
+            {
+                trainer.communicator.fail_at(trainer.communicator.sequence() + from + step);
+            }
             let before = state(&trainer);
             let outcome = trainer.step(step + 1, &step_batch(&batch), LR).or_else(|error| {
                 assert!(error.is_peer(), "{error:?}");
                 assert!(state(&trainer) == before, "step {step} has changed something, and failed");
                 failures += 1;
-                let [small, gradients] = <[_; 2]>::try_from(spare.take().unwrap()).unwrap();
+                let group = self.spare_group(spare, failures, rank);
+                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
                 // What is dropped here tells the peers.
                 trainer.communicator = small;
                 trainer.gradients = (self.world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
                 trainer.step(step + 1, &step_batch(&batch), LR)
             });
-            losses.push(outcome.unwrap().loss);
+            let outcome = outcome.unwrap();
+            losses.push(outcome.loss);
+            metrics.push(outcome.metrics);
             sequences.push(trainer.communicator.sequence());
         }
         let shard = Parts::of(&trainer).shard(rank, self.world_size);
-        Seen { losses, failures, state: state(&trainer), shard, sequences }
+        Seen { losses, metrics, failures, state: state(&trainer), shard, sequences }
     }
 }
 
@@ -187,20 +217,21 @@ fn any_number_of_ranks_makes_the_same_steps() {
     }
 }
 
-/// Wherever the second step fails, it is made again with the same result: nothing was applied, nothing twice.
+/// As many steps as a step has collectives, each failing at the next one: nothing was applied, nothing twice.
 #[test]
 fn a_failure_at_any_collective_leaves_nothing_behind() {
     for (method, ..) in METHODS {
         let config = config(method, "resnet20");
-        let undisturbed = Episode::new(&config, 2).run();
-        let [begin, end] = [0, 1].map(|step| undisturbed[0].sequences[step]);
-        // Gradients of a step travel in two exchanges.
-        let small = (begin..end).map(|sequence| (0, sequence));
-        for (number, (communicator, sequence)) in small.chain([(1, 2), (1, 3)]).enumerate() {
-            let fault = Fault { rank: number % 2, communicator, sequence };
-            let ranks = Episode { fault: Some(fault), ..Episode::new(&config, 2) }.run();
+        let first = Episode { steps: 0..2, ..Episode::new(&config, 2) }.run().remove(0);
+        let n = first.sequences[1] - first.sequences[0];
+        let everywhere = (0..n, Fault::Everywhere { from: 0 }, n as usize);
+        // The gradients of a step travel in two exchanges.
+        let gradients = [2, 3].map(|sequence| (0..3, Fault::Gradients { sequence }, 1));
+        for (steps, fault, failures) in [everywhere].into_iter().chain(gradients) {
+            let undisturbed = Episode { steps: steps.clone(), ..Episode::new(&config, 2) }.run();
+            let ranks = Episode { steps, fault, ..Episode::new(&config, 2) }.run();
             for (rank, expected) in ranks.iter().zip(&undisturbed) {
-                assert_eq!(rank.failures, 1, "{method}, {fault:?}");
+                assert_eq!(rank.failures, failures, "{method}, {fault:?}");
                 assert_eq!(rank.losses, expected.losses, "{method}, {fault:?}");
                 assert!(rank.state == expected.state, "{method}, {fault:?}: another state");
             }
@@ -261,6 +292,33 @@ fn another_number_of_ranks_goes_on_with_every_slot() {
     }
     let config = config("npid", "resnet20");
     assert!(!slots(&checkpoint(&Episode::new(&config, 2).run())).is_empty());
+}
+
+/// 24 images of which a step takes 7; slots that were not seen are encoded anew before they are older than 2 steps.
+#[test]
+fn no_slot_that_is_read_is_older_than_its_bound() {
+    let images = tempfile::tempdir().unwrap();
+    fixtures::images(images.path(), &[("a", [200, 0, 0]), ("b", [0, 200, 0]), ("c", [0, 0, 200])], 8);
+    let mut config = config("npid of all", "resnet20");
+    config.data.source = images.path().to_str().unwrap().to_owned();
+    let steps = 0..6;
+    let oldest = |config: &RunConfig, world_size| {
+        let ranks = Episode { steps: steps.clone(), ..Episode::new(config, world_size) }.run();
+        let ages = ranks[0].metrics.iter().flatten().filter(|(name, _)| *name == "bank_age_max");
+        ages.map(|(_, age)| *age).fold(0.0, f64::max)
+    };
+    assert!(oldest(&config, 1) > 2.0);
+    config.bank.refresh_age = 2;
+    assert_eq!((oldest(&config, 1), oldest(&config, 2)), (2.0, 2.0));
+
+    // What the refresh has staged goes with the step: its collectives are the last.
+    let episode = |fault| Episode { steps: 0..4, fault, ..Episode::new(&config, 2) }.run();
+    let undisturbed = episode(Fault::Never);
+    let from = undisturbed[0].sequences[0] - 4;
+    for (rank, expected) in episode(Fault::Everywhere { from }).iter().zip(&undisturbed) {
+        assert_eq!(rank.failures, 4);
+        assert!(rank.state == expected.state, "another state");
+    }
 }
 
 #[test]
