@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cluster;
+mod methods;
 mod namespaces;
 mod protocol;
 mod replay;

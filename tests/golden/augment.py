@@ -61,6 +61,9 @@ crop large 2 20 60 30 32 | hue 0.15 | contrast 1.3 | saturation 0.7 | brightness
 crop large 22 0 49 53 64 flip | saturation 0.6 | hue -0.2 | contrast 1.5 | brightness 1.4 | blur 7 0.6 | solarize
 crop tall 1 20 28 30 32 | grayscale | contrast 1.3 | brightness 0.8 | hue 0.2 | saturation 0.9 | normalize
 preprocess large 32 | normalize
+crop large 7 3 60 48 33 | patch 13 1 8
+crop small 2 0 28 31 33 | patch 22 24 8 flip | hue 0.15 | contrast 1.3 | saturation 0.7 | brightness 0.9
+crop tall 1 9 27 50 255 | patch 21 181 64 flip | grayscale
 """
 
 
@@ -101,6 +104,10 @@ def apply(image, step):
             return F.solarize(image, 0.5)
         case "blur":
             return F.gaussian_blur(image, [int(arguments[0])] * 2, [float(arguments[1])] * 2)
+        case "patch":
+            left, top, size = map(int, arguments[:3])
+            image = F.crop(image, top, left, size, size)
+            return F.horizontal_flip(image) if arguments[3:] == ["flip"] else image
         case "normalize":
             return F.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     raise ValueError(step)

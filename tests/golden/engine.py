@@ -91,10 +91,24 @@ class ScaleOnlyBatchNorm(nn.BatchNorm1d):
         self.bias = None
 
 
+def hidden_layer(width, hidden):
+    return nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()
+
+
+def predictor_of(case):
+    """facebookresearch/moco-v3's of residual nets: no bias, no norm behind the last layer."""
+    out = int(case["head"].split("-")[-1])
+    return nn.Sequential(*hidden_layer(out, case["predictor"]), nn.Linear(case["predictor"], out, bias=False))
+
+
 def head_of(name, width):
     if name == "simclr-v1":
         hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
         return nn.Sequential(*hidden, nn.Linear(width, 128, bias=False), ScaleOnlyBatchNorm(128))
+    if name.startswith("moco-v3"):
+        hidden, out = map(int, name.split("-")[2:])
+        last = nn.BatchNorm1d(out, affine=False)
+        return nn.Sequential(*hidden_layer(width, hidden), nn.Linear(hidden, out, bias=False), last)
     kind, *widths = name.split("-")
     if kind == "mlp":
         hidden, out = map(int, widths)
@@ -106,6 +120,8 @@ def build(case):
     backbone = Small() if case["arch"] == "resnet20" else torchvision_net(case["arch"], case["stem"])
     width = {"resnet20": 64, "resnet18": 512, "resnet34": 512, "resnet50": 2048}[case["arch"]]
     net = nn.ModuleDict({"backbone": backbone, "head": head_of(case["head"], width)}).double()
+    if "predictor" in case:
+        net["predictor"] = predictor_of(case).double()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             drawn = noise(name, parameter.shape)
@@ -126,7 +142,8 @@ def forward(net, case, step):
     dtype = net["backbone"].conv1.weight.dtype
     images = noise(f"images/{step}", (case["rows"], case["size"], case["size"], 3)).to(dtype)
     features = net["backbone"](images.permute(0, 3, 1, 2))
-    return features, net["head"](features)
+    embeddings = net["head"](features)
+    return features, net["predictor"](embeddings) if "predictor" in net else embeddings
 
 
 def backward(embeddings, step):
@@ -198,6 +215,7 @@ CASES = [
     dict(arch="resnet18", stem="imagenet", head="linear-8", size=48, rows=3, optimizers=[]),
     dict(arch="resnet34", stem="cifar", head="linear-8", size=9, rows=3, optimizers=[]),
     dict(arch="resnet50", stem="imagenet", head="linear-8", size=40, rows=4, optimizers=[]),
+    dict(arch="resnet20", stem="cifar", head="moco-v3-20-8", predictor=12, size=8, rows=8, optimizers=["sgd"]),
 ]
 
 

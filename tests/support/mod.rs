@@ -8,7 +8,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything that a test expects.
@@ -286,6 +286,25 @@ pub fn folder_of_images(directory: &Path, n: usize) -> PathBuf {
         image::RgbImage::from_fn(16, 16, pixel).save(folder.join(format!("{i:04}.png"))).unwrap();
     }
     root
+}
+
+/// 600 small images in ten class folders, made once for all tests.
+pub fn images_in_classes() -> &'static Path {
+    static IMAGES: LazyLock<PathBuf> = LazyLock::new(|| {
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images-in-classes");
+        for i in 0..600u32 {
+            let folder = root.join(format!("class-{}", i % 10));
+            std::fs::create_dir_all(&folder).expect("make a folder");
+            let pixel = |x: u32, y: u32| {
+                let noise = (x + 31 * y + 977 * i).wrapping_mul(2_654_435_761) >> 26;
+                image::Rgb([i % 10 * 20, x * 9, y * 9].map(|value| (value + noise) as u8))
+            };
+            let image = image::RgbImage::from_fn(16, 16, pixel);
+            image.save(folder.join(format!("{i:04}.png"))).expect("write an image");
+        }
+        root
+    });
+    &IMAGES
 }
 
 /// Rows of a run's metrics.

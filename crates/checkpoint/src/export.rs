@@ -11,7 +11,8 @@ use crate::state::{Dtype, State, Tensor, encode_shard};
 /// Which tensors, under which names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Backbone and head: `backbone.conv1.weight`, `head.0.bias`.
+    /// Everything that was trained, `backbone.conv1.weight`, `head.0.bias`, `predictor.0.weight`, and the momentum encoder
+    /// where there is one: `momentum.backbone.conv1.weight`.
     StateDict,
     /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
     Torchvision,
@@ -46,14 +47,17 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
     }
 }
 
-/// Backbone and head, running statistics and `num_batches_tracked` included.
+/// All networks, running statistics and `num_batches_tracked` included.
 ///
 /// # Errors
 /// As [`tensors`].
 pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
     select(state, |name| {
-        let name = name.strip_prefix("model.")?;
-        (name.starts_with("backbone.") || name.starts_with("head.")).then_some(name)
+        let parts = ["backbone.", "head.", "predictor.", "jigsaw_head."];
+        let is_part = |name: &str| parts.iter().any(|part| name.starts_with(part));
+        let trained = name.strip_prefix("model.").filter(|name| is_part(name));
+        let averaged = || name.strip_prefix("momentum.").filter(|name| is_part(name)).map(|_| name);
+        trained.or_else(averaged)
     })
 }
 
@@ -130,6 +134,9 @@ mod tests {
             Tensor::from_f32("model.head.0.weight", &[1, 2], &[5.0, 6.0]),
             Tensor::from_f32("model.backbone.conv1.weight", &[1, 1, 1, 2], &[1.0, 2.0]),
             Tensor::from_f32("model.backbone.bn1.running_mean", &[1], &[3.0]),
+            Tensor::from_f32("model.predictor.0.weight", &[1, 1], &[8.0]),
+            Tensor::from_f32("momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[1.5, 2.5]),
+            Tensor::from_f32("objective.queue", &[1, 2], &[0.6, 0.8]),
             Tensor::from_i64("model.backbone.bn1.num_batches_tracked", 7),
             Tensor::from_f32("optimizer.momentum.backbone.conv1.weight", &[1, 1, 1, 2], &[0.0; 2]),
             Tensor::from_u64("counters.updates", 7),
@@ -149,6 +156,8 @@ mod tests {
             "backbone.bn1.running_mean",
             "backbone.conv1.weight",
             "head.0.weight",
+            "momentum.backbone.conv1.weight",
+            "predictor.0.weight",
         ];
         assert_eq!(names(&dict), expected);
         let backbone = tensors(&state(), "torchvision".parse().unwrap()).unwrap();

@@ -38,6 +38,8 @@ struct Mesh {
     bytes_sent: u64,
     abort: AbortHandle,
     failed: bool,
+    /// The exchange that is to fail, in a test of what a failure leaves behind.
+    fails_at: Option<u64>,
 }
 
 impl Communicator {
@@ -52,8 +54,17 @@ impl Communicator {
         links: Vec<Option<TcpStream>>,
         abort: AbortHandle,
     ) -> Self {
-        let mesh =
-            Mesh { rank, links, generation, step: 0, sequence: 0, bytes_sent: 0, abort, failed: false };
+        let mesh = Mesh {
+            rank,
+            links,
+            generation,
+            step: 0,
+            sequence: 0,
+            bytes_sent: 0,
+            abort,
+            failed: false,
+            fails_at: None,
+        };
         Self { mesh, scratch: Vec::new() }
     }
 
@@ -75,6 +86,12 @@ impl Communicator {
     /// Exchanges since the group was formed; the same on every rank between operations.
     pub fn sequence(&self) -> u64 {
         self.mesh.sequence
+    }
+
+    /// Lets the exchange of that sequence number fail before anything is sent, as if this rank were cut off: so that
+    /// tests can see what a step leaves behind, wherever it fails.
+    pub fn fail_at(&mut self, sequence: u64) {
+        self.mesh.fails_at = Some(sequence);
     }
 
     /// Payload bytes that this rank has sent, headers not counted.
@@ -268,6 +285,11 @@ impl Mesh {
         if self.failed {
             self.abort.check()?;
             return Err(Error::Failed);
+        }
+        if self.fails_at == Some(self.sequence) {
+            self.failed = true;
+            let source = std::io::Error::other("this exchange was told to fail");
+            return Err(Error::PeerLost { rank: self.rank, source });
         }
         let header = Header {
             op: op as u8,

@@ -95,6 +95,80 @@ choices! {
     ObjectiveKind {
         /// NT-Xent over the gathered batch.
         Simclr = "simclr",
+        /// Non-parametric instance discrimination: a memory bank of one slot per image.
+        Npid = "npid",
+        /// Pretext-invariant representations: the bank, and a jigsaw of each image.
+        Pirl = "pirl",
+        /// Momentum contrast with a queue of keys (versions 1 and 2).
+        Moco = "moco",
+        /// Momentum contrast of version 3: keys of the batch, a predictor, both views.
+        MocoV3 = "moco-v3",
+        /// Supervised contrast: positives are the images of the same class.
+        Supcon = "supcon",
+        /// Decoupled contrast: NT-Xent without the positive in the denominator.
+        Dcl = "dcl",
+        /// Alignment and uniformity on the sphere.
+        AlignUniform = "align-uniform",
+    }
+}
+
+choices! {
+    /// `objective.estimator`: what is made of a positive and its negatives from the bank.
+    Estimator {
+        /// Noise-contrastive estimation: each of them is told from noise on its own.
+        Nce = "nce",
+        /// Cross-entropy over all of them.
+        Softmax = "softmax",
+    }
+}
+
+choices! {
+    /// `objective.normalizer`: the constant Z of noise-contrastive estimation.
+    Normalizer {
+        /// Estimated from the first batch, then kept.
+        FirstBatch = "first-batch",
+        /// A running mean over the batches.
+        Ema = "ema",
+    }
+}
+
+choices! {
+    /// `objective.momentum_schedule`: the momentum of the key encoder over the run.
+    MomentumSchedule {
+        /// No change.
+        Constant = "constant",
+        /// Half a cosine to 1 at the end of the run.
+        Cosine = "cosine",
+    }
+}
+
+choices! {
+    /// `bank.dtype`: how a slot's numbers are stored.
+    BankDtype {
+        /// 32 bits.
+        F32 = "f32",
+        /// 16 bits, of which 8 are the exponent's.
+        Bf16 = "bf16",
+    }
+}
+
+choices! {
+    /// `bank.storage`: where a rank's slots are.
+    BankStorage {
+        /// In memory.
+        Memory = "memory",
+        /// In a file that is mapped into memory.
+        Mapped = "mapped",
+    }
+}
+
+choices! {
+    /// `model.predictor`: what stands behind the head of the trained network, but not of the momentum encoder.
+    Predictor {
+        /// Nothing.
+        None = "none",
+        /// Linear to 4096, batch norm, ReLU, linear to 256.
+        MocoV3 = "moco-v3",
     }
 }
 
@@ -113,10 +187,12 @@ choices! {
 choices! {
     /// `schedule.kind`: what follows the warm-up.
     ScheduleKind {
-        /// Half a cosine to 0 at the end of the run.
+        /// Half a cosine to `schedule.final_lr` at the end of the run.
         Cosine = "cosine",
         /// No change.
         Constant = "constant",
+        /// Times `schedule.gamma` at each of `schedule.milestones`.
+        Step = "step",
     }
 }
 
@@ -137,6 +213,12 @@ choices! {
         MocoV3 = "moco-v3",
         /// Non-parametric instance discrimination's.
         Npid = "npid",
+        /// The same for CIFAR: without the flip.
+        NpidCifar = "npid-cifar",
+        /// The same as VISSL has it: crops from 0.08 of the area, no gray.
+        Npidpp = "npidpp",
+        /// Pretext-invariant representations': crop, flip, jitter, gray.
+        Pirl = "pirl",
     }
 }
 
@@ -169,12 +251,29 @@ pub enum Head {
         /// Width of the embeddings.
         out: usize,
     },
+    /// `moco-v3-<hidden>-<out>`: two layers with batch norm, the last norm without scale and shift; `moco-v3` has the
+    /// paper's widths.
+    MocoV3 {
+        /// Width between them.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
 }
 
 impl Head {
     /// The forms that exist.
-    pub const FORMS: &'static [&'static str] =
-        &["simclr-v1", "simclr-v2", "mlp-<hidden>-<out>", "linear-<out>"];
+    pub const FORMS: &'static [&'static str] = &[
+        "simclr-v1",
+        "simclr-v2",
+        "mlp-<hidden>-<out>",
+        "linear-<out>",
+        "moco-v3",
+        "moco-v3-<hidden>-<out>",
+    ];
+
+    /// The paper's widths of `moco-v3`: between its layers, and of the embeddings.
+    pub const MOCO_V3: (usize, usize) = (4096, 256);
 }
 
 impl fmt::Display for Head {
@@ -184,6 +283,8 @@ impl fmt::Display for Head {
             Head::SimclrV2 => f.write_str("simclr-v2"),
             Head::Mlp { hidden, out } => write!(f, "mlp-{hidden}-{out}"),
             Head::Linear { out } => write!(f, "linear-{out}"),
+            Head::MocoV3 { hidden, out } if (*hidden, *out) == Head::MOCO_V3 => f.write_str("moco-v3"),
+            Head::MocoV3 { hidden, out } => write!(f, "moco-v3-{hidden}-{out}"),
         }
     }
 }
@@ -198,6 +299,8 @@ impl FromStr for Head {
             ["simclr", "v1"] => Ok(Head::SimclrV1),
             ["simclr", "v2"] => Ok(Head::SimclrV2),
             ["mlp", hidden, out] => Ok(Head::Mlp { hidden: width(hidden)?, out: width(out)? }),
+            ["moco", "v3"] => Ok(Head::MocoV3 { hidden: Head::MOCO_V3.0, out: Head::MOCO_V3.1 }),
+            ["moco", "v3", hidden, out] => Ok(Head::MocoV3 { hidden: width(hidden)?, out: width(out)? }),
             ["linear", out] => Ok(Head::Linear { out: width(out)? }),
             _ => Err(unknown()),
         }

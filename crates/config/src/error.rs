@@ -28,6 +28,18 @@ pub enum Error {
     /// Two keys of one file exclude each other.
     #[error("`{0}` and `{1}` are both set")]
     Conflict(&'static str, &'static str),
+    /// The key means nothing with the kind that is configured.
+    #[error("`{key}` does not go with {owner} = {value}")]
+    NotOfKind {
+        /// The key.
+        key: &'static str,
+        /// The key that decides.
+        owner: &'static str,
+        /// What that is set to.
+        value: String,
+        /// With which of its values the key goes.
+        belongs_to: &'static [&'static str],
+    },
     /// A key without a default was not set.
     #[error("`{0}` is not set")]
     Missing(&'static str),
@@ -69,6 +81,9 @@ impl Error {
             Error::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),
             Error::UnknownKey { nearest: None, .. } => {
                 Some("`himpun presets show quickstart` shows how keys are written".to_owned())
+            }
+            Error::NotOfKind { owner, belongs_to, .. } => {
+                Some(format!("leave it out, or set {owner} = {}", belongs_to.join(" or ")))
             }
             Error::Missing("data.source") => Some("say where the images are: --data PATH".to_owned()),
             Error::NotResumable { .. } => {

@@ -106,14 +106,36 @@ pub(crate) const KEYS: &[Key] = &[
         },
     },
     key!(train.global_batch, "images of a step, over all ranks", ", at least 2", |images| *images >= 2),
+    key!(train.chunk, "images of a pass, over all ranks; 0: the whole batch at once"),
     key!(train.convolution, "auto (fastest) or direct"),
     key!(model.arch, "backbone"),
     key!(model.stem, "imagenet (7x7, max pool) or cifar (3x3)"),
     key!(model.head, "projection head"),
+    key!(model.predictor, "none, or moco-v3: behind the head of the trained network"),
     key!(model.batch_norm, "statistics over all ranks' rows, or each rank's own"),
     key!(model.zero_init_residual, "residual blocks start as the identity"),
     key!(objective.kind, "loss"),
     key!(objective.temperature, "divides cosine similarities", " greater than 0", |t| *t > 0.0),
+    key!(objective.negatives, "slots that an image is told from; 0: all"),
+    key!(objective.estimator, "nce or softmax"),
+    key!(objective.normalizer, "nce's Z from the first batch (first-batch) or all (ema)"),
+    key!(objective.normalizer_momentum, "share of Z that stays", " from 0 to below 1", |m| (0.0..1.0)
+        .contains(m)),
+    key!(objective.proximal, "weight of the way from the slot to the feature", " of at least 0", |w| *w
+        >= 0.0),
+    key!(objective.feature_momentum, "share of a slot that stays", " from 0 to below 1", |m| (0.0..1.0)
+        .contains(m)),
+    key!(objective.exclude_positive, "an image's own slot is no negative"),
+    key!(objective.jigsaw_weight, "share of the jigsaw's loss", " from 0 to 1", |w| (0.0..=1.0).contains(w)),
+    key!(objective.queue, "keys that are kept", ", at least 1", |n| *n >= 1),
+    key!(objective.momentum, "share of the momentum encoder that stays", " from 0 to 1", |m| (0.0..=1.0)
+        .contains(m)),
+    key!(objective.momentum_schedule, "constant, or cosine: to 1 at the end"),
+    key!(objective.uniformity, "weight of the uniformity", " of at least 0", |w| *w >= 0.0),
+    key!(bank.dtype, "f32 or bf16"),
+    key!(bank.storage, "memory, or mapped: in a file"),
+    key!(bank.refresh_age, "steps after which an unseen slot is encoded anew; 0: never"),
+    key!(bank.mirror, "the next rank keeps a copy of each rank's slots"),
     key!(optimizer.kind, "update rule"),
     key!(optimizer.lr, "learning rate after the warm-up", " greater than 0", |lr| *lr > 0.0),
     key!(optimizer.momentum, "of sgd and lars", " from 0 to below 1", |m| (0.0..1.0).contains(m)),
@@ -125,6 +147,17 @@ pub(crate) const KEYS: &[Key] = &[
     key!(optimizer.eps, "of adamw", " greater than 0", |eps| *eps > 0.0),
     key!(optimizer.decay_all, "biases and batch norm decay as well"),
     key!(schedule.kind, "what follows the warm-up"),
+    key!(schedule.final_lr, "at the end of the run", " of at least 0", |lr| *lr >= 0.0),
+    key!(
+        schedule.milestones,
+        "epochs at which the rate falls",
+        " of at least 1, ascending",
+        |epochs: &Vec<u64>| {
+            epochs.first().is_none_or(|first| *first >= 1) && epochs.is_sorted_by(|a, b| a < b)
+        }
+    ),
+    key!(schedule.gamma, "what it is multiplied by there", " greater than 0, at most 1", |g| *g > 0.0
+        && *g <= 1.0),
     key!(schedule.warmup_steps, "updates of linear warm-up; cut to the run"),
     key!(data.source, "builtin, a path, or path#split", " that is not empty", |source: &String| !source
         .is_empty()),

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::keys::{KEYS, Key};
 use crate::run_config::{Length, RunConfig};
-use crate::{Error, presets};
+use crate::{Error, owners, presets};
 
 /// What a user gives of a configuration. Later fields win over earlier ones.
 #[derive(Clone, Debug)]
@@ -38,14 +38,14 @@ pub const RESUMABLE: &[&str] = &[
 /// Lays the layers over the defaults.
 ///
 /// # Errors
-/// Unknown keys or presets, values out of range, a missing data source.
+/// Unknown keys or presets, values out of range, keys of another kind, a missing data source.
 pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
     let mut config = RunConfig::default();
     config.cluster.orphan_ttl = layers.orphan_ttl;
-    let mut keys = Vec::new();
+    let (mut of_preset, mut keys) = (Vec::new(), Vec::new());
     let preset = layers.preset.or(layers.config.is_none().then_some(presets::QUICKSTART));
     if let Some(name) = preset {
-        keys = apply_text(&mut config, presets::text(name)?)?;
+        of_preset = apply_text(&mut config, presets::text(name)?)?;
     }
     if layers.data.is_some() {
         config.eval.data = None;
@@ -63,9 +63,12 @@ pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
         assign(&mut config, key, &value)?;
         keys.push(key.to_owned());
     }
-    if !keys.iter().any(|key| key == "data.source") {
+    if !of_preset.iter().chain(&keys).any(|key| key == "data.source") {
         return Err(Error::Missing("data.source"));
     }
+    // What the user sets must mean something; what a preset says of a kind that the user replaces falls away.
+    owners::check(&config, keys.iter().map(String::as_str))?;
+    owners::reset(&mut config)?;
     cut_warmup(&mut config);
     Ok(config)
 }
@@ -190,16 +193,38 @@ mod tests {
         check("train.global_batch=2.5", "train.global_batch = 2.5: expected a whole number, at least 2");
         check("objective.temperature=0", "objective.temperature = 0: expected a number greater than 0");
         check("objective.temperature=inf", "objective.temperature = inf: expected a number greater than 0");
-        check("objective.kind=moco", "objective.kind = \"moco\": expected `simclr`");
+        check(
+            "objective.kind=byol",
+            "objective.kind = \"byol\": expected one of simclr, npid, pirl, moco, moco-v3, supcon, dcl, align-uniform",
+        );
+        check(
+            "schedule.milestones=[3, 3]",
+            "schedule.milestones = [3, 3]: expected whole numbers of at least 1, ascending",
+        );
+        check(
+            "schedule.milestones=[0]",
+            "schedule.milestones = [0]: expected whole numbers of at least 1, ascending",
+        );
+        check("schedule.gamma=1.5", "schedule.gamma = 1.5: expected a number greater than 0, at most 1");
+        check("schedule.final_lr=-1", "schedule.final_lr = -1: expected a number of at least 0");
+        check("objective.negatives=-1", "objective.negatives = -1: expected a whole number");
+        check("objective.queue=0", "objective.queue = 0: expected a whole number, at least 1");
+        check("objective.momentum=1.1", "objective.momentum = 1.1: expected a number from 0 to 1");
+        check(
+            "objective.feature_momentum=1",
+            "objective.feature_momentum = 1: expected a number from 0 to below 1",
+        );
+        check("objective.jigsaw_weight=1.1", "objective.jigsaw_weight = 1.1: expected a number from 0 to 1");
+        check("bank.dtype=f16", "bank.dtype = \"f16\": expected one of f32, bf16");
         check("optimizer.kind=adam", "optimizer.kind = \"adam\": expected one of sgd, lars, adamw");
         check("optimizer.momentum=1", "optimizer.momentum = 1: expected a number from 0 to below 1");
         check(
             "model.head=mlp-0-3",
-            "model.head = \"mlp-0-3\": expected one of simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>",
+            "model.head = \"mlp-0-3\": expected one of simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3",
         );
         check(
             "data.augment=simclr-cifra",
-            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid",
+            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid, npid-cifar, npidpp, pirl",
         );
         check(
             "data.std=[1,1,0]",
@@ -240,6 +265,24 @@ mod tests {
         assert_eq!((config.optimizer.kind, config.optimizer.lr), (OptimizerKind::AdamW, 0.002));
         assert_eq!(config.model.arch, Arch::ResNet20, "the preset's");
         assert_eq!(config.run.length, Length::Epochs(3), "unsets the preset's steps");
+    }
+
+    #[test]
+    fn what_a_preset_says_of_a_kind_that_is_replaced_falls_away() {
+        let replaced = set(&["objective.kind=align-uniform"]).unwrap();
+        assert_eq!(replaced.objective, {
+            let kind = crate::ObjectiveKind::AlignUniform;
+            crate::Objective { kind, ..crate::Objective::default() }
+        });
+        assert_eq!(
+            refused("objective.jigsaw_weight=0.3"),
+            "`objective.jigsaw_weight` does not go with objective.kind = simclr; leave it out, or set objective.kind = pirl"
+        );
+        let pirl = set(&["objective.jigsaw_weight=0.3", "objective.kind=pirl"]).unwrap();
+        assert_eq!(pirl.objective.jigsaw_weight, 0.3, "in either order");
+        let file = Some((PathBuf::from("c.toml"), "[objective]\nqueue = 5\n".to_owned()));
+        let error = resolve(&Layers { preset: Some("quickstart"), config: file, ..layers(&[]) }).unwrap_err();
+        assert_eq!(error.to_string(), "`objective.queue` does not go with objective.kind = simclr");
     }
 
     #[test]

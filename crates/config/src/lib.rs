@@ -1,7 +1,8 @@
 //! The configuration of a run: keys, defaults, presets, layers, validation.
 //!
 //! One [`RunConfig`] holds every key; `keys` is the one list of their names, ranges and descriptions, and reading,
-//! writing, validation and the nearest known key all follow it. A configuration is made of layers ([`resolve`]):
+//! writing, validation and the nearest known key all follow it. `owners` says which of them belong to some kinds only:
+//! such a key is refused with any other kind, not ignored. A configuration is made of layers ([`resolve`]):
 //! preset, then file, then `--data`, then `--set`.
 //!
 //! What it does not know: models, data, the network, the file system. The coordinator refuses a bad configuration
@@ -14,17 +15,18 @@ mod error;
 mod keys;
 mod layers;
 mod nearest;
+mod owners;
 pub mod presets;
 mod run_config;
 mod setting;
 
 pub use choices::{
-    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
-    UnknownChoice,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem, UnknownChoice,
 };
 pub use error::Error;
 pub use layers::{Layers, RESUMABLE, resolve, resume};
 pub use run_config::{
-    Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
+    Bank, Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
     RunConfig, Schedule, Train,
 };

@@ -2,15 +2,44 @@
 
 use crate::Error;
 
-/// The preset that holds where neither a preset nor a file is given.
+/// The preset that holds where neither a preset nor a file is given: the first.
 pub const QUICKSTART: &str = "quickstart";
 
-const PRESETS: &[(&str, &str)] = &[
-    (QUICKSTART, include_str!("../presets/quickstart.toml")),
-    ("simclr-cifar10-small", include_str!("../presets/simclr-cifar10-small.toml")),
-    ("simclr-fashion-mnist-small", include_str!("../presets/simclr-fashion-mnist-small.toml")),
-    ("simclr-cifar10", include_str!("../presets/simclr-cifar10.toml")),
-    ("simclr-imagenet", include_str!("../presets/simclr-imagenet.toml")),
+/// A preset's name is its file's.
+macro_rules! presets {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_str!(concat!("../presets/", $name, ".toml")))),+]
+    };
+}
+
+const PRESETS: &[(&str, &str)] = presets![
+    "quickstart",
+    "simclr-cifar10-small",
+    "npid-cifar10-small",
+    "npidpp-cifar10-small",
+    "pirl-cifar10-small",
+    "moco-v1-cifar10-small",
+    "moco-v2-cifar10-small",
+    "moco-v3-cifar10-small",
+    "supcon-cifar10-small",
+    "dcl-cifar10-small",
+    "simclr-fashion-mnist-small",
+    "simclr-cifar10",
+    "simclr-imagenet",
+    "simclr-imagenet-decay-1e-4",
+    "simclr-imagenet-256-sqrt",
+    "simclr-v2-imagenet",
+    "npid-cifar10",
+    "npid-imagenet",
+    "npidpp-imagenet",
+    "pirl-imagenet",
+    "moco-v1-imagenet",
+    "moco-v2-imagenet",
+    "moco-v3-imagenet",
+    "moco-v3-imagenet-300",
+    "moco-v3-imagenet-1000",
+    "supcon-cifar10",
+    "dcl-imagenet",
 ];
 
 /// Every preset's name.
@@ -51,10 +80,84 @@ mod tests {
             assert_eq!(config.validate().map_err(|error| error.to_string()), Ok(()), "{name}");
             assert!(description(name).unwrap().ends_with('.'), "{name}");
         }
-        assert_eq!(
-            text("quickstrat").unwrap_err().to_string(),
-            "unknown preset `quickstrat`, expected one of quickstart, simclr-cifar10-small, simclr-fashion-mnist-small, \
-             simclr-cifar10, simclr-imagenet"
+        assert_eq!(names()[0], QUICKSTART);
+        let error = text("quickstrat").unwrap_err().to_string();
+        assert!(
+            error.starts_with(
+                "unknown preset `quickstrat`, expected one of quickstart, simclr-cifar10-small, "
+            )
         );
+    }
+
+    /// The numbers by which the published presets are known, as the papers print them.
+    #[test]
+    fn published_numbers() {
+        use crate::{Estimator, MomentumSchedule, ObjectiveKind, ScheduleKind};
+        let config = |name| RunConfig::from_toml(text(name).unwrap()).unwrap();
+        #[track_caller]
+        fn learning(config: &RunConfig, batch: usize, epochs: u64, lr: f64, weight_decay: f64) {
+            let found = (config.train.global_batch, config.run.length, config.optimizer.lr);
+            assert_eq!(found, (batch, crate::Length::Epochs(epochs), lr));
+            assert_eq!(config.optimizer.weight_decay, weight_decay);
+        }
+        learning(&config("simclr-imagenet"), 4096, 100, 4.8, 1e-6);
+        learning(&config("simclr-imagenet-decay-1e-4"), 4096, 100, 4.8, 1e-4);
+        learning(&config("simclr-imagenet-256-sqrt"), 256, 100, 1.2, 1e-6);
+        learning(&config("simclr-v2-imagenet"), 4096, 800, 6.4, 1e-4);
+        learning(&config("supcon-cifar10"), 1024, 1000, 0.5, 1e-4);
+        learning(&config("dcl-imagenet"), 256, 200, 1.2, 1e-6);
+        let npid = config("npid-imagenet");
+        learning(&npid, 256, 200, 0.03, 1e-4);
+        assert_eq!((npid.objective.negatives, npid.objective.temperature), (4096, 0.07));
+        assert_eq!(
+            (npid.schedule.kind, &npid.schedule.milestones[..]),
+            (ScheduleKind::Step, &[120, 160][..])
+        );
+        let cifar = config("npid-cifar10");
+        learning(&cifar, 128, 200, 0.03, 5e-4);
+        assert_eq!((cifar.objective.negatives, cifar.objective.estimator), (0, Estimator::Softmax));
+        for (name, kind) in [("npidpp-imagenet", ObjectiveKind::Npid), ("pirl-imagenet", ObjectiveKind::Pirl)]
+        {
+            let config = config(name);
+            learning(&config, 1024, 800, 0.12, 1e-4);
+            assert_eq!((config.objective.kind, config.objective.negatives), (kind, 32_000));
+            assert_eq!((config.schedule.kind, config.schedule.final_lr), (ScheduleKind::Cosine, 1.2e-4));
+        }
+        for (name, temperature, kind) in
+            [("moco-v1-imagenet", 0.07, ScheduleKind::Step), ("moco-v2-imagenet", 0.2, ScheduleKind::Cosine)]
+        {
+            let config = config(name);
+            learning(&config, 256, 200, 0.03, 1e-4);
+            assert_eq!((config.objective.queue, config.objective.momentum), (65_536, 0.999));
+            assert_eq!((config.objective.temperature, config.schedule.kind), (temperature, kind));
+        }
+        for (name, epochs, lr, weight_decay, momentum) in [
+            ("moco-v3-imagenet", 100, 9.6, 1e-6, 0.99),
+            ("moco-v3-imagenet-300", 300, 4.8, 1e-6, 0.99),
+            ("moco-v3-imagenet-1000", 1000, 4.8, 1.5e-6, 0.996),
+        ] {
+            let config = config(name);
+            learning(&config, 4096, epochs, lr, weight_decay);
+            assert_eq!((config.objective.momentum, config.objective.temperature), (momentum, 1.0));
+            assert_eq!(config.objective.momentum_schedule, MomentumSchedule::Cosine);
+        }
+    }
+
+    /// Each method has a small form that also runs for 30 steps of 64 on 600 images.
+    #[test]
+    fn small_presets_go_with_few_images() {
+        for name in names().into_iter().filter(|name| name.ends_with("-cifar10-small")) {
+            let set = ["train.global_batch=64", "run.steps=30", "data.source=/images"].map(str::to_owned);
+            let layers = crate::Layers {
+                preset: Some(name),
+                config: None,
+                data: None,
+                set: &set,
+                orphan_ttl: crate::ORPHAN_TTL,
+            };
+            let config = crate::resolve(&layers).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(config.objective.queue.is_multiple_of(64), "{name}");
+            assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config, "{name}");
+        }
     }
 }

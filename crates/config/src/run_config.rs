@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::choices::{
-    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem,
 };
-use crate::{Error, keys, layers};
+use crate::{Error, keys, layers, owners};
 
 /// How long workers go on without their coordinator, unless set: `cluster.orphan_ttl` on a cluster.
 pub const ORPHAN_TTL: Duration = Duration::from_secs(15 * 60);
@@ -18,6 +19,7 @@ pub struct RunConfig {
     pub train: Train,
     pub model: Model,
     pub objective: Objective,
+    pub bank: Bank,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub data: Data,
@@ -52,6 +54,9 @@ pub enum Length {
 pub struct Train {
     /// Images of a step, over all ranks.
     pub global_batch: usize,
+    /// Images of one pass of an accumulated step, over all ranks; 0: the whole batch at once. Chunk `c` is the
+    /// positions `[c * chunk, (c + 1) * chunk)` of the global batch, whatever the number of ranks.
+    pub chunk: usize,
     /// Which convolution algorithm.
     pub convolution: Convolution,
 }
@@ -65,19 +70,59 @@ pub struct Model {
     pub stem: Stem,
     /// Projection head.
     pub head: Head,
+    /// Behind the head of the trained network only.
+    pub predictor: Predictor,
     /// Rows over which batch norm takes its statistics.
     pub batch_norm: BatchNorm,
     /// Whether every residual block starts as the identity.
     pub zero_init_residual: bool,
 }
 
-/// The loss.
+/// The loss. Fields of other kinds keep their defaults, and are neither written nor to be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Objective {
     /// Which loss.
     pub kind: ObjectiveKind,
-    /// Divides cosine similarities.
+    /// Divides cosine similarities. Not of `align-uniform`.
     pub temperature: f64,
+    /// Slots of the bank that each image is told from; 0: all of them. Of `npid` and `pirl`, like all up to
+    /// `exclude_positive`.
+    pub negatives: usize,
+    /// What is made of them.
+    pub estimator: Estimator,
+    /// Where the constant Z of `nce` comes from.
+    pub normalizer: Normalizer,
+    /// Share of Z that stays when a batch is averaged into it.
+    pub normalizer_momentum: f64,
+    /// Weight of the squared distance between a feature and its slot. Of `npid`.
+    pub proximal: f64,
+    /// Share of a slot that stays when its feature is averaged into it.
+    pub feature_momentum: f64,
+    /// Whether an image's own slot is never drawn as a negative of it.
+    pub exclude_positive: bool,
+    /// Share of the jigsaw's loss in the sum. Of `pirl`.
+    pub jigsaw_weight: f64,
+    /// Keys that are kept. Of `moco`.
+    pub queue: usize,
+    /// Share of the momentum encoder that stays at an update. Of `moco` and `moco-v3`.
+    pub momentum: f64,
+    /// Whether that share grows.
+    pub momentum_schedule: MomentumSchedule,
+    /// Weight of the uniformity. Of `align-uniform`.
+    pub uniformity: f64,
+}
+
+/// The memory bank of `npid` and `pirl`: one slot per image, shared out over the ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bank {
+    /// How a slot's numbers are stored.
+    pub dtype: BankDtype,
+    /// Where a rank's slots are.
+    pub storage: BankStorage,
+    /// Steps after which a slot that was not seen is encoded anew; 0: never.
+    pub refresh_age: u64,
+    /// Whether the next rank keeps a copy of each rank's slots.
+    pub mirror: bool,
 }
 
 /// The update.
@@ -108,6 +153,12 @@ pub struct Optimizer {
 pub struct Schedule {
     /// What follows the warm-up.
     pub kind: ScheduleKind,
+    /// The learning rate at the end of the run. Of `cosine`.
+    pub final_lr: f64,
+    /// Epochs after which the learning rate falls, ascending. Of `step`.
+    pub milestones: Vec<u64>,
+    /// What it is multiplied by at each of them. Of `step`.
+    pub gamma: f64,
     /// Updates of linear warm-up; a warm-up longer than the run is cut to it.
     pub warmup_steps: u64,
 }
@@ -175,7 +226,7 @@ impl Default for Run {
 
 impl Default for Train {
     fn default() -> Self {
-        Train { global_batch: 256, convolution: Convolution::Auto }
+        Train { global_batch: 256, chunk: 0, convolution: Convolution::Auto }
     }
 }
 
@@ -185,6 +236,7 @@ impl Default for Model {
             arch: Arch::ResNet18,
             stem: Stem::Imagenet,
             head: Head::SimclrV1,
+            predictor: Predictor::None,
             batch_norm: BatchNorm::Global,
             zero_init_residual: true,
         }
@@ -193,7 +245,28 @@ impl Default for Model {
 
 impl Default for Objective {
     fn default() -> Self {
-        Objective { kind: ObjectiveKind::Simclr, temperature: 0.1 }
+        Objective {
+            kind: ObjectiveKind::Simclr,
+            temperature: 0.1,
+            negatives: 4096,
+            estimator: Estimator::Nce,
+            normalizer: Normalizer::FirstBatch,
+            normalizer_momentum: 0.99,
+            proximal: 0.0,
+            feature_momentum: 0.5,
+            exclude_positive: false,
+            jigsaw_weight: 0.5,
+            queue: 65_536,
+            momentum: 0.999,
+            momentum_schedule: MomentumSchedule::Constant,
+            uniformity: 1.0,
+        }
+    }
+}
+
+impl Default for Bank {
+    fn default() -> Self {
+        Bank { dtype: BankDtype::F32, storage: BankStorage::Memory, refresh_age: 0, mirror: true }
     }
 }
 
@@ -215,7 +288,13 @@ impl Default for Optimizer {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Schedule { kind: ScheduleKind::Cosine, warmup_steps: 0 }
+        Schedule {
+            kind: ScheduleKind::Cosine,
+            final_lr: 0.0,
+            milestones: vec![120, 160],
+            gamma: 0.1,
+            warmup_steps: 0,
+        }
     }
 }
 
@@ -256,14 +335,15 @@ impl RunConfig {
     /// Reads a configuration on its own, without a preset below it.
     ///
     /// # Errors
-    /// If the text is not TOML, or a key is unknown, or a value is out of its range.
+    /// If the text is not TOML, a key is unknown, a value is out of its range, or a key does not go with the kind.
     pub fn from_toml(text: &str) -> Result<RunConfig, Error> {
         let mut config = RunConfig::default();
-        layers::apply_text(&mut config, text)?;
+        let set = layers::apply_text(&mut config, text)?;
+        owners::check(&config, set.iter().map(String::as_str))?;
         Ok(config)
     }
 
-    /// Writes every key with its value and what it means; keys that are unset stand as comments.
+    /// Writes every key with its value and what it means; keys that are unset or of other kinds stand as comments.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         let mut section = "";
@@ -273,7 +353,8 @@ impl RunConfig {
                 section = key.section();
                 text.push_str(&format!("{gap}[{section}]\n"));
             }
-            let line = match (key.write)(self) {
+            let value = owners::goes(self, key.name).then(|| (key.write)(self)).flatten();
+            let line = match value {
                 Some(value) => format!("{} = {value}", key.field()),
                 None => format!("# {} is not set", key.field()),
             };

@@ -4,7 +4,8 @@ use std::time::Duration;
 use toml::Value;
 
 use crate::choices::{
-    Arch, Augment, BatchNorm, Convolution, Decode, Head, ObjectiveKind, OptimizerKind, ScheduleKind, Stem,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem,
 };
 
 /// A type that a key may have.
@@ -95,6 +96,18 @@ impl Setting for [f64; 3] {
     }
 }
 
+impl Setting for Vec<u64> {
+    fn read(value: &Value) -> Option<Self> {
+        value.as_array()?.iter().map(u64::read).collect()
+    }
+    fn write(&self) -> Option<Value> {
+        self.iter().map(u64::write).collect::<Option<_>>().map(Value::Array)
+    }
+    fn expected() -> String {
+        "whole numbers".to_owned()
+    }
+}
+
 /// Empty text unsets.
 impl<T: Setting> Setting for Option<T> {
     fn read(value: &Value) -> Option<Self> {
@@ -161,6 +174,12 @@ named!(
     BatchNorm: BatchNorm::NAMES,
     Convolution: Convolution::NAMES,
     ObjectiveKind: ObjectiveKind::NAMES,
+    Estimator: Estimator::NAMES,
+    Normalizer: Normalizer::NAMES,
+    MomentumSchedule: MomentumSchedule::NAMES,
+    BankDtype: BankDtype::NAMES,
+    BankStorage: BankStorage::NAMES,
+    Predictor: Predictor::NAMES,
     OptimizerKind: OptimizerKind::NAMES,
     ScheduleKind: ScheduleKind::NAMES,
     Augment: Augment::NAMES,

@@ -96,6 +96,14 @@ pub enum Error {
         /// Images in the data set.
         len: usize,
     },
+    /// The objective asks for classes and the source has none.
+    #[error(
+        "{origin} has no classes, which objective.kind needs: give images as class/name.jpg, IDX or CIFAR files"
+    )]
+    NoLabels {
+        /// The source as it was given.
+        origin: String,
+    },
     /// No augmentation has this name.
     #[error("unknown augmentation {name:?}: expected one of {}", crate::augment::PRESETS.join(", "))]
     UnknownAugmentation {

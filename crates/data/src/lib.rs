@@ -19,6 +19,7 @@ mod error;
 #[cfg(test)]
 mod fixtures;
 mod loader;
+mod parts;
 mod preprocess;
 pub mod random;
 mod reduced;
@@ -28,14 +29,15 @@ mod source;
 mod stats;
 mod wide;
 
-pub use augment::{Augmentation, Reduced, Scratch, ViewKey, ViewPipeline};
+pub use augment::{Augmentation, Jigsaw, PATCHES, Reduced, Scratch, ViewKey, ViewPipeline};
 pub use decode::{Image, MAX_PIXELS, decode};
 pub use error::Error;
-pub use loader::{Batch, Loader, LoaderOptions, Views, views_of};
+pub use loader::{Batch, Loader, LoaderOptions};
+pub use parts::{Parts, Views, views_of};
 pub use preprocess::Preprocess;
 pub use reduced::{Decoded, Decoding, load_reduced};
 pub use replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
-pub use sampler::{Sampler, rank_range};
+pub use sampler::{Sampler, chunk_ranges, rank_range};
 pub use source::Dataset;
 pub use source::pack::{PackOptions, Packed, pack};
 pub use stats::{Stats, stats};

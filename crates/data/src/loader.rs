@@ -11,9 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use crate::augment::{Augmentation, Reduced, Scratch, ViewKey};
-use crate::reduced::{Decoded, Decoding, load_reduced};
+use crate::augment::{Augmentation, Scratch};
+use crate::parts::{self, Parts};
+use crate::reduced::Decoding;
 use crate::replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
+use crate::sampler::chunk_ranges;
 use crate::{Dataset, Error, Sampler};
 
 /// How a rank reads a data set.
@@ -37,6 +39,12 @@ pub struct LoaderOptions {
     pub max_corrupt_share: f64,
     /// How much of an image's file is decoded.
     pub decoding: Decoding,
+    /// What is made of each image.
+    pub parts: Parts,
+    /// Whether batches carry classes.
+    pub labels: bool,
+    /// Images of a pass over all ranks, 0 for the whole batch: see [`chunk_ranges`].
+    pub chunk: usize,
 }
 
 /// What one rank encodes in one step.
@@ -46,21 +54,38 @@ pub struct Batch {
     pub step: u64,
     /// The data pass it belongs to.
     pub epoch: u64,
+    /// How many of this rank's images each chunk has; without chunks one number. They come in this order.
+    pub chunks: Vec<usize>,
+    /// The images' places in the global batch, ascending.
+    pub positions: Vec<usize>,
     /// The images' places in the data set, as the sampler deals them.
     pub indices: Vec<usize>,
-    /// `[view][image]` rows of `[size, size, 3]`: row `i` and row `n + i` show the same image.
+    /// The class of what is shown of each image, if asked for.
+    pub labels: Vec<u32>,
+    /// `[chunk][view][image of the chunk]` rows of `[size, size, 3]`. Without chunks that is `[view][image]`: row `i`
+    /// and row `n + i` show the same image. [`Batch::row`] tells the row of any.
     pub images: Vec<f32>,
+    /// `[image][patch]` rows of `[patch, patch, 3]`, nine an image, if asked for: a chunk's are consecutive as well.
+    pub jigsaw: Vec<f32>,
     /// Corrupt images that were met for the first time by this rank.
     pub replaced: Vec<Replaced>,
 }
 
-/// The views of one image, and which image it was.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Views {
-    /// The image that is shown: another one than asked for if that is corrupt.
-    pub index: usize,
-    /// Both views, `[2, size, size, 3]`.
-    pub images: Vec<f32>,
+impl Batch {
+    /// Tells the row of `images` that shows view `view` (of `views`) of this rank's image `image`.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn row(&self, views: usize, view: usize, image: usize) -> usize {
+        let mut first = 0;
+        for &len in &self.chunks {
+            if image < first + len {
+                return views * first + view * len + (image - first);
+            }
+            first += len;
+        }
+        panic!("image {image} of {first}");
+    }
 }
 
 /// Delivers a rank's batches in the order of the steps.
@@ -88,8 +113,8 @@ struct State {
     /// Batches of consecutive steps; the front is delivered next.
     batches: VecDeque<Unfinished>,
     next_step: u64,
-    /// Buffers that came back from the consumer.
-    spare: Vec<Vec<f32>>,
+    /// Buffers of views and of patches that came back from the consumer.
+    spare: Vec<(Vec<f32>, Vec<f32>)>,
     closing: bool,
 }
 
@@ -110,14 +135,25 @@ struct Unit {
     indices: Vec<usize>,
 }
 
+/// A thread's buffer: what it has made of a unit's images.
+#[derive(Default)]
+struct Made {
+    /// Which image is shown for each.
+    shown: Vec<usize>,
+    /// `[image][view]` rows.
+    views: Vec<f32>,
+    /// `[image][patch]` rows.
+    jigsaw: Vec<f32>,
+}
+
 impl Loader {
     /// Starts the threads.
     ///
     /// # Errors
-    /// If a global batch needs more images than there are, or no thread can be started.
+    /// If a global batch needs more images than there are, there are no classes to give, or no thread can be started.
     ///
     /// # Panics
-    /// If `threads`, `prefetch`, `world_size` or `global_batch` is 0, or `rank` is no rank.
+    /// If `threads`, `prefetch`, `world_size` or `global_batch` is 0, `rank` is no rank, or the views are not 1 or 2.
     pub fn new(
         dataset: Arc<Dataset>,
         augmentation: Augmentation,
@@ -126,6 +162,10 @@ impl Loader {
         let LoaderOptions { global_batch, rank, world_size, threads, prefetch, .. } = options;
         assert!(threads > 0 && prefetch > 0 && global_batch > 0, "{options:?}");
         assert!(rank < world_size, "rank {rank} of {world_size}");
+        assert!((1..=2).contains(&options.parts.views), "{} views", options.parts.views);
+        if options.labels && dataset.labels().is_none() {
+            return Err(Error::NoLabels { origin: dataset.origin().to_owned() });
+        }
         if global_batch > dataset.len() {
             return Err(Error::BatchTooLarge { global_batch, len: dataset.len() });
         }
@@ -174,7 +214,7 @@ impl Loader {
 
     /// Takes a batch's memory back for a later one.
     pub fn recycle(&mut self, batch: Batch) {
-        self.shared.lock().spare.push(batch.images);
+        self.shared.lock().spare.push((batch.images, batch.jigsaw));
     }
 
     /// Counts the corrupt images that this rank has met.
@@ -194,56 +234,6 @@ impl Drop for Loader {
     }
 }
 
-/// Makes the views of one image exactly as training does.
-///
-/// # Errors
-/// Why neither it nor a replacement can be decoded.
-pub fn views_of(
-    dataset: &Dataset,
-    augmentation: &Augmentation,
-    decoding: Decoding,
-    (seed, epoch, index): (u64, u64, usize),
-) -> Result<Views, Error> {
-    let known = KnownCorrupt::new(1.0);
-    let mut images = vec![0.0; 2 * augmentation.view_len()];
-    let load = |candidate| load(dataset, augmentation, decoding, (candidate, (seed, epoch, index)));
-    let Shown { index: shown, decoded } =
-        decode_or_replace(dataset, &known, (seed, epoch, index), &mut Vec::new(), &load)?;
-    let mut scratch = Scratch::default();
-    let views = images.chunks_exact_mut(augmentation.view_len());
-    render(augmentation, &decoded, (seed, epoch, index), &mut scratch, views);
-    Ok(Views { index: shown, images })
-}
-
-/// Decodes the image `candidate` for the views of `key`, of which it may be the replacement.
-fn load(
-    dataset: &Dataset,
-    augmentation: &Augmentation,
-    decoding: Decoding,
-    (candidate, key): (usize, (u64, u64, usize)),
-) -> Result<Decoded, Error> {
-    match decoding {
-        Decoding::Full => dataset.load(candidate).map(Decoded::full),
-        Decoding::Scaled => {
-            load_reduced(dataset, candidate, |dimensions| augmentation.reduction(dimensions, key))
-        }
-    }
-}
-
-fn render<'a>(
-    augmentation: &Augmentation,
-    Decoded { image, dimensions, reduction }: &Decoded,
-    (seed, epoch, index): (u64, u64, usize),
-    scratch: &mut Scratch,
-    views: impl Iterator<Item = &'a mut [f32]>,
-) {
-    for (view, out) in views.enumerate() {
-        let key = ViewKey { seed, epoch, index, view: view as u8 };
-        let reduced = Reduced { image, dimensions: *dimensions, reduction: *reduction };
-        augmentation.render_reduced(reduced, key, scratch, out);
-    }
-}
-
 const NO_PANIC: &str = "nothing panics while the loader's lock is held";
 
 impl Shared {
@@ -254,14 +244,13 @@ impl Shared {
     /// What a thread does until the loader closes.
     fn prepare(&self) {
         let mut scratch = Scratch::default();
-        let mut views = Vec::new();
+        let mut made = Made::default();
         while let Some(unit) = self.next_unit() {
-            let prepared =
-                catch_unwind(AssertUnwindSafe(|| self.make_views(&unit, &mut scratch, &mut views)));
+            let prepared = catch_unwind(AssertUnwindSafe(|| self.make(&unit, &mut scratch, &mut made)));
             let outcome = prepared.unwrap_or_else(|payload| {
                 Err(Error::Panicked { step: unit.step, message: panic_message(&*payload) })
             });
-            self.deliver(&unit, &views, outcome);
+            self.deliver(&unit, &made, outcome);
         }
     }
 
@@ -286,56 +275,57 @@ impl Shared {
     }
 
     fn begin_batch(&self, state: &mut State) {
-        let LoaderOptions { global_batch, rank, world_size, .. } = self.options;
+        let LoaderOptions { global_batch, rank, world_size, chunk, ref parts, .. } = self.options;
         let step = state.next_step;
-        let (epoch, indices) = self.sampler.local_batch(step, global_batch, rank, world_size);
-        let mut images = state.spare.pop().unwrap_or_default();
-        images.resize(2 * indices.len() * self.augmentation.view_len(), 0.0);
+        let ranges = chunk_ranges(global_batch, chunk, rank, world_size);
+        let chunks = ranges.iter().map(ExactSizeIterator::len).collect();
+        let positions: Vec<usize> = ranges.into_iter().flatten().collect();
+        let (epoch, indices) = self.sampler.batch(step, global_batch, &positions);
+        let (mut images, mut jigsaw) = state.spare.pop().unwrap_or_default();
+        images.resize(parts.views * indices.len() * self.augmentation.view_len(), 0.0);
+        jigsaw.resize(indices.len() * parts.jigsaw_len(), 0.0);
         if indices.is_empty() {
             // A rank beyond the batch's rows: complete at once.
             self.ready.notify_all();
         }
-        let batch = Batch { step, epoch, indices, images, replaced: Vec::new() };
+        let labels = vec![0; if self.options.labels { indices.len() } else { 0 }];
+        let batch =
+            Batch { step, epoch, chunks, positions, indices, labels, images, jigsaw, replaced: Vec::new() };
         state.batches.push_back(Unfinished { batch, begun: 0, done: 0, failure: None });
         state.next_step += 1;
         self.work.notify_all();
     }
 
-    /// Makes `[view][image]` rows of a unit.
-    fn make_views(
-        &self,
-        unit: &Unit,
-        scratch: &mut Scratch,
-        views: &mut Vec<f32>,
-    ) -> Result<Vec<Replaced>, Error> {
+    /// Makes all parts of a unit's images.
+    fn make(&self, unit: &Unit, scratch: &mut Scratch, made: &mut Made) -> Result<Vec<Replaced>, Error> {
+        let LoaderOptions { seed, decoding, ref parts, .. } = self.options;
+        let (views_len, jigsaw_len) = (parts.views * self.augmentation.view_len(), parts.jigsaw_len());
         let mut met = Vec::new();
-        let len = self.augmentation.view_len();
-        views.resize(2 * unit.indices.len() * len, 0.0);
-        let (first, second) = views.split_at_mut(unit.indices.len() * len);
-        let rows = first.chunks_exact_mut(len).zip(second.chunks_exact_mut(len));
-        for (&index, (first, second)) in unit.indices.iter().zip(rows) {
-            let key = (self.options.seed, unit.epoch, index);
+        made.shown.clear();
+        made.views.resize(unit.indices.len() * views_len, 0.0);
+        made.jigsaw.resize(unit.indices.len() * jigsaw_len, 0.0);
+        for (i, &index) in unit.indices.iter().enumerate() {
+            let key = (seed, unit.epoch, index);
             let load =
-                |candidate| load(&self.dataset, &self.augmentation, self.options.decoding, (candidate, key));
-            let Shown { decoded, .. } = decode_or_replace(&self.dataset, &self.known, key, &mut met, &load)?;
-            render(&self.augmentation, &decoded, key, scratch, [first, second].into_iter());
+                |candidate| parts::load(&self.dataset, &self.augmentation, parts, decoding, (candidate, key));
+            let Shown { index, decoded } =
+                decode_or_replace(&self.dataset, &self.known, key, &mut met, &load)?;
+            let views = &mut made.views[i * views_len..(i + 1) * views_len];
+            let jigsaw = &mut made.jigsaw[i * jigsaw_len..(i + 1) * jigsaw_len];
+            parts::render(&self.augmentation, parts, (&decoded, key), scratch, (views, jigsaw));
+            made.shown.push(index);
         }
         Ok(met)
     }
 
-    fn deliver(&self, unit: &Unit, views: &[f32], outcome: Result<Vec<Replaced>, Error>) {
+    fn deliver(&self, unit: &Unit, made: &Made, outcome: Result<Vec<Replaced>, Error>) {
         let mut state = self.lock();
         let first_step = state.batches.front().map_or(unit.step, |first| first.batch.step);
         // A batch is delivered only when all its units are, so this one is still there.
         let Unfinished { batch, done, failure, .. } = &mut state.batches[(unit.step - first_step) as usize];
         match outcome {
             Ok(met) => {
-                let len = self.augmentation.view_len();
-                let (first, second) = batch.images.split_at_mut(batch.indices.len() * len);
-                let (new_first, new_second) = views.split_at(unit.indices.len() * len);
-                let place = unit.rows.start * len..unit.rows.end * len;
-                first[place.clone()].copy_from_slice(new_first);
-                second[place].copy_from_slice(new_second);
+                self.place(unit, made, batch);
                 batch.replaced.extend(met);
             }
             Err(error) => *failure = failure.take().or(Some(error)),
@@ -343,6 +333,26 @@ impl Shared {
         *done += unit.indices.len();
         if *done == batch.indices.len() {
             self.ready.notify_all();
+        }
+    }
+
+    /// Copies a unit's parts to their rows.
+    fn place(&self, unit: &Unit, made: &Made, batch: &mut Batch) {
+        let LoaderOptions { ref parts, labels, .. } = self.options;
+        let len = self.augmentation.view_len();
+        let mut views = made.views.chunks_exact(len);
+        for image in unit.rows.clone() {
+            for (view, new) in views.by_ref().take(parts.views).enumerate() {
+                let row = batch.row(parts.views, view, image);
+                batch.images[row * len..][..len].copy_from_slice(new);
+            }
+        }
+        let jigsaw_len = parts.jigsaw_len();
+        batch.jigsaw[unit.rows.start * jigsaw_len..unit.rows.end * jigsaw_len].copy_from_slice(&made.jigsaw);
+        if let (true, Some(classes)) = (labels, self.dataset.labels()) {
+            for (label, &shown) in batch.labels[unit.rows.clone()].iter_mut().zip(&made.shown) {
+                *label = classes[shown];
+            }
         }
     }
 }

@@ -27,6 +27,12 @@ pub enum Purpose {
     Blur = 5,
     /// Whether to solarise.
     Solarize = 6,
+    /// Box of a jigsaw's crop.
+    JigsawCrop = 7,
+    /// Where in its cell a patch is taken.
+    JigsawPlace = 8,
+    /// Order of the patches.
+    JigsawOrder = 9,
     /// Order of the images in an epoch.
     Order = 16,
     /// Which image stands in for a corrupt one.

@@ -44,23 +44,18 @@ impl Sampler {
         (self.len / global_batch) as u64
     }
 
-    /// Lists the images of `step` (0-based, counted over all epochs) that `rank` encodes, with their epoch.
+    /// Lists the images of `step` (0-based, counted over all epochs) at `positions` of its global batch, with their
+    /// epoch.
     ///
     /// # Panics
     /// If the set is smaller than one global batch.
-    pub fn local_batch(
-        &self,
-        step: u64,
-        global_batch: usize,
-        rank: usize,
-        world_size: usize,
-    ) -> (u64, Vec<usize>) {
+    pub fn batch(&self, step: u64, global_batch: usize, positions: &[usize]) -> (u64, Vec<usize>) {
         let steps_per_epoch = self.steps_per_epoch(global_batch);
         assert!(steps_per_epoch > 0, "a batch of {global_batch} from {} images", self.len);
         let epoch = step / steps_per_epoch;
         let start = (step % steps_per_epoch) as usize * global_batch;
-        let local = rank_range(global_batch, rank, world_size);
-        (epoch, self.range(epoch, start + local.start..start + local.end))
+        let permutation = self.permutation(epoch);
+        (epoch, positions.iter().map(|position| permutation.apply(start + position)).collect())
     }
 
     fn permutation(&self, epoch: u64) -> Permutation {
@@ -75,6 +70,17 @@ impl Sampler {
 pub fn rank_range(global_batch: usize, rank: usize, world_size: usize) -> Range<usize> {
     let start = |rank: usize| rank * (global_batch / world_size) + rank.min(global_batch % world_size);
     start(rank)..start(rank + 1)
+}
+
+/// Tells which positions of a global batch a rank encodes, chunk by chunk: of each `chunk` positions (the last chunk may
+/// be shorter; 0: all in one) its [`rank_range`]. Chunks are the same whatever the number of ranks.
+pub fn chunk_ranges(global_batch: usize, chunk: usize, rank: usize, world_size: usize) -> Vec<Range<usize>> {
+    let chunk = if chunk == 0 { global_batch } else { chunk };
+    let of_chunk = |start: usize| {
+        let local = rank_range(chunk.min(global_batch - start), rank, world_size);
+        start + local.start..start + local.end
+    };
+    (0..global_batch).step_by(chunk).map(of_chunk).collect()
 }
 
 struct Permutation {
@@ -180,10 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn chunks_are_fixed_and_each_is_shared_out() {
+        assert_eq!(chunk_ranges(8, 0, 0, 1), [0..8]);
+        assert_eq!(chunk_ranges(8, 8, 1, 3), [3..6]);
+        assert_eq!(chunk_ranges(8, 100, 1, 3), [3..6]);
+        assert_eq!(chunk_ranges(10, 4, 0, 2), [0..2, 4..6, 8..9]);
+        assert_eq!(chunk_ranges(10, 4, 1, 2), [2..4, 6..8, 9..10]);
+        assert_eq!(chunk_ranges(5, 2, 2, 3), [2..2, 4..4, 5..5], "a rank may have nothing of a chunk");
+        for (global_batch, chunk, world_size) in [(10, 3, 4), (64, 16, 3), (7, 1, 2)] {
+            let ranks: Vec<_> =
+                (0..world_size).map(|rank| chunk_ranges(global_batch, chunk, rank, world_size)).collect();
+            let dealt: Vec<usize> = (0..ranks[0].len())
+                .flat_map(|c| ranks.iter().flat_map(move |ranges| ranges[c].clone()))
+                .collect();
+            assert_eq!(dealt, (0..global_batch).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn incomplete_batches_are_dropped_globally() {
         let sampler = Sampler { seed: 1, len: 10 };
         assert_eq!(sampler.steps_per_epoch(4), 2);
-        let batches: Vec<_> = (0..3).map(|step| sampler.local_batch(step, 4, 0, 1)).collect();
+        let batches: Vec<_> = (0..3).map(|step| sampler.batch(step, 4, &[0, 1, 2, 3])).collect();
         assert_eq!(batches.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [0, 0, 1]);
         assert_eq!([&batches[0].1[..], &batches[1].1[..]].concat(), sampler.order(0)[..8]);
         assert_eq!(batches[2].1, sampler.order(1)[..4]);

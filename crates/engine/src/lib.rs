@@ -5,6 +5,7 @@
 //! over [`kernels::Real`]: `f32` trains, `f64` checks the derivation. Start reading at [`network`].
 
 mod arena;
+pub mod average;
 mod graph;
 mod init;
 pub mod kernels;

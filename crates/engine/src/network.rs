@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arena::Arena;
-use crate::graph::program::{BackwardStep, Program};
+use crate::graph::program::{BackwardStep, Passes, Program};
 use crate::graph::{ConvNode, Graph, Node, TensorId};
 use crate::kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
-use crate::models::{self, BatchNormScope, ModelSpec};
+use crate::models::{self, BatchNormScope, ModelSpec, Role};
 use crate::ops::{BatchNorm, MaxPool, Op, Team};
 use crate::parameters::Parameters;
 use crate::peers::{Alone, PeerError, Peers};
@@ -64,6 +64,7 @@ pub struct BufferSnapshot<T> {
 /// A residual network with its projection head, its parameters and all memory of a step.
 pub struct Network<T: Real> {
     spec: ModelSpec,
+    role: Role,
     options: NetworkOptions,
     team: Team,
     graph: Graph,
@@ -95,19 +96,31 @@ impl<T: Real> Network<T> {
     /// # Panics
     /// If the images are too small for the model, or the machine lacks the instructions asked for.
     pub fn new(spec: &ModelSpec, options: NetworkOptions, pool: Arc<Pool>) -> Self {
-        let graph = models::build(spec);
-        let program = Program::new(&graph);
-        let parameters = Parameters::draw(&graph.parameters, &graph.buffers, options.seed);
+        Self::with_role(spec, Role::Trained, options, pool)
+    }
+
+    /// As [`Network::new`], for any network of the model. What shares a name starts with the same values. A momentum
+    /// encoder has no gradients, and its memory is planned for the forward pass alone.
+    ///
+    /// # Panics
+    /// As [`Network::new`], or if the model has no such network.
+    pub fn with_role(spec: &ModelSpec, role: Role, options: NetworkOptions, pool: Arc<Pool>) -> Self {
+        let graph = models::build(spec, role);
+        let program = Program::new(&graph, passes(role));
+        let mut parameters = Parameters::draw(&graph.parameters, &graph.buffers, options.seed);
+        if role == Role::Momentum {
+            parameters.gradients = Vec::new();
+        }
         let team = Team { pool, path: options.kernel_path };
         let ops = graph.nodes.iter().map(|node| op(&graph, node, &options, team.threads())).collect();
-        let scratch_len =
-            graph.nodes.iter().map(|node| scratch_len::<T>(&graph, node, &options, team.threads()));
+        let scratch_len = scratch_len::<T>(&graph, passes(role), &options, team.threads());
         Self {
             arena: Arena::new(&program, options.max_rows),
-            scratch: AlignedVec::zeroed(scratch_len.max().unwrap_or(0)),
+            scratch: AlignedVec::zeroed(scratch_len),
             channel_sums: norm_input_widths(&graph).map(|channels| vec![0.0; 2 * channels]).collect(),
             staged: vec![0.0; parameters.buffer_values.len()],
             spec: spec.clone(),
+            role,
             is_staged: false,
             trained_rows: None,
             options,
@@ -121,17 +134,30 @@ impl<T: Real> Network<T> {
 
     /// Bytes of numbers that [`Network::new`] allocates with a pool of `threads`.
     pub fn predicted_bytes(spec: &ModelSpec, options: &NetworkOptions, threads: usize) -> usize {
-        let graph = models::build(spec);
-        let program = Program::new(&graph);
+        Self::predicted_bytes_of(spec, Role::Trained, options, threads)
+    }
+
+    /// Bytes of numbers that [`Network::with_role`] allocates with a pool of `threads`.
+    ///
+    /// # Panics
+    /// If the model has no such network.
+    pub fn predicted_bytes_of(
+        spec: &ModelSpec,
+        role: Role,
+        options: &NetworkOptions,
+        threads: usize,
+    ) -> usize {
+        let graph = models::build(spec, role);
+        let program = Program::new(&graph, passes(role));
+        let arrays = if role == Role::Momentum { 1 } else { 2 };
         let ops = graph.nodes.iter().map(|node| op_bytes::<T>(&graph, node, options, threads));
-        let scratch = graph.nodes.iter().map(|node| scratch_len::<T>(&graph, node, options, threads));
         let values: usize = graph.parameters.iter().map(|spec| spec.entry.len).sum();
         let buffers: usize = graph.buffers.iter().map(|spec| spec.entry.len).sum();
         let sums: usize = norm_input_widths(&graph).map(|channels| 2 * channels).sum();
         Arena::<T>::predicted_bytes(&program, options.max_rows)
             + ops.sum::<usize>()
-            + AlignedVec::<T>::bytes(scratch.max().unwrap_or(0))
-            + (2 * values + buffers) * size_of::<T>()
+            + AlignedVec::<T>::bytes(scratch_len::<T>(&graph, passes(role), options, threads))
+            + (arrays * values + buffers) * size_of::<T>()
             + (buffers + sums) * size_of::<f64>()
     }
 
@@ -139,7 +165,7 @@ impl<T: Real> Network<T> {
     ///
     /// - `images`: `[n, h, w, 3]` of this rank; the statistics are those of all ranks if the model says so
     ///
-    /// Returns the embeddings `[n, d]`.
+    /// Returns the embeddings `[n, d]`; of patches, nine rows of which belong to one image, `[n / 9, d]`.
     ///
     /// # Errors
     /// If a peer is lost; nothing was applied.
@@ -169,7 +195,16 @@ impl<T: Real> Network<T> {
         }
         self.is_staged = true;
         self.trained_rows = Some(n);
-        Ok(self.value(self.graph.embeddings, n))
+        Ok(self.value(self.graph.embeddings, n / self.graph.joined_rows))
+    }
+
+    /// The embeddings of the last training pass, until its backward pass.
+    ///
+    /// # Panics
+    /// If there is no such pass.
+    pub fn embeddings(&self) -> &[T] {
+        let n = self.trained_rows.expect("embeddings follow a training pass");
+        self.value(self.graph.embeddings, n / self.graph.joined_rows)
     }
 
     /// The features `[n, f]` of the last training pass, until its backward pass.
@@ -197,13 +232,13 @@ impl<T: Real> Network<T> {
         }
         Evaluated {
             features: self.value(self.graph.features, n),
-            embeddings: self.value(self.graph.embeddings, n),
+            embeddings: self.value(self.graph.embeddings, n / self.graph.joined_rows),
         }
     }
 
     /// Computes the gradients of all parameters, of this rank's rows alone.
     ///
-    /// - `d_embeddings`: `[n, d]`, for the rows of the last training pass
+    /// - `d_embeddings`: as many rows as the last training pass gave embeddings
     /// - `on_gradient`: called with a place in `parameters().gradients` and what stands there, the moment that
     ///   is final; in the same order on every rank
     ///
@@ -211,7 +246,8 @@ impl<T: Real> Network<T> {
     /// If a peer is lost; gradients are then incomplete, and the pass's statistics are dropped.
     ///
     /// # Panics
-    /// Without a training pass since the last backward or evaluation, or if the length is wrong.
+    /// Without a training pass since the last backward or evaluation, or if the length is wrong, or in a momentum
+    /// encoder.
     pub fn backward(
         &mut self,
         d_embeddings: &[T],
@@ -219,8 +255,9 @@ impl<T: Real> Network<T> {
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) -> Result<(), PeerError> {
         let n = self.trained_rows.take().expect("a backward pass follows a training pass");
-        let [d_y] = self.arena.get_mut([gradient_of(&self.program, self.graph.embeddings)], n);
-        assert_eq!(d_embeddings.len(), d_y.len(), "d_embeddings of {n} rows");
+        let rows = n / self.graph.joined_rows;
+        let [d_y] = self.arena.get_mut([gradient_of(&self.program, self.graph.embeddings)], rows);
+        assert_eq!(d_embeddings.len(), d_y.len(), "d_embeddings of {rows} rows");
         d_y.copy_from_slice(d_embeddings);
         let mut alone = Alone;
         let peers = in_scope(self.spec.batch_norm, peers, &mut alone);
@@ -248,14 +285,37 @@ impl<T: Real> Network<T> {
     pub fn commit_buffers(&mut self, update: BufferUpdate) {
         assert!(self.is_staged, "statistics of a batch are committed once");
         self.is_staged = false;
-        let share = match update {
-            BufferUpdate::Momentum(momentum) => momentum,
-            BufferUpdate::Cumulative { count } => 1.0 / count as f64,
-        };
-        for (running, staged) in self.parameters.buffer_values.iter_mut().zip(&self.staged) {
-            *running = T::from_f64((1.0 - share) * running.to_f64() + share * staged);
-        }
-        self.parameters.num_batches_tracked += 1;
+        self.parameters.update_buffers(&self.staged, update);
+    }
+
+    /// Lets the statistics of the last training pass of `patches` enter this network's, whose backbone is the same one:
+    /// as a second forward call would, in PyTorch.
+    ///
+    /// # Panics
+    /// If that was done already, there was no such pass, or `patches` is not of the patches of a jigsaw.
+    pub fn commit_buffers_of(&mut self, patches: &mut Self, update: BufferUpdate) {
+        assert!(patches.is_staged, "statistics of a batch are committed once");
+        assert_eq!(patches.role, Role::Patches, "the backbone alone is shared");
+        patches.is_staged = false;
+        self.parameters.update_buffers(&patches.staged, update);
+    }
+
+    /// The statistics of the last training pass, in the places of the running ones: mean and unbiased variance.
+    ///
+    /// # Panics
+    /// If they were committed or dropped, or there was no training pass.
+    pub fn staged_statistics(&self) -> &[f64] {
+        assert!(self.is_staged, "statistics follow a training pass");
+        &self.staged
+    }
+
+    /// Puts other statistics in the place of the last training pass's, to be committed: several passes' mean.
+    ///
+    /// # Panics
+    /// If the length is not that of the running statistics.
+    pub fn stage_statistics(&mut self, statistics: &[f64]) {
+        self.staged.copy_from_slice(statistics);
+        self.is_staged = true;
     }
 
     /// Copies the running statistics.
@@ -310,10 +370,20 @@ impl<T: Real> Network<T> {
 
     fn take_images(&mut self, images: &[T], n: usize) {
         assert!((1..=self.options.max_rows).contains(&n), "{n} rows, planned {}", self.options.max_rows);
+        assert!(n.is_multiple_of(self.graph.joined_rows), "{n} rows of {} each", self.graph.joined_rows);
         self.trained_rows = None;
         let [target] = self.arena.get_mut([self.program.value(self.graph.images)], n);
-        assert_eq!(images.len(), target.len(), "{n} images of {} pixels", self.spec.image_size);
+        let size = self.spec.input_size(self.role);
+        assert_eq!(images.len(), target.len(), "{n} images of {size} pixels");
         target.copy_from_slice(images);
+    }
+}
+
+/// A momentum encoder is never differentiated.
+fn passes(role: Role) -> Passes {
+    match role {
+        Role::Momentum => Passes::Forward,
+        Role::Trained | Role::Patches => Passes::Both,
     }
 }
 
@@ -346,11 +416,17 @@ fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threa
     }
 }
 
-/// Numbers that a node wants to write while it runs.
-fn scratch_len<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
-    let Node::Conv(node) = node else { return 0 };
-    let shape = graph.conv_shape(node, options.max_rows);
-    Conv2d::<T>::predicted_scratch_len(&shape, options.kernel_path, options.convolution, threads)
+/// Numbers that the convolutions want to write while their backward runs, one after the other; without one, none.
+fn scratch_len<T: Real>(graph: &Graph, passes: Passes, options: &NetworkOptions, threads: usize) -> usize {
+    let of = |node: &ConvNode| {
+        let shape = graph.conv_shape(node, options.max_rows);
+        Conv2d::<T>::predicted_scratch_len(&shape, options.kernel_path, options.convolution, threads)
+    };
+    let convolutions = graph.nodes.iter().filter_map(|node| match node {
+        Node::Conv(node) if passes == Passes::Both => Some(of(node)),
+        _ => None,
+    });
+    convolutions.max().unwrap_or(0)
 }
 
 /// For each tensor its channels if a batch norm reads it, 0 otherwise.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::init::{self, Initial};
 use crate::kernels::Real;
+use crate::network::BufferUpdate;
 
 /// What a parameter is, as far as an optimizer cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,5 +112,38 @@ impl<T: Real> Parameters<T> {
             buffer_values,
             num_batches_tracked: 0,
         }
+    }
+
+    /// Where the parameters of `other` lie in these arrays and in its own: neighbours in both as one stretch.
+    ///
+    /// # Panics
+    /// If `other` has a parameter, by name, that is not among these.
+    pub fn places_of(&self, other: &Self) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut places: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+        for theirs in &other.entries {
+            let ours =
+                self.entries.iter().find(|ours| ours.name == theirs.name && ours.shape == theirs.shape);
+            let ours =
+                ours.unwrap_or_else(|| panic!("no parameter {} {:?} to share", theirs.name, theirs.shape));
+            match places.last_mut() {
+                Some((here, there)) if (here.end, there.end) == (ours.offset, theirs.offset) => {
+                    (here.end, there.end) = (ours.range().end, theirs.range().end);
+                }
+                _ => places.push((ours.range(), theirs.range())),
+            }
+        }
+        places
+    }
+
+    /// Lets a batch's `statistics` enter the running ones: all of them, or those of the backbone, which come first.
+    pub(crate) fn update_buffers(&mut self, statistics: &[f64], update: BufferUpdate) {
+        let share = match update {
+            BufferUpdate::Momentum(momentum) => momentum,
+            BufferUpdate::Cumulative { count } => 1.0 / count as f64,
+        };
+        for (running, statistic) in self.buffer_values.iter_mut().zip(statistics) {
+            *running = T::from_f64((1.0 - share) * running.to_f64() + share * statistic);
+        }
+        self.num_batches_tracked += 1;
     }
 }

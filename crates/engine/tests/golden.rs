@@ -9,7 +9,7 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use engine::kernels::{KernelPath, Pool, Real};
-use engine::models::{Arch, ModelSpec, Stem};
+use engine::models::{Arch, ModelSpec, Predictor, Stem};
 use engine::network::{BufferUpdate, Network};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::peers::Alone;
@@ -56,7 +56,8 @@ impl Case {
         let number = |key: &str| usize::try_from(json[key].as_u64().unwrap()).unwrap();
         let arch: Arch = text("arch").parse().unwrap();
         let stem: Stem = text("stem").parse().unwrap();
-        let spec = spec(arch, stem, text("head").parse().unwrap(), number("size"));
+        let predictor = json["predictor"].as_u64().map(|hidden| Predictor { hidden: hidden as usize });
+        let spec = ModelSpec { predictor, ..spec(arch, stem, text("head").parse().unwrap(), number("size")) };
         Self { index, spec, rows: number("rows"), json }
     }
 
@@ -103,7 +104,8 @@ fn digest(values: &[f64]) -> Vec<f64> {
 fn check_digest(what: &str, values: &[f64], expected: &[f64]) {
     let scale = expected[0] * (values.len() as f64).sqrt().max(1.0);
     for (ours, theirs) in digest(values).iter().zip(expected) {
-        assert!((ours - theirs).abs() <= EXACT * scale, "{what}: {ours} instead of {theirs}");
+        // Some tensors are 0 but for rounding: the mean of a layer behind a norm without shift.
+        assert!((ours - theirs).abs() <= EXACT * scale + 1e-14, "{what}: {ours} instead of {theirs}");
     }
 }
 
@@ -208,7 +210,7 @@ fn check_updates(index: usize, kind: &str) {
     let values = network.parameters().values.clone();
     check_tensors(kind, parameters(&network, &values), &case.expected(&format!("{kind}/parameters")));
     check_tensors(kind, buffers(&network), &case.expected(&format!("{kind}/running")));
-    if kind == "adamw" {
+    if case.json["optimizers"].as_array().unwrap().last().unwrap() == kind {
         let evaluated = network.forward_eval(&case.images(1), case.rows).embeddings.to_vec();
         check_digest("evaluation", &evaluated, &case.expected("evaluated"));
     }
@@ -246,9 +248,15 @@ fn resnet50_with_the_imagenet_stem() {
 }
 
 #[test]
+fn resnet20_with_moco_v3s_projector_and_predictor() {
+    check_pass(5);
+}
+
+#[test]
 fn sgd_updates() {
     check_updates(0, "sgd");
     check_updates(1, "sgd");
+    check_updates(5, "sgd");
 }
 
 #[test]

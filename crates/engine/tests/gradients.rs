@@ -4,7 +4,10 @@
 
 mod support;
 
-use engine::models::{Arch, Head, ModelSpec, Stem};
+use std::sync::Arc;
+
+use engine::kernels::Pool;
+use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::Network;
 use engine::peers::Alone;
 use support::{dot, network, noise, spec};
@@ -18,10 +21,21 @@ fn loss(network: &mut Network<f64>, images: &[f64], d_embeddings: &[f64], n: usi
 /// the loss.
 #[track_caller]
 fn check(spec: &ModelSpec, (n, threads): (usize, usize), suffixes: &[&str]) {
-    let mut network = network::<f64>(spec, n + 1, threads);
+    let network = network::<f64>(spec, n + 1, threads);
     let images = noise("images", n * spec.image_size.pow(2) * 3);
-    let d_embeddings = noise("d_embeddings", n * spec.embedding_width());
-    loss(&mut network, &images, &d_embeddings, n);
+    check_network(network, (&images, n), spec.embedding_width() * n, suffixes);
+}
+
+#[track_caller]
+fn check_network(
+    mut network: Network<f64>,
+    (images, n): (&[f64], usize),
+    n_embeddings: usize,
+    suffixes: &[&str],
+) {
+    let spec = network.spec().clone();
+    let d_embeddings = noise("d_embeddings", n_embeddings);
+    loss(&mut network, images, &d_embeddings, n);
     let mut announced = vec![];
     network
         .backward(&d_embeddings, &mut Alone, &mut |range, values| {
@@ -45,7 +59,7 @@ fn check(spec: &ModelSpec, (n, threads): (usize, usize), suffixes: &[&str]) {
         let mut at = |t: f64| {
             let moved = network.parameters_mut().values.iter_mut().zip(&parameters.values).zip(&direction);
             moved.for_each(|((value, first), direction)| *value = first + t * direction);
-            loss(&mut network, &images, &d_embeddings, n)
+            loss(&mut network, images, &d_embeddings, n)
         };
         // A long step may meet the kink of a ReLU and a short one drown in rounding: one of them must agree.
         let mut measured = vec![];
@@ -83,4 +97,27 @@ fn deeper_nets_with_both_stems() {
     check(&spec(Arch::ResNet18, Stem::Imagenet, head, 35), (2, 1), &["", "conv1.weight"]);
     check(&spec(Arch::ResNet34, Stem::Cifar, head, 7), (3, 2), &[""]);
     check(&spec(Arch::ResNet50, Stem::Imagenet, head, 33), (2, 2), &[""]);
+}
+
+#[test]
+fn a_projector_with_its_predictor() {
+    let predictor = Some(Predictor { hidden: 6 });
+    let head = Head::MocoV3 { hidden: 7, out: 5 };
+    let spec = ModelSpec { predictor, ..spec(Arch::ResNet20, Stem::Cifar, head, 8) };
+    let suffixes =
+        ["", "head.0.weight", "head.1.bias", "head.3.weight", "predictor.0.weight", "predictor.3.weight"];
+    check(&spec, (4, 2), &suffixes);
+}
+
+#[test]
+fn patches_joined_by_their_head() {
+    let jigsaw = Some(Jigsaw { patch_size: 6 });
+    let spec = ModelSpec { jigsaw, ..spec(Arch::ResNet20, Stem::Cifar, Head::Linear { out: 4 }, 8) };
+    let n = 2 * PATCHES;
+    let mut network =
+        Network::with_role(&spec, Role::Patches, support::options(n), Arc::new(Pool::new(2, &[])));
+    support::draw(&mut network);
+    let patches = noise("patches", n * 6 * 6 * 3);
+    let suffixes = ["", "conv1.weight", "jigsaw_head.0.weight", "jigsaw_head.1.weight", "jigsaw_head.1.bias"];
+    check_network(network, (&patches, n), 2 * 4, &suffixes);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::embed::CONFIG_KEY;
 use crate::plan::Plan;
 use crate::session::Session;
+use crate::snapshot::{Parts, Restoration, Unfit};
 use crate::step::Trainer;
 use crate::{Error, snapshot, sync};
 
@@ -46,11 +47,13 @@ impl<'a> Checkpoints<'a> {
         if self.saved == Some(step) {
             return Ok(true);
         }
-        let Trainer { network, optimizer, communicator, .. } = trainer;
+        let Trainer { network, momentum, communicator, .. } = trainer;
         self.session.progress(Phase::Checkpointing, step, communicator.sequence());
-        snapshot::agree_on_buffers(network, communicator).map_err(Error::Collective)?;
+        for network in [network].into_iter().chain(momentum.as_mut().map(|momentum| &mut momentum.network)) {
+            snapshot::agree_on_buffers(network, communicator).map_err(Error::Collective)?;
+        }
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let shard = checkpoint::encode_shard(&snapshot::shard_of(network, optimizer, rank, world_size));
+        let shard = checkpoint::encode_shard(&Parts::of(trainer).shard(rank, world_size));
         let metadata = self.metadata(trainer, step);
         if sync::save(self.session, &mut trainer.communicator, step, shard, metadata)? {
             self.saved = Some(step);
@@ -88,10 +91,14 @@ impl<'a> Checkpoints<'a> {
     /// # Errors
     /// If the checkpoint is not to be had, is damaged, or is of another network.
     pub fn restore(&mut self, trainer: &mut Trainer, step: u64) -> Result<(), Error> {
-        let unfit = |source| Error::Checkpoint { step, source };
-        let (manifest, state) = sync::fetch(self.session, step)?;
-        snapshot::restore_network(&mut trainer.network, &state).map_err(unfit)?;
-        snapshot::restore_optimizer(&mut trainer.optimizer, &trainer.network, &state).map_err(unfit)?;
+        let unfit = |unfit| match unfit {
+            Unfit::Tensor(source) => Error::Checkpoint { step, source },
+            Unfit::Objective(error) => Error::from_objective(error),
+        };
+        let mut restoration = Restoration::new(trainer);
+        let manifest =
+            sync::fetch(self.session, step, &mut |tensor| restoration.take(tensor).map_err(unfit))?;
+        restoration.finish().map_err(unfit)?;
         self.saved = Some(step);
         if trainer.communicator.rank() == 0 {
             tracing::info!(step, "continuing from a checkpoint");

@@ -97,14 +97,19 @@ impl<'a> Images<'a> {
     /// # Errors
     /// If a file cannot be read at all.
     pub(crate) fn fill(&mut self, range: Range<usize>, features: &mut Features) -> Result<usize, Error> {
+        self.fill_with(&range.collect::<Vec<_>>(), features)
+    }
+
+    /// As [`Images::fill`], with images anywhere in the data set.
+    pub(crate) fn fill_with(&mut self, wanted: &[usize], features: &mut Features) -> Result<usize, Error> {
         let image_len = self.image_len();
-        let outcomes = self.decode(range.clone());
+        let outcomes = self.decode(wanted);
         let mut n = 0;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 Ok(()) => {
                     self.values.copy_within(i * image_len..(i + 1) * image_len, n * image_len);
-                    features.indices.push(range.start + i);
+                    features.indices.push(wanted[i]);
                     n += 1;
                 }
                 Err(data::Error::Image { path, reason }) => features.corrupt.push((path, reason)),
@@ -114,22 +119,22 @@ impl<'a> Images<'a> {
         Ok(n)
     }
 
-    /// Decodes image `range.start + i` into row `i`.
-    fn decode(&mut self, range: Range<usize>) -> Vec<Result<(), data::Error>> {
+    /// Decodes image `wanted[i]` into row `i`.
+    fn decode(&mut self, wanted: &[usize]) -> Vec<Result<(), data::Error>> {
         let image_len = self.image_len();
-        let mut outcomes: Vec<Result<(), data::Error>> = range.clone().map(|_| Ok(())).collect();
-        let per_thread = range.len().div_ceil(self.pool.threads()).max(1);
+        let mut outcomes: Vec<Result<(), data::Error>> = wanted.iter().map(|_| Ok(())).collect();
+        let per_thread = wanted.len().div_ceil(self.pool.threads()).max(1);
         let parts = self
             .values
             .chunks_mut(per_thread * image_len)
             .zip(outcomes.chunks_mut(per_thread))
+            .zip(wanted.chunks(per_thread))
             .zip(&mut self.scratch)
             .collect();
         let Images { dataset, preprocess, .. } = self;
-        self.pool.for_each_part(parts, |thread, ((rows, outcomes), scratch)| {
-            let first = range.start + thread * per_thread;
-            for (i, (out, outcome)) in rows.chunks_mut(image_len).zip(outcomes).enumerate() {
-                *outcome = dataset.load(first + i).map(|image| preprocess.apply(&image, scratch, out));
+        self.pool.for_each_part(parts, |_, (((rows, outcomes), wanted), scratch)| {
+            for ((out, outcome), &index) in rows.chunks_mut(image_len).zip(outcomes).zip(wanted) {
+                *outcome = dataset.load(index).map(|image| preprocess.apply(&image, scratch, out));
             }
         });
         outcomes

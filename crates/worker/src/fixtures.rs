@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::knn::normalize_rows;
-use crate::{embed, model, snapshot};
+use crate::snapshot::Parts;
+use crate::{embed, model};
 
 /// Side of the images.
 pub const SIZE: usize = 8;
@@ -62,7 +63,8 @@ pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Netwo
     let optimizer = Optimizer::new(spec, network.parameters());
     let staging = Staging::begin(run_dir, step, 1, 2).unwrap();
     for rank in 0..2 {
-        let bytes = encode_shard(&snapshot::shard_of(network, &optimizer, rank, 2));
+        let parts = Parts { network, optimizer: &optimizer, momentum: None, objective: Vec::new() };
+        let bytes = encode_shard(&parts.shard(rank, 2));
         let mut writer = staging.shard(rank).unwrap();
         writer.append(&bytes).unwrap();
         writer.finish(&digest(&bytes)).unwrap();

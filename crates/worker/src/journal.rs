@@ -11,7 +11,7 @@ use crate::evaluation::Evaluated;
 use crate::metrics::{Rates, Row, Traffic, Update};
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::step::Trainer;
+use crate::step::{Outcome, Trainer};
 
 /// One rank's notes since the last row.
 pub struct Journal<'a> {
@@ -26,11 +26,10 @@ pub struct Journal<'a> {
     known: BTreeSet<String>,
 }
 
-/// The loss of an update, and the rate it used.
-#[derive(Clone, Copy)]
+/// What an update told of itself, and the rate it used.
 pub struct Loss {
-    /// Mean over the global rows, in nats.
-    pub value: f64,
+    /// The loss, and the objective's own metrics.
+    pub outcome: Outcome,
     /// The learning rate.
     pub learning_rate: f64,
 }
@@ -79,7 +78,8 @@ impl<'a> Journal<'a> {
             step,
             epoch: self.plan.epoch(step),
             update: loss.map(|loss| Update {
-                loss: loss.value,
+                loss: loss.outcome.loss,
+                objective: loss.outcome.metrics,
                 chance_loss: self.chance_loss,
                 learning_rate: loss.learning_rate,
                 rates,
@@ -89,7 +89,7 @@ impl<'a> Journal<'a> {
             evaluated,
         };
         log(&row, self.plan.total_steps(), self.global_batch);
-        let row: MetricRow = row.into_proto(self.global_batch);
+        let row: MetricRow = row.into_proto(self.global_batch, self.plan.views());
         self.session.metrics(row);
         Ok(())
     }
@@ -98,7 +98,7 @@ impl<'a> Journal<'a> {
     fn gather(&mut self, trainer: &mut Trainer) -> Result<Traffic, collective::Error> {
         let text = encode(&self.met);
         self.met.clear();
-        let own = [trainer.rows[trainer.communicator.rank()] as u64, trainer.bytes_sent(), text.len() as u64];
+        let own = [trainer.rows_encoded() as u64, trainer.bytes_sent(), text.len() as u64];
         let communicator = &mut trainer.communicator;
         let mut all = vec![0u64; own.len() * communicator.world_size()];
         communicator.all_gather(&own, &mut all)?;

@@ -24,6 +24,7 @@ pub mod knn;
 mod metrics;
 pub mod model;
 mod npy;
+mod objective;
 pub mod pixels;
 pub mod plan;
 mod run;

@@ -27,6 +27,8 @@ pub struct Update {
     pub loss: f64,
     /// What the objective gives when embeddings tell nothing.
     pub chance_loss: f64,
+    /// What else the objective tells, by name: the age of the slots it has read, their drift, ...
+    pub objective: Vec<(&'static str, f64)>,
     /// The rate that the update used.
     pub learning_rate: f64,
     /// Since the last row.
@@ -71,8 +73,8 @@ impl Rates {
 }
 
 impl Row {
-    /// The row as the wire carries it. `global_batch` is in images; each is seen in two views.
-    pub fn into_proto(self, global_batch: usize) -> MetricRow {
+    /// The row as the wire carries it. `global_batch` is in images; each is seen in `views` views.
+    pub fn into_proto(self, global_batch: usize, views: usize) -> MetricRow {
         let mut values = vec![number("epoch", self.epoch)];
         if let Some(update) = self.update {
             let images_per_s = update.rates.steps_per_s() * global_batch as f64;
@@ -81,12 +83,13 @@ impl Row {
                 number("chance_loss", update.chance_loss),
                 number("lr", update.learning_rate),
                 number("images_per_s", images_per_s),
-                number("views_per_s", 2.0 * images_per_s),
+                number("views_per_s", views as f64 * images_per_s),
                 number("step_ms", update.rates.mean_ms(update.rates.busy)),
                 number("data_wait_ms", update.rates.mean_ms(update.rates.waited)),
                 counts("rows_encoded", update.traffic.rows_encoded),
                 counts("bytes_sent", update.traffic.bytes_sent),
             ]);
+            values.extend(update.objective.iter().map(|(name, value)| number(name, *value)));
         }
         if self.corrupt_images > 0 {
             values.push(count("corrupt_images", self.corrupt_images));
@@ -119,7 +122,7 @@ mod tests {
     use super::*;
 
     fn names(row: Row) -> Vec<String> {
-        row.into_proto(8).values.into_iter().map(|metric| metric.name).collect()
+        row.into_proto(8, 2).values.into_iter().map(|metric| metric.name).collect()
     }
 
     fn evaluated() -> Evaluated {
@@ -141,8 +144,9 @@ mod tests {
         rates.add(Duration::from_millis(300), Duration::from_millis(100));
         rates.add(Duration::from_millis(100), Duration::from_millis(20));
         let traffic = Traffic { rows_encoded: vec![8, 8], bytes_sent: vec![5, 6] };
-        let update = Update { loss: 2.0, chance_loss: 3.0, learning_rate: 0.1, rates, traffic };
-        let row = Row { step: 4, update: Some(update), corrupt_images: 1, ..Row::default() }.into_proto(8);
+        let objective = vec![("slot_age", 12.5)];
+        let update = Update { loss: 2.0, chance_loss: 3.0, objective, learning_rate: 0.1, rates, traffic };
+        let row = Row { step: 4, update: Some(update), corrupt_images: 1, ..Row::default() }.into_proto(8, 2);
         let value = |name: &str| {
             let metric = row.values.iter().find(|metric| metric.name == name);
             metric.unwrap_or_else(|| panic!("no {name}")).value.clone().unwrap()
@@ -153,6 +157,7 @@ mod tests {
         assert_eq!(value("data_wait_ms"), metric::Value::Number(60.0));
         assert_eq!(value("rows_encoded"), metric::Value::Counts(Counts { values: vec![8, 8] }));
         assert_eq!(value("corrupt_images"), metric::Value::Count(1));
-        assert_eq!(row.values.len(), 11);
+        assert_eq!(value("slot_age"), metric::Value::Number(12.5));
+        assert_eq!(row.values.len(), 12);
     }
 }

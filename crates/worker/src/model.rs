@@ -3,7 +3,7 @@
 use config::RunConfig;
 use data::Preprocess;
 use engine::kernels::Convolution;
-use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
+use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, Predictor, Stem};
 
 /// The network that a configuration describes.
 pub fn spec(config: &RunConfig) -> ModelSpec {
@@ -24,6 +24,7 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
             config::Head::SimclrV2 => Head::SimclrV2,
             config::Head::Mlp { hidden, out } => Head::Mlp { hidden, out },
             config::Head::Linear { out } => Head::Linear { out },
+            config::Head::MocoV3 { hidden, out } => Head::MocoV3 { hidden, out },
         },
         batch_norm: match model.batch_norm {
             config::BatchNorm::Global => BatchNormScope::Global,
@@ -31,7 +32,25 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
         },
         image_size: config.data.size,
         zero_init_residual: model.zero_init_residual,
+        predictor: predictor(config),
+        jigsaw: jigsaw(config),
     }
+}
+
+/// What follows the head; as wide as a projector of MoCo v3's that it follows, and otherwise as the paper's.
+fn predictor(config: &RunConfig) -> Option<Predictor> {
+    match (config.model.predictor, config.model.head) {
+        (config::Predictor::None, _) => None,
+        (config::Predictor::MocoV3, config::Head::MocoV3 { hidden, .. }) => Some(Predictor { hidden }),
+        (config::Predictor::MocoV3, _) => Some(Predictor { hidden: config::Head::MOCO_V3.0 }),
+    }
+}
+
+/// The second branch of an objective that has one.
+fn jigsaw(config: &RunConfig) -> Option<Jigsaw> {
+    let has_jigsaw = config.objective.kind == config::ObjectiveKind::Pirl;
+    let patch_size = || data::Jigsaw::of(&data::Augmentation::none(config.data.size)).patch;
+    has_jigsaw.then(|| Jigsaw { patch_size: patch_size() })
 }
 
 /// How its convolutions are computed.

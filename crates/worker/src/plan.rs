@@ -5,16 +5,21 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, LoaderOptions, Sampler};
+use data::{Augmentation, Dataset, Decoding, Jigsaw, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
-use engine::models::ModelSpec;
+use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::{NtXent, Objective};
+use objectives::Needs;
 use std::sync::Arc;
 
+use crate::objective::{self, Place};
 use crate::step::Trainer;
+use crate::step::layout::Layout;
+use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
+use crate::step::patches::PatchBranch;
+use crate::step::refresh::Refresh;
 use crate::{Error, model};
 
 /// Views of an image in a batch.
@@ -45,8 +50,10 @@ pub struct Plan {
     pub augmentation: Augmentation,
     /// The encoder and its head.
     pub model: ModelSpec,
-    /// Rows (views) of every rank, in rank order.
-    pub rows: Vec<usize>,
+    /// Which images each rank encodes, in which pass.
+    pub layout: Layout,
+    /// What a step encodes.
+    pub needs: Needs,
     /// Updates in one pass over the data.
     pub steps_per_epoch: u64,
     /// Updates of the whole run, and the learning rate of each.
@@ -63,6 +70,7 @@ impl Plan {
         let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
+        check_jigsaw(config)?;
         let steps_per_epoch =
             Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
         Ok(Plan {
@@ -70,7 +78,8 @@ impl Plan {
             world_size,
             augmentation: augmentation(config)?,
             model: model::spec(config),
-            rows: rows(global_batch, world_size),
+            layout: layout(config, world_size)?,
+            needs: objective::needs(config)?,
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
             config: config.clone(),
@@ -99,6 +108,11 @@ impl Plan {
         self.config.train.global_batch
     }
 
+    /// Views of each image that a step sees.
+    pub fn views(&self) -> usize {
+        views(&self.needs)
+    }
+
     /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
     /// first of the rank's cores.
     ///
@@ -115,23 +129,80 @@ impl Plan {
             1 => None,
             _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
         };
-        let options = NetworkOptions {
-            max_rows: self.rows[self.rank],
-            seed: self.config.run.seed,
-            kernel_path: KernelPath::detect(),
-            convolution: model::convolution(&self.config),
-        };
         let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
-        let network = Network::new(&self.model, options, Arc::clone(&pool));
+        let place = Place {
+            images: self.dataset.len(),
+            width: self.model.embedding_width(),
+            rank: self.rank,
+            world_size: self.world_size,
+        };
+        let objective = objective::objective(&self.config, place)?;
+        let build =
+            |role| Network::with_role(&self.model, role, self.network_options(role), Arc::clone(&pool));
+        let network = build(Role::Trained);
+        let momentum = (!self.needs.keys.is_empty()).then(|| {
+            let schedule = momentum_schedule(&self.config, self.total_steps());
+            MomentumEncoder::new(build(Role::Momentum), network.parameters(), schedule, self.config.run.seed)
+        });
+        let patches = self.model.jigsaw.map(|_| PatchBranch::new(build(Role::Patches), network.parameters()));
+        let has_others = patches.is_some() || self.layout.n_chunks() > 1;
         Ok(Trainer {
             optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
-            objective: objective(&self.config),
-            rows: self.rows.clone(),
+            others: vec![0.0; if has_others { network.parameters().values.len() } else { 0 }],
+            layout: self.layout.clone(),
             communicator: small,
+            objective,
             gradients,
+            momentum,
+            patches,
+            refresh: self.refresh(),
             network,
             pool,
         })
+    }
+
+    /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`, what the objective keeps left out: those of
+    /// the passes are of one chunk.
+    pub fn predicted_bytes(&self, threads: usize) -> usize {
+        let needs = self.needs;
+        let mut roles = vec![Role::Trained];
+        roles.extend((!needs.keys.is_empty()).then_some(Role::Momentum));
+        roles.extend(self.model.jigsaw.map(|_| Role::Patches));
+        let of_role = |&role: &Role| {
+            let options = self.network_options(role);
+            Network::<f32>::predicted_bytes_of(&self.model, role, &options, threads)
+        };
+        let parameters = |role| size_of::<f32>() * self.model.n_parameters(role);
+        let state = Optimizer::<f32>::bytes_per_parameter(optimizer_spec(&self.config).kind);
+        let has_others = needs.jigsaw || self.layout.n_chunks() > 1;
+        roles.iter().map(of_role).sum::<usize>()
+            + self.model.n_parameters(Role::Trained) * state
+            + if has_others { parameters(Role::Trained) } else { 0 }
+            + if needs.keys.is_empty() { 0 } else { parameters(Role::Momentum) }
+    }
+
+    fn refresh(&self) -> Option<Refresh> {
+        use config::ObjectiveKind::{Npid, Pirl};
+        let has_bank = matches!(self.config.objective.kind, Npid | Pirl);
+        (has_bank && self.config.bank.refresh_age > 0).then(|| Refresh {
+            dataset: Arc::clone(&self.dataset),
+            preprocess: model::preprocess(&self.config),
+        })
+    }
+
+    fn network_options(&self, role: Role) -> NetworkOptions {
+        let needs = &self.needs;
+        let rows_per_image = match role {
+            Role::Trained => needs.queries.len(),
+            Role::Momentum => needs.keys.len(),
+            Role::Patches => PATCHES,
+        };
+        NetworkOptions {
+            max_rows: rows_per_image * self.layout.max_images(self.rank),
+            seed: self.config.run.seed,
+            kernel_path: KernelPath::detect(),
+            convolution: model::convolution(&self.config),
+        }
     }
 
     /// How this rank's batches are read, `start_step` updates being done.
@@ -146,6 +217,9 @@ impl Plan {
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
             decoding: decoding(&self.config),
+            parts: parts(&self.config, &self.augmentation),
+            labels: self.config.objective.kind == config::ObjectiveKind::Supcon,
+            chunk: self.config.train.chunk,
         }
     }
 }
@@ -164,11 +238,9 @@ pub fn optimizer_spec(config: &RunConfig) -> OptimizerSpec {
     }
 }
 
-/// The loss.
-pub fn objective(config: &RunConfig) -> Objective {
-    match config.objective.kind {
-        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(config.objective.temperature)),
-    }
+/// Views that have to be made: all up to the last that is looked at.
+fn views(needs: &Needs) -> usize {
+    needs.queries.iter().chain(needs.keys).max().map_or(0, |last| last + 1)
 }
 
 /// The pipeline that makes the views, which also says how images are prepared for evaluation.
@@ -183,6 +255,15 @@ pub fn augmentation(config: &RunConfig) -> Result<Augmentation, Error> {
     };
     let data::Preprocess { mean, std, .. } = model::preprocess(config);
     Ok(augmentation.normalised(mean, std))
+}
+
+/// What the objective sees of each image.
+pub fn parts(config: &RunConfig, augmentation: &Augmentation) -> Parts {
+    match config.objective.kind {
+        config::ObjectiveKind::Npid => Parts { views: 1, jigsaw: None },
+        config::ObjectiveKind::Pirl => Parts { views: 1, jigsaw: Some(Jigsaw::of(augmentation)) },
+        _ => Parts::VIEWS,
+    }
 }
 
 /// How much of an image's file is decoded for the views.
@@ -200,8 +281,17 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     };
     Schedule {
         kind: match config.schedule.kind {
-            config::ScheduleKind::Cosine => ScheduleKind::Cosine,
+            config::ScheduleKind::Cosine => ScheduleKind::Cosine { final_lr: config.schedule.final_lr },
             config::ScheduleKind::Constant => ScheduleKind::Constant,
+            config::ScheduleKind::Step => ScheduleKind::Step {
+                milestones: config
+                    .schedule
+                    .milestones
+                    .iter()
+                    .map(|epochs| epochs * steps_per_epoch)
+                    .collect(),
+                gamma: config.schedule.gamma,
+            },
         },
         base_lr: config.optimizer.lr,
         warmup_steps: config.schedule.warmup_steps.min(total_steps),
@@ -209,9 +299,27 @@ fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     }
 }
 
-/// Rows of every rank: both views of its images.
-fn rows(global_batch: usize, world_size: usize) -> Vec<usize> {
-    (0..world_size).map(|rank| VIEWS * data::rank_range(global_batch, rank, world_size).len()).collect()
+/// Which images each rank encodes.
+fn layout(config: &RunConfig, world_size: usize) -> Result<Layout, Error> {
+    let layout = Layout::new(config.train.global_batch, config.train.chunk, world_size);
+    if layout.min_images() == 0 {
+        let reason = format!(
+            "the last chunk of {} images has none for some of the {world_size} workers; choose a chunk that leaves at \
+             least one each",
+            config.train.global_batch
+        );
+        return Err(Error::Config { key: "train.chunk", value: config.train.chunk.to_string(), reason });
+    }
+    Ok(layout)
+}
+
+/// How the momentum encoder follows.
+fn momentum_schedule(config: &RunConfig, total_steps: u64) -> MomentumSchedule {
+    let base = config.objective.momentum;
+    match config.objective.momentum_schedule {
+        config::MomentumSchedule::Constant => MomentumSchedule::Constant(base),
+        config::MomentumSchedule::Cosine => MomentumSchedule::Cosine { base, total_steps },
+    }
 }
 
 fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Result<(), Error> {
@@ -227,19 +335,23 @@ fn check_batch(global_batch: usize, n_images: usize, world_size: usize) -> Resul
     Ok(())
 }
 
+/// Both passes of a jigsaw's step update the backbone's statistics, and a checkpoint counts the updates of all batch
+/// norms once.
+fn check_jigsaw(config: &RunConfig) -> Result<(), Error> {
+    let has_norm = !matches!(config.model.head, config::Head::Mlp { .. } | config::Head::Linear { .. });
+    if config.objective.kind == config::ObjectiveKind::Pirl && has_norm {
+        let reason = "objective.kind = pirl takes a head without batch norm; use linear-128".to_owned();
+        return Err(Error::Config { key: "model.head", value: config.model.head.to_string(), reason });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config(text: &str) -> RunConfig {
         RunConfig::from_toml(text).unwrap()
-    }
-
-    #[test]
-    fn rows_are_both_views_of_each_ranks_images() {
-        assert_eq!(rows(8, 1), [16]);
-        assert_eq!(rows(8, 3), [6, 6, 4]);
-        assert_eq!(rows(7, 4), [4, 4, 4, 2]);
     }
 
     #[test]
@@ -255,6 +367,42 @@ mod tests {
     }
 
     #[test]
+    fn a_jigsaw_takes_a_head_without_batch_norm() {
+        let of_head = |head| config(&format!("[objective]\nkind = \"pirl\"\n[model]\nhead = \"{head}\"\n"));
+        assert!(check_jigsaw(&of_head("linear-64")).is_ok());
+        assert_eq!(
+            check_jigsaw(&of_head("simclr-v1")).unwrap_err().to_string(),
+            "model.head = simclr-v1: objective.kind = pirl takes a head without batch norm; use linear-128"
+        );
+    }
+
+    #[test]
+    fn a_chunk_without_images_for_a_rank_is_refused() {
+        let layout_of = |chunk| layout(&config(&format!("[train]\nglobal_batch = 9\nchunk = {chunk}\n")), 2);
+        assert_eq!(layout_of(3).unwrap().n_chunks(), 3);
+        let error = layout_of(4).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().starts_with("train.chunk = 4: the last chunk of 9 images has none"),
+            "{error}"
+        );
+    }
+
+    /// Both networks of MoCo are planned for a chunk, and everything else stays.
+    #[test]
+    fn predicted_memory_follows_the_chunk() {
+        let predicted = |chunk| {
+            let text = format!(
+                "[train]\nglobal_batch = 64\nchunk = {chunk}\n[model]\narch = \"resnet20\"\nstem = \"cifar\"\n\
+                 [objective]\nkind = \"moco\"\n"
+            );
+            Plan::resolve(&config(&text), 0, 1).unwrap().predicted_bytes(1)
+        };
+        let [whole, half, quarter] = [0, 32, 16].map(predicted);
+        assert!(half < whole * 6 / 10 && quarter < half * 7 / 10, "{whole} {half} {quarter}");
+    }
+
+    #[test]
     fn epochs_count_whole_batches_and_the_warm_up_ends_with_the_run() {
         let epochs = config("[run]\nepochs = 3\n[schedule]\nwarmup_steps = 100\n[optimizer]\nlr = 0.5\n");
         let plan = schedule(&epochs, 7);
@@ -262,6 +410,16 @@ mod tests {
         let steps = config("[run]\nsteps = 300\n[schedule]\nwarmup_steps = 100\n");
         let plan = schedule(&steps, 7);
         assert_eq!((plan.total_steps, plan.warmup_steps), (300, 100));
+    }
+
+    #[test]
+    fn milestones_become_updates() {
+        let steps =
+            config("[schedule]\nkind = \"step\"\nmilestones = [2, 3]\ngamma = 0.5\n[optimizer]\nlr = 0.8\n");
+        let plan = schedule(&steps, 7);
+        assert_eq!([13, 14, 20, 21].map(|update| plan.lr(update)), [0.8, 0.4, 0.4, 0.2]);
+        let cosine = config("[run]\nsteps = 8\n[schedule]\nfinal_lr = 0.25\n");
+        assert_eq!(schedule(&cosine, 7).lr(8), 0.25);
     }
 
     #[test]

@@ -1,21 +1,69 @@
 //! The trainer's state as named tensors, and back.
 //!
-//! Every rank holds the whole state, so each writes only its share of the list: contiguous, of nearly the
-//! same number of bytes. Reading puts the shares together again, whatever the world size was.
+//! What every rank holds alike is dealt out: each writes a share of the list, contiguous, of nearly the same number of
+//! bytes. What only one rank holds (slots of a bank) that rank writes. Reading goes through the tensors one by one, in
+//! any order, whatever the world size was that wrote them: a rank takes what is its own and keeps nothing else.
 
-use checkpoint::{Error, State, Tensor};
+use checkpoint::{Dtype, Error, State, Tensor};
 use collective::Communicator;
 use engine::models::BatchNormScope;
 use engine::network::Network;
 use engine::optim::Optimizer;
 use engine::parameters::Parameters;
+use objectives::{Array, ArrayType, Objective};
 use std::collections::HashSet;
 use std::ops::Range;
+
+use crate::step::Trainer;
 
 /// PyTorch's name for a batch norm's running mean, of which each has one.
 const RUNNING_MEAN: &str = "running_mean";
 const BATCHES: &str = "num_batches_tracked";
 const UPDATES: &str = "counters.updates";
+const MODEL: &str = "model.";
+const MOMENTUM: &str = "momentum.";
+const OPTIMIZER: &str = "optimizer.";
+const OBJECTIVE: &str = "objective.";
+
+/// What a checkpoint holds.
+pub struct Parts<'a> {
+    /// The trained network, as `model.backbone.…`, `model.head.…`, ...
+    pub network: &'a Network<f32>,
+    /// Its optimizer, as `optimizer.<slot>.backbone.…`, and the count of updates.
+    pub optimizer: &'a Optimizer<f32>,
+    /// The momentum encoder, as `momentum.backbone.…`.
+    pub momentum: Option<&'a Network<f32>>,
+    /// What the objective keeps, under its own names.
+    pub objective: Vec<Array<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    /// The parts of a trainer.
+    pub fn of(trainer: &'a Trainer) -> Parts<'a> {
+        Parts {
+            network: &trainer.network,
+            optimizer: &trainer.optimizer,
+            momentum: trainer.momentum.as_ref().map(|momentum| &momentum.network),
+            objective: trainer.objective.state(),
+        }
+    }
+
+    /// What `rank` writes of the whole state. Only this is copied.
+    pub fn shard(&self, rank: usize, world_size: usize) -> Vec<Tensor> {
+        let mut items = network_items(MODEL, self.network.parameters());
+        items.extend(optimizer_items(self.optimizer, self.network.parameters()));
+        if let Some(momentum) = self.momentum {
+            items.extend(network_items(MOMENTUM, momentum.parameters()));
+        }
+        let (sharded, replicated): (Vec<_>, Vec<_>) = self.objective.iter().partition(|array| array.sharded);
+        items.extend(replicated.into_iter().map(array_item));
+        let bytes: Vec<usize> = items.iter().map(Item::bytes).collect();
+        let mut shard: Vec<Tensor> =
+            items[share_of(&bytes, rank, world_size)].iter().map(Item::copy).collect();
+        shard.extend(sharded.into_iter().map(|array| array_item(array).copy()));
+        shard
+    }
+}
 
 /// A tensor that has not been copied yet.
 struct Item<'a> {
@@ -28,30 +76,132 @@ enum Values<'a> {
     Floats(&'a [f32]),
     Batches(u64),
     Count(u64),
+    Bytes(Dtype, &'a [u8]),
 }
 
-/// The tensors of the encoder: parameters, running statistics and their counts, as `model.backbone.…` and
-/// `model.head.…`.
-pub fn network_state(network: &Network<f32>) -> Vec<Tensor> {
-    network_items(network.parameters()).iter().map(Item::copy).collect()
+/// Loads a trainer from a checkpoint, tensor by tensor.
+pub struct Restoration<'a> {
+    network: NetworkRestoration<'a>,
+    momentum: Option<NetworkRestoration<'a>>,
+    optimizer: &'a mut Optimizer<f32>,
+    objective: &'a mut Objective,
+    /// Tensors of the optimizer that are there.
+    seen: HashSet<String>,
 }
 
-/// The tensors of the optimizer, as `optimizer.<slot>.backbone.…`, and its count of updates.
-pub fn optimizer_state(optimizer: &Optimizer<f32>, network: &Network<f32>) -> Vec<Tensor> {
-    optimizer_items(optimizer, network.parameters()).iter().map(Item::copy).collect()
+impl<'a> Restoration<'a> {
+    /// Begins; the trainer holds a mixture until [`Restoration::finish`].
+    pub fn new(trainer: &'a mut Trainer) -> Restoration<'a> {
+        let momentum = trainer.momentum.as_mut().map(|momentum| &mut momentum.network);
+        Restoration {
+            network: NetworkRestoration::new(MODEL, trainer.network.parameters_mut()),
+            momentum: momentum.map(|momentum| NetworkRestoration::new(MOMENTUM, momentum.parameters_mut())),
+            optimizer: &mut trainer.optimizer,
+            objective: &mut trainer.objective,
+            seen: HashSet::new(),
+        }
+    }
+
+    /// Takes a tensor, or what of it is this rank's.
+    ///
+    /// # Errors
+    /// If it has another shape than the trainer's, or is one that this trainer does not have.
+    pub fn take(&mut self, tensor: &Tensor) -> Result<(), Unfit> {
+        let name = &tensor.name[..];
+        match &mut self.momentum {
+            _ if name.starts_with(MODEL) => Ok(self.network.take(tensor)?),
+            Some(momentum) if name.starts_with(MOMENTUM) => Ok(momentum.take(tensor)?),
+            _ if name.starts_with(OPTIMIZER) || name == UPDATES => Ok(self.take_optimizer(tensor)?),
+            _ if name.starts_with(OBJECTIVE) => Ok(self.objective.restore(&array(tensor)?)?),
+            _ => Err(unknown(tensor).into()),
+        }
+    }
+
+    fn take_optimizer(&mut self, tensor: &Tensor) -> Result<(), Error> {
+        if tensor.name == UPDATES {
+            self.optimizer.updates = tensor.to_u64()?;
+        } else {
+            let entries = &self.network.parameters.entries;
+            let place = self.optimizer.state_mut().into_iter().find_map(|(slot, values)| {
+                let parameter = tensor.name.strip_prefix(&slot_name(slot, ""))?;
+                let entry = entries.iter().find(|entry| entry.name == parameter)?;
+                Some((&entry.shape, &mut values[entry.range()]))
+            });
+            let (shape, values) = place.ok_or_else(|| unknown(tensor))?;
+            tensor.copy_to_f32(shape, values)?;
+        }
+        self.seen.insert(tensor.name.clone());
+        Ok(())
+    }
+
+    /// Ends the restoration.
+    ///
+    /// # Errors
+    /// If a tensor, or some of this rank's slots, were not there.
+    pub fn finish(self) -> Result<(), Unfit> {
+        self.network.finish()?;
+        if let Some(momentum) = self.momentum {
+            momentum.finish()?;
+        }
+        let entries = &self.network.parameters.entries;
+        let slots = self.optimizer.state().into_iter();
+        let names = slots.flat_map(|(slot, _)| entries.iter().map(move |entry| slot_name(slot, &entry.name)));
+        all_seen(names.chain([UPDATES.to_owned()]), &self.seen)?;
+        Ok(self.objective.restored()?)
+    }
 }
 
-/// The share of the whole state that `rank` writes. Only this share is copied.
-pub fn shard_of(
-    network: &Network<f32>,
-    optimizer: &Optimizer<f32>,
-    rank: usize,
-    world_size: usize,
-) -> Vec<Tensor> {
-    let mut items = network_items(network.parameters());
-    items.extend(optimizer_items(optimizer, network.parameters()));
-    let bytes: Vec<usize> = items.iter().map(Item::bytes).collect();
-    items[share_of(&bytes, rank, world_size)].iter().map(Item::copy).collect()
+/// Why a checkpoint is not one of this trainer.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// A tensor does not fit, or is missing.
+    #[error(transparent)]
+    Tensor(#[from] Error),
+    /// What the objective keeps does not fit, or is missing.
+    #[error(transparent)]
+    Objective(#[from] objectives::Error),
+}
+
+/// Loads one network.
+struct NetworkRestoration<'a> {
+    prefix: &'static str,
+    parameters: &'a mut Parameters<f32>,
+    batches: Option<u64>,
+    seen: HashSet<String>,
+}
+
+impl<'a> NetworkRestoration<'a> {
+    fn new(prefix: &'static str, parameters: &'a mut Parameters<f32>) -> Self {
+        Self { prefix, parameters, batches: None, seen: HashSet::new() }
+    }
+
+    fn take(&mut self, tensor: &Tensor) -> Result<(), Error> {
+        let Parameters { entries, values, buffers, buffer_values, .. } = &mut *self.parameters;
+        let name = tensor.name.strip_prefix(self.prefix).unwrap_or_default();
+        if let Some(entry) = entries.iter().find(|entry| entry.name == name) {
+            tensor.copy_to_f32(&entry.shape, &mut values[entry.range()])?;
+        } else if let Some(entry) = buffers.iter().find(|entry| entry.name == name) {
+            tensor.copy_to_f32(&entry.shape, &mut buffer_values[entry.range()])?;
+        } else if buffers.iter().any(|entry| batches_name(&entry.name).as_deref() == Some(name)) {
+            self.batches = Some(batches_in(tensor, self.batches)?);
+        } else {
+            // A checkpoint of a larger network must not be taken for one of this.
+            return Err(unknown(tensor));
+        }
+        self.seen.insert(tensor.name.clone());
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), Error> {
+        let names = network_items(self.prefix, self.parameters).into_iter().map(|item| item.name);
+        all_seen(names, &self.seen)
+    }
+}
+
+impl Drop for NetworkRestoration<'_> {
+    fn drop(&mut self) {
+        self.parameters.num_batches_tracked = self.batches.unwrap_or_default();
+    }
 }
 
 /// Loads the encoder from a checkpoint.
@@ -60,29 +210,11 @@ pub fn shard_of(
 /// If a tensor is missing, has another shape, or is one that this network does not have. The network then
 /// holds a mixture.
 pub fn restore_network(network: &mut Network<f32>, state: &State) -> Result<(), Error> {
-    restore_parameters(network.parameters_mut(), state)
-}
-
-/// Loads the optimizer of `network` from a checkpoint.
-///
-/// # Errors
-/// As [`restore_network`].
-pub fn restore_optimizer(
-    optimizer: &mut Optimizer<f32>,
-    network: &Network<f32>,
-    state: &State,
-) -> Result<(), Error> {
-    let known: HashSet<String> = names(optimizer_items(optimizer, network.parameters()));
-    refuse_others(state, "optimizer.", &known)?;
-    let entries = &network.parameters().entries;
-    for (slot, values) in optimizer.state_mut() {
-        for entry in entries {
-            let tensor = state.get(&slot_name(slot, &entry.name))?;
-            tensor.copy_to_f32(&entry.shape, &mut values[entry.range()])?;
-        }
+    let mut restoration = NetworkRestoration::new(MODEL, network.parameters_mut());
+    for tensor in state.tensors().iter().filter(|tensor| tensor.name.starts_with(MODEL)) {
+        restoration.take(tensor)?;
     }
-    optimizer.updates = state.get(UPDATES)?.to_u64()?;
-    Ok(())
+    restoration.finish()
 }
 
 /// Makes rank 0's running statistics everybody's where each rank has its own (`model.batch_norm = "local"`),
@@ -101,23 +233,24 @@ pub fn agree_on_buffers(
     Ok(())
 }
 
-fn network_items(parameters: &Parameters<f32>) -> Vec<Item<'_>> {
+fn network_items<'a>(prefix: &str, parameters: &'a Parameters<f32>) -> Vec<Item<'a>> {
     let mut items = Vec::new();
     for entry in &parameters.entries {
         items.push(Item {
-            name: format!("model.{}", entry.name),
+            name: format!("{prefix}{}", entry.name),
             shape: &entry.shape,
             values: Values::Floats(&parameters.values[entry.range()]),
         });
     }
     for entry in &parameters.buffers {
         items.push(Item {
-            name: format!("model.{}", entry.name),
+            name: format!("{prefix}{}", entry.name),
             shape: &entry.shape,
             values: Values::Floats(&parameters.buffer_values[entry.range()]),
         });
         if let Some(name) = batches_name(&entry.name) {
-            items.push(Item { name, shape: &[], values: Values::Batches(parameters.num_batches_tracked) });
+            let values = Values::Batches(parameters.num_batches_tracked);
+            items.push(Item { name: format!("{prefix}{name}"), shape: &[], values });
         }
     }
     items
@@ -138,24 +271,41 @@ fn optimizer_items<'a>(optimizer: &'a Optimizer<f32>, parameters: &'a Parameters
     items
 }
 
-fn restore_parameters(parameters: &mut Parameters<f32>, state: &State) -> Result<(), Error> {
-    let known: HashSet<String> = names(network_items(parameters));
-    refuse_others(state, "model.", &known)?;
-    for entry in &parameters.entries {
-        let tensor = state.get(&format!("model.{}", entry.name))?;
-        tensor.copy_to_f32(&entry.shape, &mut parameters.values[entry.range()])?;
+fn array_item<'a>(array: &'a Array<'a>) -> Item<'a> {
+    let dtype = match array.element {
+        ArrayType::Bf16 => Dtype::BF16,
+        ArrayType::F32 => Dtype::F32,
+        ArrayType::F64 => Dtype::F64,
+        ArrayType::U32 => Dtype::U32,
+        ArrayType::U64 => Dtype::U64,
+    };
+    Item { name: array.name.clone(), shape: &array.shape, values: Values::Bytes(dtype, array.bytes) }
+}
+
+fn array(tensor: &Tensor) -> Result<Array<'_>, Error> {
+    let element = match tensor.dtype {
+        Dtype::BF16 => ArrayType::Bf16,
+        Dtype::F32 => ArrayType::F32,
+        Dtype::F64 => ArrayType::F64,
+        Dtype::U32 => ArrayType::U32,
+        Dtype::U64 => ArrayType::U64,
+        _ => return Err(unknown(tensor)),
+    };
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    Ok(Array { name, element, shape, bytes: &tensor.data, sharded: false })
+}
+
+fn unknown(tensor: &Tensor) -> Error {
+    Error::WrongTensor {
+        name: tensor.name.clone(),
+        expected: "none at all".to_owned(),
+        actual: format!("{} {:?}", tensor.dtype, tensor.shape),
     }
-    let mut batches: Option<u64> = None;
-    for entry in &parameters.buffers {
-        let tensor = state.get(&format!("model.{}", entry.name))?;
-        tensor.copy_to_f32(&entry.shape, &mut parameters.buffer_values[entry.range()])?;
-        if let Some(name) = batches_name(&entry.name) {
-            let count = batches_in(state.get(&name)?, batches)?;
-            batches = Some(count);
-        }
-    }
-    parameters.num_batches_tracked = batches.unwrap_or_default();
-    Ok(())
+}
+
+fn all_seen(mut names: impl Iterator<Item = String>, seen: &HashSet<String>) -> Result<(), Error> {
+    let missing = names.find(|name| !seen.contains(name));
+    missing.map_or(Ok(()), |name| Err(Error::NoSuchTensor { name }))
 }
 
 /// Every batch norm has seen the same number of batches: the engine keeps one count for all.
@@ -171,29 +321,13 @@ fn batches_in(tensor: &Tensor, others: Option<u64>) -> Result<u64, Error> {
     }
 }
 
-/// A checkpoint of a larger network must not be taken for one of this.
-fn refuse_others(state: &State, prefix: &str, known: &HashSet<String>) -> Result<(), Error> {
-    let other = state.tensors().iter().find(|t| t.name.starts_with(prefix) && !known.contains(&t.name));
-    other.map_or(Ok(()), |tensor| {
-        Err(Error::WrongTensor {
-            name: tensor.name.clone(),
-            expected: "none at all".to_owned(),
-            actual: format!("{} {:?}", tensor.dtype, tensor.shape),
-        })
-    })
-}
-
-fn names(items: Vec<Item<'_>>) -> HashSet<String> {
-    items.into_iter().map(|item| item.name).collect()
-}
-
 fn slot_name(slot: &str, parameter: &str) -> String {
     format!("optimizer.{slot}.{parameter}")
 }
 
 /// The name of the batch count beside a running mean.
 fn batches_name(buffer: &str) -> Option<String> {
-    Some(format!("model.{}{BATCHES}", buffer.strip_suffix(RUNNING_MEAN)?))
+    Some(format!("{}{BATCHES}", buffer.strip_suffix(RUNNING_MEAN)?))
 }
 
 /// The part of a list of items with these sizes that belongs to `rank`: an item goes to the rank in whose
@@ -215,6 +349,7 @@ impl Item<'_> {
         match self.values {
             Values::Floats(values) => size_of_val(values),
             Values::Batches(_) | Values::Count(_) => 8,
+            Values::Bytes(_, bytes) => bytes.len(),
         }
     }
 
@@ -225,6 +360,10 @@ impl Item<'_> {
                 Tensor::from_i64(&self.name, i64::try_from(count).expect("fewer batches than 2^63"))
             }
             Values::Count(count) => Tensor::from_u64(&self.name, count),
+            Values::Bytes(dtype, bytes) => {
+                let (name, shape) = (self.name.clone(), self.shape.to_vec());
+                Tensor { name, dtype, shape, data: bytes.to_vec() }
+            }
         }
     }
 }
@@ -232,13 +371,15 @@ impl Item<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
     use engine::kernels::{Convolution, KernelPath, Pool};
-    use engine::models::{Arch, Head, ModelSpec, Stem};
+    use engine::models::{Arch, Head, ModelSpec, Role, Stem};
     use engine::network::NetworkOptions;
     use engine::optim::{OptimizerKind, OptimizerSpec};
+    use objectives::NtXent;
     use std::sync::Arc;
 
-    fn trainer(seed: u64, head: Head, kind: OptimizerKind) -> (Network<f32>, Optimizer<f32>) {
+    fn trainer(seed: u64, head: Head, kind: OptimizerKind) -> Trainer {
         let spec = ModelSpec {
             arch: Arch::ResNet20,
             stem: Stem::Cifar,
@@ -246,6 +387,8 @@ mod tests {
             batch_norm: BatchNormScope::Global,
             image_size: 8,
             zero_init_residual: true,
+            predictor: None,
+            jigsaw: None,
         };
         let options = NetworkOptions {
             max_rows: 2,
@@ -253,10 +396,15 @@ mod tests {
             kernel_path: KernelPath::Portable,
             convolution: Convolution::Direct,
         };
-        let network = Network::new(&spec, options, Arc::new(Pool::new(1, &[])));
+        let pool = Arc::new(Pool::new(1, &[]));
+        let network = Network::with_role(&spec, Role::Trained, options, Arc::clone(&pool));
+        let momentum = Network::with_role(&spec, Role::Momentum, options, Arc::clone(&pool));
         let spec = OptimizerSpec { kind, weight_decay: 0.0, decay_all: false };
         let optimizer = Optimizer::new(spec, network.parameters());
-        (network, optimizer)
+        let schedule = MomentumSchedule::Constant(0.5);
+        let momentum = MomentumEncoder::new(momentum, network.parameters(), schedule, 0);
+        let objective = Objective::Simclr(NtXent::new(0.5));
+        Trainer { momentum: Some(momentum), ..Trainer::alone(network, optimizer, objective, pool, 1) }
     }
 
     const HEAD: Head = Head::Mlp { hidden: 8, out: 4 };
@@ -264,35 +412,55 @@ mod tests {
     const SGD: OptimizerKind = OptimizerKind::Sgd { momentum: 0.9 };
 
     /// A trainer in which no two values are equal.
-    fn trained() -> (Network<f32>, Optimizer<f32>) {
-        let (mut network, mut optimizer) = trainer(1, HEAD, ADAM);
-        let parameters = network.parameters_mut();
-        parameters.buffer_values.iter_mut().enumerate().for_each(|(i, x)| *x = 0.5 + i as f32);
+    fn trained() -> Trainer {
+        let mut trainer = trainer(1, HEAD, ADAM);
+        let fill = |values: &mut [f32], first: f32| {
+            values.iter_mut().enumerate().for_each(|(i, x)| *x = first + i as f32);
+        };
+        let parameters = trainer.network.parameters_mut();
+        fill(&mut parameters.buffer_values, 0.5);
         parameters.num_batches_tracked = 17;
-        optimizer.updates = 21;
-        for (slot, (_, values)) in optimizer.state_mut().into_iter().enumerate() {
+        let parameters = trainer.momentum.as_mut().unwrap().network.parameters_mut();
+        fill(&mut parameters.values, 0.125);
+        fill(&mut parameters.buffer_values, 0.375);
+        parameters.num_batches_tracked = 18;
+        trainer.optimizer.updates = 21;
+        for (slot, (_, values)) in trainer.optimizer.state_mut().into_iter().enumerate() {
             values.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32 + 0.25) * (slot as f32 - 0.5));
         }
-        (network, optimizer)
+        trainer
     }
 
     fn state(world_size: usize) -> State {
-        let (network, optimizer) = trained();
-        State::new((0..world_size).flat_map(|rank| shard_of(&network, &optimizer, rank, world_size))).unwrap()
+        let trainer = trained();
+        let parts = Parts::of(&trainer);
+        State::new((0..world_size).flat_map(|rank| parts.shard(rank, world_size))).unwrap()
+    }
+
+    /// Takes the tensors in the reverse of their order.
+    fn restore(trainer: &mut Trainer, state: &State) -> Result<(), Unfit> {
+        let mut restoration = Restoration::new(trainer);
+        for tensor in state.tensors().iter().rev() {
+            restoration.take(tensor)?;
+        }
+        restoration.finish()
     }
 
     #[test]
     fn everything_comes_back_whatever_the_number_of_ranks_that_wrote_it() {
-        let (expected, expected_optimizer) = trained();
+        let expected = trained();
+        let networks = |trainer: &Trainer| {
+            let momentum = trainer.momentum.as_ref().unwrap().network.parameters().clone();
+            [trainer.network.parameters().clone(), momentum].map(|parameters| {
+                (parameters.values, parameters.buffer_values, parameters.num_batches_tracked)
+            })
+        };
         for world_size in [1, 2, 3, 7] {
-            let (mut network, mut optimizer) = trainer(2, HEAD, ADAM);
-            restore_network(&mut network, &state(world_size)).unwrap();
-            restore_optimizer(&mut optimizer, &network, &state(world_size)).unwrap();
-            assert_eq!(network.parameters().values, expected.parameters().values);
-            assert_eq!(network.parameters().buffer_values, expected.parameters().buffer_values);
-            assert_eq!(network.parameters().num_batches_tracked, 17);
-            assert_eq!(optimizer.state(), expected_optimizer.state());
-            assert_eq!(optimizer.updates, 21);
+            let mut trainer = trainer(2, HEAD, ADAM);
+            restore(&mut trainer, &state(world_size)).unwrap();
+            assert!(networks(&trainer) == networks(&expected), "{world_size} ranks");
+            assert_eq!(trainer.optimizer.state(), expected.optimizer.state());
+            assert_eq!(trainer.optimizer.updates, 21);
         }
     }
 
@@ -301,27 +469,37 @@ mod tests {
         let state = state(1);
         assert_eq!(state.get("model.backbone.conv1.weight").unwrap().shape, [16, 3, 3, 3]);
         assert_eq!(state.get("model.head.2.bias").unwrap().shape, [4]);
-        assert_eq!(
-            state.get("model.backbone.layer1.0.bn2.num_batches_tracked").unwrap().to_i64().unwrap(),
-            17
-        );
+        let batches = |name| state.get(name).unwrap().to_i64().unwrap();
+        assert_eq!(batches("model.backbone.layer1.0.bn2.num_batches_tracked"), 17);
+        assert_eq!(batches("momentum.backbone.layer1.0.bn2.num_batches_tracked"), 18);
         assert_eq!(state.get("model.backbone.bn1.running_var").unwrap().shape, [16]);
+        assert_eq!(state.get("momentum.head.0.weight").unwrap().shape, [8, 64]);
         assert_eq!(state.get("optimizer.second_moment.head.0.weight").unwrap().shape, [8, 64]);
     }
 
     #[test]
-    fn a_checkpoint_of_another_network_is_refused() {
-        let (mut network, _) = trainer(2, Head::Linear { out: 4 }, ADAM);
-        let error = restore_network(&mut network, &state(1)).unwrap_err();
-        assert!(error.to_string().contains("`model.head.2.weight` is F32 [4, 8] instead of none"), "{error}");
+    fn a_checkpoint_of_another_trainer_is_refused() {
+        let other = |head, kind| restore(&mut trainer(2, head, kind), &state(1)).unwrap_err().to_string();
+        let error = other(Head::Linear { out: 4 }, ADAM);
+        assert!(error.contains("is F32 [4] instead of none"), "{error}");
+        let error = other(Head::Mlp { hidden: 8, out: 5 }, ADAM);
+        assert!(error.contains("is F32 [4] instead of F32 [5]"), "{error}");
+        let error = other(HEAD, SGD);
+        assert!(error.contains("`optimizer.second_moment."), "{error}");
+        let mut without = trainer(2, HEAD, ADAM);
+        without.momentum = None;
+        let error = restore(&mut without, &state(1)).unwrap_err().to_string();
+        assert!(error.contains("`momentum.") && error.contains("instead of none"), "{error}");
+    }
 
-        let (mut network, _) = trainer(2, Head::Mlp { hidden: 8, out: 5 }, ADAM);
-        let error = restore_network(&mut network, &state(1)).unwrap_err();
-        assert!(error.to_string().contains("is F32 [4, 8] instead of F32 [5, 8]"), "{error}");
-
-        let (network, mut optimizer) = trainer(2, HEAD, SGD);
-        let error = restore_optimizer(&mut optimizer, &network, &state(1)).unwrap_err();
-        assert!(error.to_string().contains("`optimizer.first_moment."), "{error}");
+    #[test]
+    fn a_tensor_that_is_missing_is_named() {
+        let whole = state(1);
+        for missing in ["model.head.0.bias", "momentum.backbone.bn1.running_var", UPDATES] {
+            let rest = whole.tensors().iter().filter(|tensor| tensor.name != missing).cloned();
+            let error = restore(&mut trainer(2, HEAD, ADAM), &State::new(rest).unwrap()).unwrap_err();
+            assert_eq!(error.to_string(), format!("the checkpoint has no tensor `{missing}`"));
+        }
     }
 
     #[test]

@@ -1,28 +1,51 @@
 //! One optimizer update over the global batch: what `himpun train` repeats and `himpun bench step` times.
+//!
+//! A step encodes what its objective needs, by the networks there are: the trained one, its momentum encoder, its
+//! branch over patches. Where the batch is cut into chunks ([`Layout`]) every chunk is encoded twice, first for its
+//! embeddings alone and then, with the loss over the whole batch known, for its share of the gradient (Gao et al.
+//! 2021, arXiv:2101.06983): the memory of activations is that of one chunk, the negatives are those of the batch.
+
+mod gradients;
+pub mod layout;
+pub mod momentum;
+pub mod patches;
+pub mod refresh;
+mod rows;
+mod statistics;
+#[cfg(test)]
+mod tests;
 
 use collective::{Communicator, GradientReducer};
 use engine::kernels::Pool;
+use engine::models::PATCHES;
 use engine::network::{BufferUpdate, Network};
 use engine::optim::Optimizer;
-use objectives::{Compute, Encoded, Objective};
+use objectives::{Compute, Encoded, Needs, Objective, ObjectiveStep};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
 use crate::evaluation::Encoder;
-use crate::plan::VIEWS;
+use gradients::{Bucket, scatter};
+use layout::Layout;
+use momentum::MomentumEncoder;
+use patches::PatchBranch;
+use refresh::Refresh;
+use statistics::ChunkStatistics;
 
 /// PyTorch's batch-norm momentum.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
-/// Gradients travel in buckets of at least this many values: below it a frame's latency outweighs its
-/// transfer, above it the last bucket has less of the backward left to hide behind.
-const BUCKET_LEN: usize = 1 << 20;
-
 /// Everything that one update reads and writes.
 pub struct Trainer {
-    /// The encoder and its head.
+    /// The encoder, its head and what else is trained.
     pub network: Network<f32>,
+    /// Encodes the keys, where the objective has any.
+    pub momentum: Option<MomentumEncoder>,
+    /// Encodes jigsaws, where the objective has any.
+    pub patches: Option<PatchBranch>,
+    /// Encodes slots anew, where the objective bounds their age.
+    pub refresh: Option<Refresh>,
     /// Momentum and second moments.
     pub optimizer: Optimizer<f32>,
     /// What the embeddings are trained for.
@@ -33,30 +56,127 @@ pub struct Trainer {
     pub gradients: Option<GradientReducer>,
     /// Compute threads of this worker.
     pub pool: Arc<Pool>,
-    /// Rows (views) of every rank, in rank order.
-    pub rows: Vec<usize>,
+    /// Which images each rank encodes, in which pass.
+    pub layout: Layout,
+    /// The gradient of other passes than the last: of earlier chunks, of patches. Empty where there are none.
+    pub others: Vec<f32>,
+}
+
+/// This rank's part of a global batch.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBatch<'a> {
+    /// `[chunk][view][image of the chunk]` rows of `[size, size, 3]`: every view up to the last that the objective needs.
+    pub images: &'a [f32],
+    /// The images' places in the global batch, as [`Layout::positions`].
+    pub positions: &'a [usize],
+    /// Their places in the data set.
+    pub indices: &'a [usize],
+    /// Their classes, where the objective needs them; else empty.
+    pub labels: &'a [u32],
+    /// `[image][patch]` rows, where the objective needs them; else empty.
+    pub jigsaw: &'a [f32],
+}
+
+/// What a step tells of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The objective's mean over the global batch, in nats, before the update.
+    pub loss: f64,
+    /// What else the objective has to say, by name; the same on every rank.
+    pub metrics: Vec<(&'static str, f64)>,
+}
+
+/// What the networks made of this rank's images.
+struct Encodings {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    jigsaw: Vec<f32>,
 }
 
 impl Trainer {
-    /// Encodes this rank's `images` (`[rows, h, w, 3]`, `[view][image]`), and makes update `step` with the
-    /// gradient of the whole batch. Returns the loss: the mean over the global rows, in nats, before it.
+    /// A world of one that trains a single network and encodes its `images` in one pass.
+    pub fn alone(
+        network: Network<f32>,
+        optimizer: Optimizer<f32>,
+        objective: Objective,
+        pool: Arc<Pool>,
+        images: usize,
+    ) -> Trainer {
+        Trainer {
+            communicator: Communicator::alone(),
+            gradients: None,
+            momentum: None,
+            patches: None,
+            refresh: None,
+            layout: Layout::new(images, 0, 1),
+            others: Vec::new(),
+            network,
+            optimizer,
+            objective,
+            pool,
+        }
+    }
+
+    /// Makes update `step`, counted from 1, with the gradient of the whole batch.
     ///
-    /// Weights, optimizer and running statistics change only after the step's last collective has
-    /// succeeded here: a step that fails leaves them as they were.
+    /// Weights, optimizer, running statistics, momentum encoder and what the objective keeps change only after the
+    /// step's last collective has succeeded here: a step that fails leaves them as they were.
     ///
     /// # Errors
     /// If a peer is lost or the group is aborted, or the loss is not a finite number.
-    pub fn step(&mut self, step: u64, images: &[f32], learning_rate: f64) -> Result<f64, Error> {
+    ///
+    /// # Panics
+    /// If the batch is not cut as the layout says.
+    pub fn step(&mut self, step: u64, batch: &StepBatch<'_>, learning_rate: f64) -> Result<Outcome, Error> {
+        assert_eq!(batch.positions, self.layout.positions(self.communicator.rank()), "another layout");
         self.communicator.set_step(step);
         if let Some(gradients) = &mut self.gradients {
             gradients.set_step(step);
         }
-        let (n, path) = (self.rows[self.communicator.rank()], self.network.kernel_path());
-        let embeddings =
-            self.network.forward_train(images, n, &mut self.communicator).map_err(Error::from_peer)?;
-        let compute = Compute { pool: &self.pool, path };
-        let images_per_rank: Vec<usize> = self.rows.iter().map(|rows| rows / VIEWS).collect();
-        let encoded = Encoded::of_queries(step, &images_per_rank, embeddings);
+        if let Some(momentum) = &mut self.momentum {
+            momentum.advance(&self.pool, self.network.parameters(), step);
+        }
+        let outcome = self.gradient(step, batch);
+        match &outcome {
+            Ok(_) => self.commit(learning_rate),
+            Err(_) => {
+                if let Some(momentum) = &mut self.momentum {
+                    momentum.go_back();
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Makes everything that the step has staged so. Nothing here waits for a peer, and nothing can fail.
+    fn commit(&mut self, learning_rate: f64) {
+        let update = BufferUpdate::Momentum(BATCH_NORM_MOMENTUM);
+        self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
+        self.network.commit_buffers(update);
+        if let Some(patches) = &mut self.patches {
+            self.network.commit_buffers_of(&mut patches.network, update);
+        }
+        if let Some(momentum) = &mut self.momentum {
+            momentum.commit();
+        }
+        self.objective.commit();
+    }
+
+    /// Leaves the gradient of the whole batch in the network's parameters.
+    fn gradient(&mut self, step: u64, batch: &StepBatch<'_>) -> Result<Outcome, Error> {
+        let needs = self.objective.needs();
+        let encodings = self.encode(step, &needs, batch)?;
+        let encoded = Encoded {
+            step,
+            images: &self.layout.images(),
+            positions: batch.positions,
+            indices: batch.indices,
+            labels: batch.labels,
+            queries: &encodings.queries,
+            keys: &encodings.keys,
+            jigsaw: &encodings.jigsaw,
+        };
+        let compute = Compute { pool: &self.pool, path: self.network.kernel_path() };
         let objective = self
             .objective
             .forward_backward(compute, &encoded, &mut self.communicator)
@@ -64,39 +184,159 @@ impl Trainer {
         if !objective.loss.is_finite() {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
-        self.backward(&objective.d_queries)?;
-
-        self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
-        self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
-        self.objective.commit();
-        Ok(objective.loss)
+        self.backward(&needs, batch, &objective)?;
+        self.refresh_slots(step)?;
+        Ok(Outcome { loss: objective.loss, metrics: objective.metrics })
     }
 
-    /// Leaves the gradient of the whole batch in the network's parameters.
-    fn backward(&mut self, d_embeddings: &[f32]) -> Result<(), Error> {
+    /// Stages fresh features of slots that would grow too old, by the weights before the update. The passes of the step
+    /// are over: their activations make room.
+    fn refresh_slots(&mut self, step: u64) -> Result<(), Error> {
+        let Some(refresh) = &self.refresh else { return Ok(()) };
+        let due = self.objective.due(step);
+        let (slots, embeddings) = refresh.encode(&mut self.network, &self.pool, &due)?;
+        self.objective.refresh(&slots, &embeddings, &mut self.communicator).map_err(Error::from_objective)
+    }
+
+    /// Encodes this rank's images, chunk by chunk; the activations of the last chunk stay.
+    fn encode(&mut self, step: u64, needs: &Needs, batch: &StepBatch<'_>) -> Result<Encodings, Error> {
+        let (n, width) = (self.own_images(), self.network.spec().embedding_width());
+        let mut queries = vec![0.0; needs.queries.len() * n * width];
+        let mut jigsaw = vec![0.0; if needs.jigsaw { n * width } else { 0 }];
+        for own in self.layout.own(self.communicator.rank()) {
+            let (images, patches) = self.forward(needs, batch, &own)?;
+            rows::place(&mut queries, (n, width), &own, images);
+            rows::place(&mut jigsaw, (n, width), &own, patches);
+        }
+        let keys = match &mut self.momentum {
+            None => Vec::new(),
+            Some(momentum) => {
+                momentum.encode((batch.images, needs.keys), (step, &self.layout), &mut self.communicator)?
+            }
+        };
+        Ok(Encodings { queries, keys, jigsaw })
+    }
+
+    /// Runs the forward passes of this rank's images `own`; returns the embeddings of their views and jigsaws.
+    fn forward(
+        &mut self,
+        needs: &Needs,
+        batch: &StepBatch<'_>,
+        own: &Range<usize>,
+    ) -> Result<(&[f32], &[f32]), Error> {
+        let n = self.own_images();
+        let Self { network, patches, communicator, .. } = self;
+        let image_len = network.spec().image_size.pow(2) * 3;
+        let images = rows::of_chunk(batch.images, (n, image_len), needs.queries, own);
+        network
+            .forward_train(&images, needs.queries.len() * own.len(), communicator)
+            .map_err(Error::from_peer)?;
+        let jigsaw: &[f32] = match patches {
+            None => &[],
+            Some(patches) => {
+                let len = patches.jigsaw_len();
+                let rows = &batch.jigsaw[own.start * len..own.end * len];
+                patches.encode(rows, own.len(), network.parameters(), communicator)?
+            }
+        };
+        Ok((network.embeddings(), jigsaw))
+    }
+
+    /// Runs the backward passes, and sums the gradients over chunks, branches and ranks.
+    fn backward(
+        &mut self,
+        needs: &Needs,
+        batch: &StepBatch<'_>,
+        objective: &ObjectiveStep<f32>,
+    ) -> Result<(), Error> {
+        let (n, width) = (self.own_images(), self.network.spec().embedding_width());
+        let views: Vec<usize> = (0..needs.queries.len()).collect();
+        let n_chunks = self.layout.n_chunks();
+        let (mut of_images, mut of_patches) = (ChunkStatistics::default(), ChunkStatistics::default());
+        self.others.fill(0.0);
+        for (chunk, own) in self.layout.own(self.communicator.rank()).iter().enumerate() {
+            if n_chunks > 1 {
+                self.forward(needs, batch, own)?;
+            }
+            if let Some(patches) = &mut self.patches {
+                let d_jigsaw = &objective.d_jigsaw[own.start * width..own.end * width];
+                patches.backward(d_jigsaw, &mut self.communicator, &mut self.others)?;
+            }
+            let d_queries = rows::select(&objective.d_queries, (n, width), &views, own);
+            if chunk + 1 < n_chunks {
+                self.network
+                    .backward(&d_queries, &mut self.communicator, &mut |range, gradient| {
+                        gradients::add(&mut self.others[range], gradient);
+                    })
+                    .map_err(Error::from_peer)?;
+            } else {
+                self.last_backward(&d_queries)?;
+            }
+            if n_chunks > 1 {
+                let images = self.layout.images_of(chunk).iter().sum();
+                of_images.add(&self.network, images);
+                if let Some(patches) = &self.patches {
+                    of_patches.add(&patches.network, images);
+                }
+            }
+        }
+        if n_chunks > 1 {
+            of_images.stage(&mut self.network);
+            if let Some(patches) = &mut self.patches {
+                of_patches.stage(&mut patches.network);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the step's last backward pass, during which the gradients leave for the other ranks.
+    fn last_backward(&mut self, d_queries: &[f32]) -> Result<(), Error> {
+        let Self { network, communicator, others, .. } = self;
+        let others = (!others.is_empty()).then_some(&others[..]);
+        let without_layer: Vec<Range<usize>> =
+            self.patches.iter().flat_map(PatchBranch::own_places).collect();
         let Some(reducer) = &mut self.gradients else {
-            return self
-                .network
-                .backward(d_embeddings, &mut self.communicator, &mut |_, _| {})
-                .map_err(Error::from_peer);
+            network.backward(d_queries, communicator, &mut |_, _| {}).map_err(Error::from_peer)?;
+            let gradients = &mut network.parameters_mut().gradients;
+            without_layer.into_iter().for_each(|range| gradients[range].fill(0.0));
+            if let Some(others) = others {
+                gradients::add(gradients, others);
+            }
+            return Ok(());
         };
         let mut bucket = Bucket::default();
-        self.network
-            .backward(d_embeddings, &mut self.communicator, &mut |range, gradient| {
-                bucket.take(range, gradient, reducer);
+        network
+            .backward(d_queries, communicator, &mut |range, gradient| {
+                bucket.take(range, gradient, others, reducer);
             })
             .map_err(Error::from_peer)?;
+        for range in without_layer {
+            let gradient = &self.others[range.clone()];
+            bucket.take(range, gradient, None, reducer);
+        }
         bucket.send(reducer);
         match self.objective.reduction() {
             // Each rank holds its own rows' share of the gradient of the mean over all rows, so that
             // nothing is divided by the world size, here or anywhere.
             objectives::Reduction::Sum => {}
         }
-        let gradients = &mut self.network.parameters_mut().gradients;
+        let gradients = &mut network.parameters_mut().gradients;
         for (ranges, values) in reducer.finish().map_err(Error::Collective)? {
             scatter(ranges, &values, gradients);
         }
         Ok(())
+    }
+
+    /// Images of this rank in a step.
+    fn own_images(&self) -> usize {
+        self.layout.images()[self.communicator.rank()]
+    }
+
+    /// Rows (views, keys and patches) that this rank encodes for a step.
+    pub fn rows_encoded(&self) -> usize {
+        let needs = self.objective.needs();
+        let patches = if needs.jigsaw { PATCHES } else { 0 };
+        self.own_images() * (needs.queries.len() + needs.keys.len() + patches)
     }
 
     /// The parts that an evaluation needs.
@@ -107,176 +347,5 @@ impl Trainer {
     /// Bytes that this rank has sent to its peers so far.
     pub fn bytes_sent(&self) -> u64 {
         self.communicator.bytes_sent() + self.gradients.as_ref().map_or(0, GradientReducer::bytes_sent)
-    }
-}
-
-/// Gradients on their way out. All ranks fill their buckets in the same order, that of the backward.
-#[derive(Default)]
-struct Bucket {
-    ranges: Vec<Range<usize>>,
-    values: Vec<f32>,
-}
-
-impl Bucket {
-    fn add(&mut self, range: Range<usize>, gradient: &[f32]) {
-        self.ranges.push(range);
-        self.values.extend_from_slice(gradient);
-    }
-
-    /// Adds a gradient and sends the bucket if it is full.
-    fn take(&mut self, range: Range<usize>, gradient: &[f32], to: &mut GradientReducer) {
-        self.add(range, gradient);
-        if self.values.len() >= BUCKET_LEN {
-            self.send(to);
-        }
-    }
-
-    fn send(&mut self, to: &mut GradientReducer) {
-        if !self.ranges.is_empty() {
-            to.submit(std::mem::take(&mut self.ranges), std::mem::take(&mut self.values));
-        }
-    }
-}
-
-/// Puts a bucket's values back where they came from.
-fn scatter(ranges: Vec<Range<usize>>, mut values: &[f32], gradients: &mut [f32]) {
-    for range in ranges {
-        let (summed, rest) = values.split_at(range.len());
-        gradients[range].copy_from_slice(summed);
-        values = rest;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan;
-    use crate::plan::Plan;
-    use config::RunConfig;
-    use data::Loader;
-
-    #[test]
-    fn a_bucket_goes_back_to_its_places() {
-        let mut bucket = Bucket::default();
-        bucket.add(4..6, &[4.0, 5.0]);
-        bucket.add(0..3, &[0.0, 1.0, 2.0]);
-        let mut gradients = [9.0; 7];
-        scatter(bucket.ranges, &bucket.values, &mut gradients);
-        assert_eq!(gradients, [0.0, 1.0, 2.0, 9.0, 4.0, 5.0, 9.0]);
-    }
-
-    fn config(arch: &str) -> RunConfig {
-        let text = format!(
-            "[train]\nglobal_batch = 7\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\n\
-             stem = \"cifar\"\nhead = \"mlp-16-8\"\n[optimizer]\nlr = 0.01\n"
-        );
-        RunConfig::from_toml(&text).unwrap()
-    }
-
-    /// Three steps over the same global batches by `world_size` ranks: each rank's losses, and its weights,
-    /// momentum and running statistics at the end.
-    fn train(world_size: usize) -> Vec<(Vec<f64>, [Vec<f32>; 3])> {
-        let config = config("resnet20");
-        let groups = collective::loopback(world_size, 2).unwrap();
-        std::thread::scope(|scope| {
-            let ranks = groups.into_iter().map(|group| {
-                let config = &config;
-                scope.spawn(move || {
-                    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
-                    let plan = Plan::resolve(config, small.rank(), world_size).unwrap();
-                    let compute = plan::Compute { threads: 1, cores: Vec::new() };
-                    let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
-                    let mut loader =
-                        Loader::new(plan.dataset.clone(), plan.augmentation.clone(), plan.loader_options(0))
-                            .unwrap();
-                    let losses = (1..=3).map(|step| {
-                        let batch = loader.next_batch().unwrap();
-                        trainer.step(step, &batch.images, 0.01).unwrap()
-                    });
-                    let losses = losses.collect();
-                    let parameters = trainer.network.parameters();
-                    let momentum = trainer.optimizer.state()[0].1.to_vec();
-                    (losses, [parameters.values.clone(), momentum, parameters.buffer_values.clone()])
-                })
-            });
-            let ranks: Vec<_> = ranks.collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
-    }
-
-    fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
-        let squared = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
-        let difference = squared(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
-        (difference / squared(&mut a.iter().map(|&a| f64::from(a)))).sqrt()
-    }
-
-    #[test]
-    fn any_number_of_ranks_makes_the_same_steps() {
-        let alone = train(1).remove(0);
-        for world_size in [2, 3] {
-            let ranks = train(world_size);
-            // All ranks hold the same bits, or they would drift apart.
-            assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{world_size} ranks");
-            for (a, b) in alone.0.iter().zip(&ranks[0].0) {
-                assert!((a / b - 1.0).abs() < 1e-5, "losses {:?} {:?}", alone.0, ranks[0].0);
-            }
-            for (what, (a, b)) in
-                ["weights", "momentum", "statistics"].iter().zip(alone.1.iter().zip(&ranks[0].1))
-            {
-                let difference = relative_difference(a, b);
-                assert!(difference < 1e-3, "{what} of {world_size} ranks differ by {difference}");
-            }
-        }
-    }
-
-    #[test]
-    fn buckets_travel_while_the_backward_runs() {
-        let config = config("resnet18");
-        std::thread::scope(|scope| {
-            for group in collective::loopback(2, 2).unwrap() {
-                let config = &config;
-                scope.spawn(move || {
-                    let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
-                    let plan = Plan::resolve(config, small.rank(), 2).unwrap();
-                    let compute = plan::Compute { threads: 1, cores: Vec::new() };
-                    let mut trainer = plan.trainer(&compute, small, gradients).unwrap();
-                    let (network, communicator) = (&mut trainer.network, &mut trainer.communicator);
-                    let n = trainer.rows[communicator.rank()];
-                    let images: Vec<f32> = (0..n * 8 * 8 * 3).map(|i| (i % 17) as f32).collect();
-                    network.forward_train(&images, n, communicator).unwrap();
-                    let reducer = trainer.gradients.as_mut().unwrap();
-                    let (mut bucket, mut arrived) = (Bucket::default(), None);
-                    let mut on_gradient = |range: Range<usize>, gradient: &[f32]| {
-                        // The first layer's gradient is the last: it waits until the peer has seen a bucket.
-                        if range.start == 0 {
-                            arrived = (0..10_000_000).find(|_| {
-                                std::thread::yield_now();
-                                reducer.bytes_sent() > 0
-                            });
-                        }
-                        bucket.take(range, gradient, reducer);
-                    };
-                    network.backward(&vec![0.1; n * 8], communicator, &mut on_gradient).unwrap();
-                    assert!(arrived.is_some(), "no bucket left before the end");
-                    bucket.send(reducer);
-                    assert!(reducer.finish().unwrap().len() > 2, "several buckets");
-                });
-            }
-        });
-    }
-
-    #[test]
-    fn a_loss_that_is_no_number_changes_nothing() {
-        let config = config("resnet20");
-        let plan = Plan::resolve(&config, 0, 1).unwrap();
-        let compute = plan::Compute { threads: 1, cores: Vec::new() };
-        let mut trainer = plan.trainer(&compute, Communicator::alone(), Communicator::alone()).unwrap();
-        let before = trainer.network.parameters().clone();
-        let images = vec![f32::NAN; 14 * 8 * 8 * 3];
-        let error = trainer.step(5, &images, 0.01).unwrap_err();
-        assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
-        let after = trainer.network.parameters();
-        assert_eq!((&before.values, &before.buffer_values), (&after.values, &after.buffer_values));
-        assert_eq!(trainer.optimizer.updates, 0);
     }
 }

@@ -4,7 +4,7 @@
 //! all have their receipts. A checkpoint that fails changes nothing: the group agrees that it failed.
 
 use bytes::Bytes;
-use checkpoint::{Manifest, State};
+use checkpoint::{Manifest, Tensor};
 use collective::Communicator;
 use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -13,6 +13,7 @@ use proto::v1::{
     AbortCheckpointRequest, BeginCheckpointRequest, Chunk, CommitCheckpointRequest, Digest,
     GetCheckpointRequest, GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
 };
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -70,11 +71,16 @@ pub fn save(
     Ok(agreed(communicator, committed, step)?.is_some())
 }
 
-/// Reads the whole state of the checkpoint of `step` back, comparing every digest.
+/// Reads the checkpoint of `step` back, comparing every digest, and hands its tensors to `take`: one shard is in memory
+/// at a time.
 ///
 /// # Errors
-/// If the coordinator does not have it, or it is damaged.
-pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
+/// If the coordinator does not have it, or it is damaged, or `take` refuses a tensor.
+pub fn fetch(
+    session: &Session,
+    step: u64,
+    take: &mut dyn FnMut(&Tensor) -> Result<(), Error>,
+) -> Result<Manifest, Error> {
     let damaged = |source| Error::Checkpoint { step, source };
     let mut client = client(session);
     let request = with_deadline(GetCheckpointRequest { fence: Some(session.fence().clone()), step }, 0);
@@ -83,16 +89,22 @@ pub fn fetch(session: &Session, step: u64) -> Result<(Manifest, State), Error> {
     let manifest =
         Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
             .map_err(damaged)?;
-    let mut tensors = Vec::new();
+    let mut names = HashSet::new();
     for (index, shard) in manifest.shards.iter().enumerate() {
         let request = GetShardRequest { fence: Some(session.fence().clone()), step, shard: index as u32 };
         let bytes = session
             .block_on(get_shard(&mut client, with_deadline(request, shard.bytes), shard.bytes))
             .map_err(|status| sync_error("fetch", step, &status))?;
         shard.check(&bytes, Path::new(&shard.file)).map_err(damaged)?;
-        tensors.extend(checkpoint::decode_shard(&bytes).map_err(damaged)?);
+        for tensor in checkpoint::decode_shard(&bytes).map_err(damaged)? {
+            take(&tensor)?;
+            if let Some(name) = names.replace(tensor.name) {
+                let reason = format!("tensor `{name}` is there twice");
+                return Err(damaged(checkpoint::Error::Shard { reason }));
+            }
+        }
     }
-    Ok((manifest, State::new(tensors).map_err(damaged)?))
+    Ok(manifest)
 }
 
 /// Turns each rank's outcome into one that all share: `Some` if all are done, `None` if the coordinator was

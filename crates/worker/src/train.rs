@@ -2,7 +2,7 @@
 
 use collective::Communicator;
 use config::RunConfig;
-use data::Loader;
+use data::{Batch, Loader};
 use proto::v1::Phase;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::evaluation::Evaluation;
 use crate::journal::{Journal, Loss};
 use crate::plan::{Compute, Plan};
 use crate::session::Session;
+use crate::step::StepBatch;
 use crate::{Error, model};
 
 /// Trains this rank's share of the run until its last step, or until it is told to stop.
@@ -87,7 +88,8 @@ pub fn train(
         let waited = begun.elapsed();
         let learning_rate = plan.schedule.lr(step);
         step += 1;
-        let loss = Loss { value: trainer.step(step, &batch.images, learning_rate)?, learning_rate };
+        let outcome = trainer.step(step, &step_batch(&batch), learning_rate)?;
+        let loss = Loss { outcome, learning_rate };
         journal.note_step(begun.elapsed(), waited, std::mem::take(&mut batch.replaced));
         loader.recycle(batch);
 
@@ -118,4 +120,10 @@ pub fn train(
         session.finished(step, stopped);
     }
     Ok(())
+}
+
+/// What a step reads of a batch.
+pub(crate) fn step_batch(batch: &Batch) -> StepBatch<'_> {
+    let Batch { positions, indices, labels, images, jigsaw, .. } = batch;
+    StepBatch { positions, indices, labels, images, jigsaw }
 }

@@ -6,12 +6,16 @@ use data::{Dataset, Views};
 
 use crate::{Error, plan};
 
-/// The two views of one image in one epoch.
+/// What training sees of one image in one epoch.
 pub struct ImageViews {
-    /// `[size, size, 3]` each, interleaved as training feeds them.
-    pub images: [Vec<f32>; 2],
+    /// `[size, size, 3]` each, interleaved as training feeds them: one or two, as the objective has it.
+    pub images: Vec<Vec<f32>>,
     /// Their side, in pixels.
     pub size: usize,
+    /// The patches of the jigsaw in the order in which training sees them; none without one.
+    pub jigsaw: Vec<Vec<f32>>,
+    /// Their side, in pixels; 0 without a jigsaw.
+    pub patch: usize,
     /// The image that is shown: another one than asked for if that is corrupt.
     pub index: usize,
     /// Its path in the data set.
@@ -29,29 +33,49 @@ pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews,
         return Err(Error::Config { key: "--index", value: index.to_string(), reason });
     }
     let augmentation = plan::augmentation(config)?;
-    let Views { index, images } =
-        data::views_of(&dataset, &augmentation, plan::decoding(config), (config.run.seed, epoch, index))
-            .map_err(Error::Data)?;
-    let (first, second) = images.split_at(augmentation.view_len());
+    let parts = plan::parts(config, &augmentation);
+    let key = (config.run.seed, epoch, index);
+    let Views { index, images, jigsaw } =
+        data::views_of(&dataset, &augmentation, &parts, plan::decoding(config), key).map_err(Error::Data)?;
+    let patch = parts.jigsaw.as_ref().map_or(0, |jigsaw| jigsaw.patch);
+    let split = |values: &[f32], size: usize| match size {
+        0 => Vec::new(),
+        _ => values.chunks_exact(size * size * 3).map(<[f32]>::to_vec).collect(),
+    };
     Ok(ImageViews {
-        images: [first.to_vec(), second.to_vec()],
+        images: split(&images, augmentation.size),
         size: augmentation.size,
+        jigsaw: split(&jigsaw, patch),
+        patch,
         index,
         path: dataset.path_of(index),
     })
 }
 
 impl ImageViews {
-    /// `view_0` and `view_1` as `[3, size, size]` tensors, PyTorch's layout.
+    /// `view_0` and `view_1` (where there are two) as `[3, size, size]` tensors, PyTorch's layout, and `jigsaw` as
+    /// `[9, 3, patch, patch]`.
     pub fn tensors(&self) -> Vec<Tensor> {
         let shape = [3, self.size, self.size];
-        let tensor = |(view, image): (usize, &Vec<f32>)| {
-            let planes: Vec<f32> =
-                (0..3).flat_map(|channel| image.iter().skip(channel).step_by(3).copied()).collect();
-            Tensor::from_f32(format!("view_{view}"), &shape, &planes)
+        let view = |(view, image): (usize, &Vec<f32>)| {
+            Tensor::from_f32(format!("view_{view}"), &shape, &planes(image))
         };
-        self.images.iter().enumerate().map(tensor).collect()
+        let mut tensors: Vec<Tensor> = self.images.iter().enumerate().map(view).collect();
+        if !self.jigsaw.is_empty() {
+            let patches: Vec<f32> = self.jigsaw.iter().flat_map(|patch| planes(patch)).collect();
+            tensors.push(Tensor::from_f32(
+                "jigsaw",
+                &[self.jigsaw.len(), 3, self.patch, self.patch],
+                &patches,
+            ));
+        }
+        tensors
     }
+}
+
+/// Channel by channel what is interleaved.
+fn planes(image: &[f32]) -> Vec<f32> {
+    (0..3).flat_map(|channel| image.iter().skip(channel).step_by(3).copied()).collect()
 }
 
 #[cfg(test)]
@@ -62,8 +86,10 @@ mod tests {
     fn tensors_are_planes() {
         let interleaved = |offset: f32| (0..12).map(|i| offset + i as f32).collect();
         let views = ImageViews {
-            images: [interleaved(0.0), interleaved(100.0)],
+            images: vec![interleaved(0.0), interleaved(100.0)],
             size: 2,
+            jigsaw: vec![interleaved(200.0), interleaved(300.0)],
+            patch: 2,
             index: 0,
             path: String::new(),
         };
@@ -73,6 +99,10 @@ mod tests {
         assert_eq!(tensors[1].name, "view_1");
         assert_eq!(values[..4], [100.0, 103.0, 106.0, 109.0]);
         assert_eq!(values[4..8], [101.0, 104.0, 107.0, 110.0]);
+        let mut patches = [0.0; 24];
+        tensors[2].copy_to_f32(&[2, 3, 2, 2], &mut patches).unwrap();
+        assert_eq!((tensors[2].name.as_str(), tensors.len()), ("jigsaw", 3));
+        assert_eq!(patches[16..20], [301.0, 304.0, 307.0, 310.0]);
     }
 
     #[test]
@@ -83,5 +113,16 @@ mod tests {
         assert_ne!(first.images[0], first.images[1]);
         assert_ne!(first.images, views(&config, 4, 5).unwrap().images);
         assert_eq!(views(&config, 0, usize::MAX).err().map(|error| error.exit_code()), Some(2));
+    }
+
+    #[test]
+    fn only_what_the_objective_sees_is_shown() {
+        let config = |kind: &str| RunConfig::from_toml(&format!("[objective]\nkind = \"{kind}\"\n")).unwrap();
+        let npid = views(&config("npid"), 3, 5).unwrap();
+        assert_eq!((npid.images.len(), npid.jigsaw.len(), npid.tensors().len()), (1, 0, 1));
+        assert_eq!(npid.images[0], views(&RunConfig::default(), 3, 5).unwrap().images[0]);
+        let pirl = views(&config("pirl"), 3, 5).unwrap();
+        assert_eq!((pirl.images.len(), pirl.jigsaw.len(), pirl.patch), (1, 9, 8));
+        assert_eq!(pirl.tensors()[1].name, "jigsaw");
     }
 }

@@ -17,7 +17,7 @@ use crate::{output, progress};
 /// Look into a data set
 #[derive(Subcommand)]
 pub enum Command {
-    /// Write the two augmented views of an image, exactly as training sees them
+    /// Write what training sees of an image: its augmented views, and with `objective.kind = pirl` its jigsaw
     Views(ViewsArguments),
     /// Count images and classes, measure sizes, mean and deviation, and name what cannot be decoded
     Stats(StatsArguments),
@@ -40,10 +40,11 @@ pub struct ViewsArguments {
     /// The image's place in the data set, counted from 0
     #[arg(long)]
     index: usize,
-    /// Write `view_0` and `view_1`, f32 [3, size, size], as safetensors
+    /// Write `view_0` and `view_1`, f32 [3, size, size] (npid and pirl see one view), and `jigsaw` [9, 3, patch, patch]
+    /// of pirl as safetensors
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write both side by side as a picture
+    /// Write them side by side as a picture, a jigsaw's patches in three rows
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
 }
@@ -107,15 +108,25 @@ fn views(arguments: ViewsArguments) -> Result<Exit, Failure> {
     Ok(Exit::DONE)
 }
 
-/// Both views side by side, mean and deviation taken out again.
+/// The views side by side and the patches behind them in three rows, mean and deviation taken out again.
 fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), Failure> {
-    let size = views.size;
     let (mean, std) = (config.data.mean.unwrap_or([0.0; 3]), config.data.std.unwrap_or([1.0; 3]));
-    let picture = RgbImage::from_fn(2 * size as u32, size as u32, |x, y| {
-        let (view, x, y) = (x as usize / size, x as usize % size, y as usize);
-        let pixel = &views.images[view][(y * size + x) * 3..][..3];
-        image::Rgb(std::array::from_fn(|c| ((f64::from(pixel[c]) * std[c] + mean[c]) * 255.0).round() as u8))
-    });
+    let (size, patch) = (views.size, views.patch);
+    let left = views.images.len() * size;
+    let mut picture = RgbImage::new((left + 3 * patch) as u32, size.max(3 * patch) as u32);
+    let mut paste = |image: &[f32], size: usize, (left, top): (usize, usize)| {
+        for (i, pixel) in image.as_chunks::<3>().0.iter().enumerate() {
+            let value = |c: usize| ((f64::from(pixel[c]) * std[c] + mean[c]) * 255.0).round() as u8;
+            let (x, y) = (left + i % size, top + i / size);
+            picture.put_pixel(x as u32, y as u32, image::Rgb(std::array::from_fn(value)));
+        }
+    };
+    for (view, image) in views.images.iter().enumerate() {
+        paste(image, size, (view * size, 0));
+    }
+    for (i, image) in views.jigsaw.iter().enumerate() {
+        paste(image, patch, (left + i % 3 * patch, i / 3 * patch));
+    }
     picture
         .save_with_format(path, image::ImageFormat::Png)
         .with_context(|| format!("failed to write {}", path.display()))?;

@@ -12,11 +12,13 @@
 mod blur;
 mod color;
 mod crop;
+mod jigsaw;
 mod resize;
 
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
+pub use jigsaw::{Jigsaw, PATCHES};
 pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
@@ -24,8 +26,18 @@ use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
-pub const PRESETS: [&str; 7] =
-    ["simclr-imagenet", "simclr-cifar", "moco-v1", "moco-v2", "moco-v3", "npid", "none"];
+pub const PRESETS: [&str; 10] = [
+    "simclr-imagenet",
+    "simclr-cifar",
+    "moco-v1",
+    "moco-v2",
+    "moco-v3",
+    "npid",
+    "npid-cifar",
+    "npidpp",
+    "pirl",
+    "none",
+];
 
 /// How the two views of an image are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +125,7 @@ pub struct ViewKey {
     pub epoch: u64,
     /// The image's place in the data set (also where a replacement is shown in its stead).
     pub index: usize,
-    /// 0 or 1.
+    /// 0 or 1; from 2 on the patches of a jigsaw, by their cells.
     pub view: u8,
 }
 
@@ -129,6 +141,8 @@ pub struct Scratch {
     pub(crate) planes: Planes,
     pub(crate) axes: [Axis; 2],
     pub(crate) row: Vec<f32>,
+    /// What the patches of a jigsaw are taken from.
+    sheet: Planes,
     spare: Vec<f32>,
     kernel: Vec<f32>,
 }
@@ -181,7 +195,8 @@ impl wide::Pass for WriteNormalised<'_> {
 impl Augmentation {
     /// Builds the augmentation of a paper, for views of `size` pixels, with values in [0, 1].
     ///
-    /// `npid` is lemniscate's ImageNet recipe. `moco-v3` crops from 0.2 of the area on, as for ResNet-50.
+    /// `npid` is lemniscate's ImageNet recipe, `npid-cifar` its CIFAR recipe, `npidpp` and `pirl` are VISSL's.
+    /// `moco-v3` crops from 0.2 of the area on, as for ResNet-50.
     ///
     /// # Errors
     /// If no preset has this name.
@@ -196,6 +211,10 @@ impl Augmentation {
             "simclr-cifar" => both(0.08, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray]),
             // Gray comes first in both programs: the jitter then changes brightness and contrast only.
             "moco-v1" | "npid" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]),
+            // In lemniscate's cifar.py the flip is commented out.
+            "npid-cifar" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]).map(unflipped),
+            "npidpp" => both(0.08, vec![jitter(1.0, [0.4; 4])]),
+            "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), gray]),
             "moco-v2" => both(0.2, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray, blur(0.5)]),
             "moco-v3" => {
                 let colours = jitter(0.8, [0.4, 0.4, 0.2, 0.1]);
@@ -224,12 +243,13 @@ impl Augmentation {
         Preprocess { size: self.size, mean: self.mean, std: self.std }
     }
 
-    /// Tells how much smaller an image of these dimensions may be decoded for both of its views: by the power of two
-    /// up to 8 that leaves each crop at least as many pixels as its view has.
+    /// Tells how much smaller an image of these dimensions may be decoded for its first `views` views: each crop is left
+    /// at least as many pixels as its view has.
     pub fn reduction(
         &self,
         (width, height): (usize, usize),
         (seed, epoch, index): (u64, u64, usize),
+        views: usize,
     ) -> usize {
         let of_view = |(view, pipeline): (usize, &ViewPipeline)| match &pipeline.crop {
             Some(crop) => {
@@ -239,8 +259,7 @@ impl Augmentation {
             }
             None => 1,
         };
-        let largest = self.views.iter().enumerate().map(of_view).min().unwrap_or(1);
-        [8, 4, 2].into_iter().find(|reduction| *reduction <= largest).unwrap_or(1)
+        self.views[..views].iter().enumerate().map(of_view).min().unwrap_or(1)
     }
 
     /// Counts the values of one view.
@@ -304,6 +323,10 @@ fn both(smallest_area: f64, ops: Vec<Op>) -> [ViewPipeline; 2] {
 fn cropped(smallest_area: f64, ops: Vec<Op>) -> ViewPipeline {
     let crop = RandomCrop { area: [smallest_area, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] };
     ViewPipeline { crop: Some(crop), flip: 0.5, ops }
+}
+
+fn unflipped(pipeline: ViewPipeline) -> ViewPipeline {
+    ViewPipeline { flip: 0.0, ..pipeline }
 }
 
 fn jitter(p: f64, [brightness, contrast, saturation, hue]: [f64; 4]) -> Op {

@@ -41,6 +41,11 @@ fn run(case: &str, golden: &SafeTensors<'_>) -> Vec<f32> {
             "grayscale" => scratch.apply(&Applied::Grayscale),
             "solarize" => scratch.apply(&Applied::Solarize),
             "blur" => scratch.apply(&Applied::Blur { kernel: number(step[1]), sigma: argument(2) }),
+            "patch" => {
+                std::mem::swap(&mut scratch.planes, &mut scratch.sheet);
+                let [left, top, size] = [1, 2, 3].map(|i| number(step[i]));
+                scratch.patch(CropBox { left, top, width: size, height: size }, step[4..] == ["flip"]);
+            }
             "normalize" => {
                 let mut pixels = vec![0.0; scratch.planes.values.len()];
                 scratch.planes.write_normalised([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], &mut pixels);
@@ -62,7 +67,7 @@ fn run(case: &str, golden: &SafeTensors<'_>) -> Vec<f32> {
 fn every_operation_agrees_with_torchvision() {
     let golden = SafeTensors::deserialize(GOLDEN).unwrap();
     let cases: Vec<&str> = golden.names().into_iter().filter(|name| !name.starts_with("image ")).collect();
-    assert_eq!(cases.len(), 46);
+    assert_eq!(cases.len(), 49);
     for case in cases {
         let expected = golden.tensor(case).unwrap();
         let expected = expected.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));

@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use super::*;
-use crate::augment::Op;
-use crate::fixtures::write_dataset;
+use crate::augment::{Jigsaw, Op};
+use crate::fixtures::{image, png, write_dataset, write_files};
+use crate::views_of;
 
 fn options(global_batch: usize) -> LoaderOptions {
     LoaderOptions {
@@ -15,6 +16,9 @@ fn options(global_batch: usize) -> LoaderOptions {
         prefetch: 2,
         max_corrupt_share: 0.5,
         decoding: Decoding::Full,
+        parts: Parts::VIEWS,
+        labels: false,
+        chunk: 0,
     }
 }
 
@@ -39,11 +43,12 @@ fn batches_are_what_the_sampler_deals_and_views_of_shows() {
     let sampler = Sampler { seed: 3, len: 21 };
     let len = augmentation().view_len();
     for (step, batch) in batches(&dataset, options(8), 5).into_iter().enumerate() {
-        let (epoch, indices) = sampler.local_batch(step as u64, 8, 0, 1);
+        let (epoch, indices) = sampler.batch(step as u64, 8, &[0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!((batch.step, batch.epoch, &batch.indices), (step as u64, epoch, &indices));
         assert_eq!(batch.images.len(), 16 * len);
         for (row, &index) in indices.iter().enumerate() {
-            let views = views_of(&dataset, &augmentation(), Decoding::Full, (3, epoch, index)).unwrap();
+            let views = views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, index))
+                .unwrap();
             assert_eq!(views.index, index);
             assert_eq!(batch.images[row * len..][..len], views.images[..len], "first view of {index}");
             assert_eq!(batch.images[(8 + row) * len..][..len], views.images[len..], "second view of {index}");
@@ -107,6 +112,106 @@ fn views_do_not_depend_on_threads_ranks_or_restarts() {
     }
 }
 
+/// Chunks order the rows and nothing else; labels, positions and patches follow the images to every rank.
+#[test]
+fn chunks_labels_and_jigsaws_do_not_depend_on_ranks_threads_or_restarts() {
+    const STEPS: usize = 5;
+    const BATCH: usize = 10;
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), 40, &[4, 17]);
+    let dataset = open(folder.path());
+    let classes = dataset.labels().unwrap().to_vec();
+    let jigsaw = Jigsaw::of(&augmentation());
+    let (view_len, jigsaw_len) = (augmentation().view_len(), jigsaw.len());
+    for (views, chunk) in [(1, 0), (1, 4), (2, 4), (2, 3), (2, 12)] {
+        let parts = Parts { views, jigsaw: Some(jigsaw.clone()) };
+        let sampler = Sampler { seed: 3, len: 40 };
+        for (world_size, threads, start_step) in [(1, 1, 0), (1, 3, 2), (2, 2, 0), (3, 2, 1), (12, 1, 4)] {
+            let what = format!("{views} views, chunks of {chunk}, {world_size} ranks");
+            let mut seen = vec![Vec::new(); STEPS - start_step];
+            for rank in 0..world_size {
+                let parts = parts.clone();
+                let options = LoaderOptions {
+                    parts: parts.clone(),
+                    chunk,
+                    labels: true,
+                    rank,
+                    world_size,
+                    threads,
+                    start_step: start_step as u64,
+                    ..options(BATCH)
+                };
+                let batches = batches(&open(folder.path()), options, STEPS - start_step);
+                for (batch, seen) in batches.iter().zip(&mut seen) {
+                    let ranges = crate::chunk_ranges(BATCH, chunk, rank, world_size);
+                    assert_eq!(batch.chunks, ranges.iter().map(|r| r.len()).collect::<Vec<_>>(), "{what}");
+                    assert_eq!(batch.positions, ranges.into_iter().flatten().collect::<Vec<_>>(), "{what}");
+                    let (epoch, order) = sampler.batch(batch.step, BATCH, &batch.positions);
+                    assert_eq!((batch.epoch, &batch.indices), (epoch, &order), "{what}");
+                    let mut rows = Vec::new();
+                    for (image, &index) in order.iter().enumerate() {
+                        let key = (3, epoch, index);
+                        let expected =
+                            views_of(&dataset, &augmentation(), &parts, Decoding::Full, key).unwrap();
+                        for (view, expected) in expected.images.chunks_exact(view_len).enumerate() {
+                            let row = batch.row(views, view, image);
+                            assert!(
+                                batch.images[row * view_len..][..view_len] == *expected,
+                                "{what}: row {row}"
+                            );
+                            rows.push(row);
+                        }
+                        assert!(
+                            batch.jigsaw[image * jigsaw_len..][..jigsaw_len] == expected.jigsaw,
+                            "{what}"
+                        );
+                        assert_eq!(
+                            batch.labels[image], classes[expected.index],
+                            "{what}: the class that is shown"
+                        );
+                    }
+                    rows.sort_unstable();
+                    assert_eq!(rows, (0..views * order.len()).collect::<Vec<_>>(), "{what}");
+                    assert_eq!(batch.images.len(), rows.len() * view_len);
+                    seen.extend(batch.positions.iter().copied());
+                }
+            }
+            for mut seen in seen {
+                seen.sort_unstable();
+                assert_eq!(seen, (0..BATCH).collect::<Vec<_>>(), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_chunk_then_view_then_image() {
+    let batch = Batch {
+        step: 0,
+        epoch: 0,
+        chunks: vec![2, 0, 3],
+        positions: vec![],
+        indices: vec![],
+        labels: vec![],
+        images: vec![],
+        jigsaw: vec![],
+        replaced: vec![],
+    };
+    let rows = |view| (0..5).map(|image| batch.row(2, view, image)).collect::<Vec<_>>();
+    assert_eq!((rows(0), rows(1)), (vec![0, 1, 4, 5, 6], vec![2, 3, 7, 8, 9]));
+    assert_eq!((0..5).map(|image| batch.row(1, 0, image)).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn classes_that_are_asked_for_must_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let flat = |name, seed| (name, png(&image(16, 16, seed)));
+    write_files(folder.path(), &[flat("0.png", 0), flat("1.png", 1)]);
+    let options = LoaderOptions { labels: true, ..options(2) };
+    let error = Loader::new(open(folder.path()), augmentation(), options).err().unwrap();
+    assert!(error.to_string().contains("has no classes, which objective.kind needs"), "{error}");
+}
+
 #[test]
 fn a_corrupt_image_is_reported_once_and_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -119,7 +224,9 @@ fn a_corrupt_image_is_reported_once_and_replaced() {
     assert_eq!(replaced, ["a/003.png", "b/020.png"]);
     assert!(batches.iter().flat_map(|batch| &batch.replaced).all(|r| r.reason.contains("neither JPEG")));
 
-    let shown = |epoch| views_of(&dataset, &augmentation(), Decoding::Full, (3, epoch, 20)).unwrap().index;
+    let shown = |epoch| {
+        views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, 20)).unwrap().index
+    };
     let over_epochs: Vec<usize> = (0..20).map(shown).collect();
     assert!(over_epochs.iter().all(|index| ![3, 20].contains(index)), "{over_epochs:?}");
     assert!(over_epochs.iter().any(|&index| index != over_epochs[0]), "another one every epoch");
@@ -133,11 +240,15 @@ fn replacements_are_chained_until_one_decodes() {
     write_dataset(folder.path(), 150, &all_but_one);
     let dataset = open(folder.path());
     for epoch in 0..5 {
-        assert_eq!(views_of(&dataset, &augmentation(), Decoding::Full, (3, epoch, 5)).unwrap().index, 77);
+        assert_eq!(
+            views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, 5)).unwrap().index,
+            77
+        );
     }
     write_dataset(folder.path(), 150, &[77]);
     write_dataset(folder.path(), 150, &(0..150).collect::<Vec<_>>());
-    let error = views_of(&open(folder.path()), &augmentation(), Decoding::Full, (3, 0, 5)).unwrap_err();
+    let error = views_of(&open(folder.path()), &augmentation(), &Parts::VIEWS, Decoding::Full, (3, 0, 5))
+        .unwrap_err();
     assert_eq!(error.to_string(), "none of the 150 images can be decoded");
 }
 

@@ -2,7 +2,7 @@ use safetensors::SafeTensors;
 
 use super::*;
 use crate::fixtures::{image, png, write_files};
-use crate::{Augmentation, LoaderOptions, Scratch, ViewKey, augment, loader};
+use crate::{Augmentation, LoaderOptions, Parts, Scratch, ViewKey, augment};
 
 /// Written by Pillow with tests/golden/images.py.
 const GOLDEN: &[u8] = include_bytes!("../../../../tests/golden/images.safetensors");
@@ -20,7 +20,7 @@ fn views_of_a_scaled_decode_are_near_those_of_a_full_one() {
     let augmentation = Augmentation::preset("simclr-cifar", 8).unwrap();
     let (mut reductions, mut scratch) = (Vec::new(), Scratch::default());
     for (index, seed) in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)] {
-        let allowed = |dimensions| augmentation.reduction(dimensions, (seed, 0, index));
+        let allowed = |dimensions| Parts::VIEWS.reduction(&augmentation, dimensions, (seed, 0, index));
         let decoded = load_reduced(&dataset, index, allowed).unwrap();
         let whole = dataset.load(index).unwrap();
         assert_eq!(decoded.dimensions, (whole.width, whole.height));
@@ -60,7 +60,7 @@ fn crops_allow_what_leaves_them_the_size_of_the_view() {
     let augmentation = Augmentation::preset("simclr-cifar", 16).unwrap();
     let mut seen = Vec::new();
     for seed in 0..400 {
-        let reduction = augmentation.reduction((300, 200), (seed, 0, 0));
+        let reduction = Parts::VIEWS.reduction(&augmentation, (300, 200), (seed, 0, 0));
         for view in 0..2 {
             let crop = augmentation.views[view].crop.as_ref().unwrap();
             let purpose = crate::random::Purpose::Crop;
@@ -72,7 +72,7 @@ fn crops_allow_what_leaves_them_the_size_of_the_view() {
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen, [2, 4, 8], "of crops of 60 to 200 pixels");
-    assert_eq!(Augmentation::none(16).reduction((300, 200), (0, 0, 0)), 1);
+    assert_eq!(Augmentation::none(16).reduction((300, 200), (0, 0, 0), 2), 1);
 }
 
 #[test]
@@ -91,11 +91,15 @@ fn a_loader_shows_what_views_of_shows() {
         prefetch: 1,
         max_corrupt_share: 0.0,
         decoding: Decoding::Scaled,
+        parts: Parts::VIEWS,
+        labels: false,
+        chunk: 0,
     };
     let mut loader = crate::Loader::new(Arc::clone(&dataset), augmentation.clone(), options).unwrap();
     let batch = loader.next_batch().unwrap();
-    let of =
-        |decoding, index| loader::views_of(&dataset, &augmentation, decoding, (0, 0, index)).unwrap().images;
+    let of = |decoding, index| {
+        crate::views_of(&dataset, &augmentation, &Parts::VIEWS, decoding, (0, 0, index)).unwrap().images
+    };
     let len = augmentation.view_len();
     for (row, &index) in batch.indices.iter().enumerate() {
         assert!(batch.images[row * len..][..len] == of(Decoding::Scaled, index)[..len]);

@@ -18,12 +18,13 @@ pub(crate) struct GraphBuilder {
 /// op, hence two calls: [`GraphBuilder::norm`] here, [`GraphBuilder::batch_norm`] there.
 pub(crate) struct NormOptions {
     pub initial_scale: f64,
+    pub scale: bool,
     pub shift: bool,
 }
 
 impl Default for NormOptions {
     fn default() -> Self {
-        Self { initial_scale: 1.0, shift: true }
+        Self { initial_scale: 1.0, scale: true, shift: true }
     }
 }
 
@@ -56,6 +57,7 @@ impl GraphBuilder {
             images: TensorId(0),
             features: TensorId(0),
             embeddings: TensorId(0),
+            joined_rows: 1,
         };
         Self { graph }
     }
@@ -92,9 +94,10 @@ impl GraphBuilder {
     /// Registers the parameters and running statistics of a batch norm over `x`.
     pub fn norm(&mut self, name: &str, x: TensorId, options: &NormOptions) -> Norm {
         let channels = self.channels(x);
-        let initial = Initial::Constant(options.initial_scale);
-        let scale =
-            self.parameter(format!("{name}.weight"), vec![channels], ParameterKind::BatchNorm, initial);
+        let scale = options.scale.then(|| {
+            let initial = Initial::Constant(options.initial_scale);
+            self.parameter(format!("{name}.weight"), vec![channels], ParameterKind::BatchNorm, initial)
+        });
         let shift = options.shift.then(|| {
             let initial = Initial::Constant(0.0);
             self.parameter(format!("{name}.bias"), vec![channels], ParameterKind::BatchNorm, initial)
@@ -129,16 +132,44 @@ impl GraphBuilder {
     }
 
     pub fn linear(&mut self, name: &str, x: TensorId, out: usize, options: LinearOptions) -> TensorId {
-        let fan_in = self.graph.shape(x).len();
+        let (weight, bias) = self.linear_parameters(name, (self.graph.shape(x).len(), out), options);
+        let y = self.tensor(TensorShape::flat(out));
+        self.graph.nodes.push(Node::Linear(LinearNode {
+            x,
+            y,
+            weight,
+            bias,
+            relu: options.relu,
+            joined_rows: 1,
+        }));
+        y
+    }
+
+    /// As [`GraphBuilder::linear`], over `joined_rows` consecutive rows of `x` end to end; it must be the last.
+    pub fn joining_linear(&mut self, name: &str, x: TensorId, out: usize, joined_rows: usize) -> TensorId {
+        let options = LinearOptions { bias: true, relu: false };
+        let fan_in = joined_rows * self.graph.shape(x).len();
+        let (weight, bias) = self.linear_parameters(name, (fan_in, out), options);
+        let y = self.tensor(TensorShape::flat(out));
+        self.graph.nodes.push(Node::Linear(LinearNode { x, y, weight, bias, relu: false, joined_rows }));
+        self.graph.joined_rows = joined_rows;
+        y
+    }
+
+    /// Registers the parameters of a linear layer; alone, where another network has the layer itself.
+    pub fn linear_parameters(
+        &mut self,
+        name: &str,
+        (fan_in, out): (usize, usize),
+        options: LinearOptions,
+    ) -> (ParameterId, Option<ParameterId>) {
         let initial = Initial::LinearUniform { fan_in };
         let weight =
             self.parameter(format!("{name}.weight"), vec![out, fan_in], ParameterKind::Weight, initial);
         let bias = options
             .bias
             .then(|| self.parameter(format!("{name}.bias"), vec![out], ParameterKind::Bias, initial));
-        let y = self.tensor(TensorShape::flat(out));
-        self.graph.nodes.push(Node::Linear(LinearNode { x, y, weight, bias, relu: options.relu }));
-        y
+        (weight, bias)
     }
 
     fn tensor(&mut self, shape: TensorShape) -> TensorId {

@@ -54,8 +54,9 @@ pub(crate) struct ConvNode {
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
     pub x: TensorId,
-    pub scale: ParameterId,
-    /// Absent in the last norm of a SimCLR head.
+    /// Absent in the last norm of MoCo v3's projector.
+    pub scale: Option<ParameterId>,
+    /// Absent in the last norm of a SimCLR head as well.
     pub shift: Option<ParameterId>,
     /// Index of `running_mean` among the buffers; `running_var` is the next one.
     pub running_mean: usize,
@@ -95,6 +96,8 @@ pub(crate) struct LinearNode {
     pub weight: ParameterId,
     pub bias: Option<ParameterId>,
     pub relu: bool,
+    /// Consecutive rows of `x` that make one row of `y`, end to end: 1 but for the patches of a jigsaw.
+    pub joined_rows: usize,
 }
 
 /// One fused op.
@@ -175,6 +178,8 @@ pub(crate) struct Graph {
     pub images: TensorId,
     pub features: TensorId,
     pub embeddings: TensorId,
+    /// Rows of images that make one row of embeddings.
+    pub joined_rows: usize,
 }
 
 impl Graph {

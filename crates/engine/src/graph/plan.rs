@@ -59,8 +59,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::program::Program;
-    use crate::models::{self, Arch, BatchNormScope, Head, ModelSpec, Stem};
+    use crate::graph::program::{Passes, Program};
+    use crate::models::{self, Arch, BatchNormScope, Head, ModelSpec, Role, Stem};
 
     fn alive_at_once(lifetimes: &[Lifetime]) -> usize {
         let end = lifetimes.iter().map(|lifetime| lifetime.last).max().unwrap();
@@ -77,8 +77,10 @@ mod tests {
             batch_norm: BatchNormScope::Global,
             image_size,
             zero_init_residual: true,
+            predictor: None,
+            jigsaw: None,
         };
-        let lifetimes = Program::new(&models::build(&spec)).lifetimes;
+        let lifetimes = Program::new(&models::build(&spec, Role::Trained), Passes::Both).lifetimes;
         let plan = Plan::new(&lifetimes);
         for (i, a) in lifetimes.iter().enumerate() {
             assert!(plan.offset[i] + a.row_len <= plan.row_len);

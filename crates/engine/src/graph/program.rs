@@ -36,6 +36,15 @@ pub(crate) struct NormBehind {
     pub norm: usize,
 }
 
+/// Which passes the buffers are planned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passes {
+    /// A buffer is free for others once the last op of the forward pass has read it.
+    Forward,
+    /// What the backward pass reads is kept for it.
+    Both,
+}
+
 /// The buffers of a graph and the order of its backward pass.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -50,7 +59,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub fn new(graph: &Graph) -> Self {
+    pub fn new(graph: &Graph, passes: Passes) -> Self {
         let (replayed, gradients) = (vec![None; graph.tensors.len()], vec![None; graph.tensors.len()]);
         let prologues = (0..graph.tensors.len()).map(|tensor| prologue_of(graph, TensorId(tensor))).collect();
         let norms_behind =
@@ -77,6 +86,9 @@ impl Program {
         // The caller looks at both after the forward pass, and hands in the gradient of one before the next.
         program.touch(program.values[graph.features.0], time);
         program.touch(program.values[graph.embeddings.0], time);
+        if passes == Passes::Forward {
+            return program;
+        }
         let d_embeddings = program.gradient(graph, graph.embeddings);
         program.touch(d_embeddings, time);
 
@@ -244,24 +256,29 @@ fn lone_norm(graph: &Graph, tensor: TensorId) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{self, Arch, BatchNormScope, Head, ModelSpec, Stem};
+    use crate::models::{self, Arch, BatchNormScope, Head, ModelSpec, Role, Stem};
 
     fn graph() -> Graph {
-        models::build(&ModelSpec {
-            arch: Arch::ResNet20,
-            stem: Stem::Cifar,
-            head: Head::SimclrV1,
-            batch_norm: BatchNormScope::Local,
-            image_size: 8,
-            zero_init_residual: false,
-        })
+        models::build(
+            &ModelSpec {
+                arch: Arch::ResNet20,
+                stem: Stem::Cifar,
+                head: Head::SimclrV1,
+                batch_norm: BatchNormScope::Local,
+                image_size: 8,
+                zero_init_residual: false,
+                predictor: None,
+                jigsaw: None,
+            },
+            Role::Trained,
+        )
     }
 
     /// Every value that the backward pass reads is alive from when it was computed, or replayed, until then.
     #[test]
     fn nothing_is_read_before_it_exists() {
         let graph = graph();
-        let program = Program::new(&graph);
+        let program = Program::new(&graph, Passes::Both);
         for lifetime in &program.lifetimes {
             assert!(lifetime.first <= lifetime.last, "{lifetime:?} is never used");
         }
@@ -286,7 +303,7 @@ mod tests {
     #[test]
     fn an_activation_that_only_convolutions_read_is_not_stored() {
         let graph = graph();
-        let program = Program::new(&graph);
+        let program = Program::new(&graph, Passes::Both);
         let fused = |node: &&Node| program.prologue(node.output()).is_some();
         let fused: Vec<_> = graph.nodes.iter().filter(fused).collect();
         assert_eq!(fused.len(), 9, "one per block");
@@ -300,7 +317,7 @@ mod tests {
     #[test]
     fn shortcuts_hand_their_gradient_on() {
         let graph = graph();
-        let program = Program::new(&graph);
+        let program = Program::new(&graph, Passes::Both);
         let added = program.backward.iter().filter_map(|step| match *step {
             BackwardStep::Backward { node, accumulate: true } => Some(&graph.nodes[node]),
             _ => None,

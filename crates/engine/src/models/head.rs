@@ -1,6 +1,6 @@
 //! Projection heads, numbered as the modules of a PyTorch `Sequential`, ReLUs included.
 
-use super::{Head, ModelSpec};
+use super::{Head, ModelSpec, PATCHES};
 use crate::graph::{GraphBuilder, LinearOptions, NormOptions, Shortcut, TensorId};
 
 /// A linear layer in front of a batch norm: the norm's shift stands in for the bias.
@@ -17,7 +17,54 @@ pub(super) fn head(builder: &mut GraphBuilder, features: TensorId, spec: &ModelS
             builder.linear("head.2", y, out, LAST)
         }
         Head::Linear { out } => builder.linear("head.0", features, out, LAST),
+        Head::MocoV3 { hidden, out } => {
+            let y = hidden_layer(builder, ("head", 0), features, hidden);
+            let y = builder.linear("head.3", y, out, BEFORE_NORM);
+            let options = NormOptions { scale: false, shift: false, ..NormOptions::default() };
+            let norm = builder.norm("head.4", y, &options);
+            builder.batch_norm(norm, Shortcut::None, false)
+        }
     }
+}
+
+/// Adds what is trained: head, predictor, and the parameters of the jigsaw's head, whose layers are another network's.
+pub(super) fn trained(builder: &mut GraphBuilder, features: TensorId, spec: &ModelSpec) -> TensorId {
+    let mut embeddings = head(builder, features, spec);
+    if let Some(predictor) = spec.predictor {
+        // facebookresearch/moco-v3 for residual nets: no linear has a bias, and no norm follows the last.
+        let y = hidden_layer(builder, ("predictor", 0), embeddings, predictor.hidden);
+        embeddings = builder.linear("predictor.3", y, spec.embedding_width(), BEFORE_NORM);
+    }
+    if spec.jigsaw.is_some() {
+        let (features, out) = (builder.channels(features), spec.embedding_width());
+        builder.linear_parameters(PATCH, (features, out), LAST);
+        builder.linear_parameters(JOINED, (PATCHES * out, out), LAST);
+    }
+    embeddings
+}
+
+/// The layers of the jigsaw's head (Misra & van der Maaten 2019, arXiv:1912.01991): one over each patch, one over all
+/// of an image.
+const PATCH: &str = "jigsaw_head.0";
+const JOINED: &str = "jigsaw_head.1";
+
+/// Adds the head that makes one row of an image's patches, which are consecutive rows here.
+pub(super) fn jigsaw(builder: &mut GraphBuilder, features: TensorId, spec: &ModelSpec) -> TensorId {
+    let out = spec.embedding_width();
+    let y = builder.linear(PATCH, features, out, LAST);
+    builder.joining_linear(JOINED, y, out, PATCHES)
+}
+
+/// Linear-BN-ReLU as the modules `first` and the two behind it of a `Sequential`.
+fn hidden_layer(
+    builder: &mut GraphBuilder,
+    (sequential, first): (&str, usize),
+    x: TensorId,
+    width: usize,
+) -> TensorId {
+    let y = builder.linear(&format!("{sequential}.{first}"), x, width, BEFORE_NORM);
+    let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, &NormOptions::default());
+    builder.batch_norm(norm, Shortcut::None, true)
 }
 
 /// `hidden_layers` times Linear-BN-ReLU at the features' width, then Linear-BN with a scale but no shift
@@ -26,9 +73,7 @@ fn simclr(builder: &mut GraphBuilder, features: TensorId, out: usize, hidden_lay
     let width = builder.channels(features);
     let mut x = features;
     for layer in 0..hidden_layers {
-        let y = builder.linear(&format!("head.{}", 3 * layer), x, width, BEFORE_NORM);
-        let norm = builder.norm(&format!("head.{}", 3 * layer + 1), y, &NormOptions::default());
-        x = builder.batch_norm(norm, Shortcut::None, true);
+        x = hidden_layer(builder, ("head", 3 * layer), x, width);
     }
     let y = builder.linear(&format!("head.{}", 3 * hidden_layers), x, out, BEFORE_NORM);
     let options = NormOptions { shift: false, ..NormOptions::default() };

@@ -57,6 +57,41 @@ pub enum Head {
         /// Width of the embeddings.
         out: usize,
     },
+    /// MoCo v3's projector: Linear, BN, ReLU, Linear, BN without scale and shift; no linear has a bias.
+    MocoV3 {
+        /// Width between the two linear layers.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
+}
+
+/// MoCo v3's predictor behind the head: Linear, BN, ReLU, Linear back to the width of the embeddings, without biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Predictor {
+    /// Width between the two linear layers.
+    pub hidden: usize,
+}
+
+/// PIRL's second branch: the backbone sees the patches of a jigsaw, and a head of its own joins them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Jigsaw {
+    /// Side of a square patch, in pixels.
+    pub patch_size: usize,
+}
+
+/// Patches of a jigsaw, from three rows of three cells.
+pub const PATCHES: usize = 9;
+
+/// Which of a model's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The one that is trained, predictor included. It holds every parameter of the model, that of the jigsaw's head too.
+    Trained,
+    /// The momentum encoder: backbone and head, forward only.
+    Momentum,
+    /// The backbone over the patches of a jigsaw, nine rows for each image, and the jigsaw's head.
+    Patches,
 }
 
 /// Over which rows batch statistics are taken.
@@ -84,10 +119,17 @@ pub struct ModelSpec {
     /// Whether the last batch norm of every residual block starts with a scale of 0, so that every block
     /// starts as the identity (SimCLR's choice).
     pub zero_init_residual: bool,
+    /// What follows the head in the trained network alone.
+    pub predictor: Option<Predictor>,
+    /// The second branch.
+    pub jigsaw: Option<Jigsaw>,
 }
 
 /// Embedding width of both SimCLR heads.
 const SIMCLR_WIDTH: usize = 128;
+
+/// The paper's widths of MoCo v3's projector, hidden and out.
+const MOCO_V3_WIDTHS: (usize, usize) = (4096, 256);
 
 impl ModelSpec {
     /// Width of the backbone's output, before the head.
@@ -103,7 +145,26 @@ impl ModelSpec {
     pub fn embedding_width(&self) -> usize {
         match self.head {
             Head::SimclrV1 | Head::SimclrV2 => SIMCLR_WIDTH,
-            Head::Mlp { out, .. } | Head::Linear { out } => out,
+            Head::Mlp { out, .. } | Head::Linear { out } | Head::MocoV3 { out, .. } => out,
+        }
+    }
+
+    /// Values of all parameters of a network of the model.
+    ///
+    /// # Panics
+    /// As [`ModelSpec::input_size`].
+    pub fn n_parameters(&self, role: Role) -> usize {
+        super::build(self, role).parameters.iter().map(|spec| spec.entry.len).sum()
+    }
+
+    /// Side of the images that a network of the model takes.
+    ///
+    /// # Panics
+    /// If there is no jigsaw, and so no network for its patches.
+    pub fn input_size(&self, role: Role) -> usize {
+        match role {
+            Role::Trained | Role::Momentum => self.image_size,
+            Role::Patches => self.jigsaw.expect("the model has a jigsaw").patch_size,
         }
     }
 }
@@ -165,6 +226,8 @@ impl fmt::Display for Head {
             Self::SimclrV2 => f.write_str("simclr-v2"),
             Self::Mlp { hidden, out } => write!(f, "mlp-{hidden}-{out}"),
             Self::Linear { out } => write!(f, "linear-{out}"),
+            Self::MocoV3 { hidden, out } if (*hidden, *out) == MOCO_V3_WIDTHS => f.write_str("moco-v3"),
+            Self::MocoV3 { hidden, out } => write!(f, "moco-v3-{hidden}-{out}"),
         }
     }
 }
@@ -176,7 +239,7 @@ impl FromStr for Head {
         let unknown = || UnknownName {
             part: "head",
             name: name.to_owned(),
-            expected: "simclr-v1, simclr-v2, mlp-<hidden>-<out> or linear-<out>",
+            expected: "simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3 or moco-v3-<hidden>-<out>",
         };
         let width = |text: &str| text.parse().ok().filter(|&width: &usize| width > 0).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('-').collect();
@@ -185,6 +248,8 @@ impl FromStr for Head {
             ["simclr", "v2"] => Ok(Self::SimclrV2),
             ["mlp", hidden, out] => Ok(Self::Mlp { hidden: width(hidden)?, out: width(out)? }),
             ["linear", out] => Ok(Self::Linear { out: width(out)? }),
+            ["moco", "v3"] => Ok(Self::MocoV3 { hidden: MOCO_V3_WIDTHS.0, out: MOCO_V3_WIDTHS.1 }),
+            ["moco", "v3", hidden, out] => Ok(Self::MocoV3 { hidden: width(hidden)?, out: width(out)? }),
             _ => Err(unknown()),
         }
     }
@@ -221,7 +286,7 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_others_are_refused() {
-        for name in ["simclr-v1", "simclr-v2", "mlp-512-128", "linear-64"] {
+        for name in ["simclr-v1", "simclr-v2", "mlp-512-128", "linear-64", "moco-v3", "moco-v3-64-32"] {
             assert_eq!(name.parse::<Head>().unwrap().to_string(), name);
         }
         for name in ["resnet18", "resnet34", "resnet50", "resnet20"] {

@@ -40,10 +40,12 @@ impl<T: Real> Network<T> {
                 pool::average(team, graph.shape(node.x), x, y);
             }
             (Node::Linear(node), Op::Linear) => {
+                let shape = linear_shape(graph, node, n);
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
+                let y = &mut y[..shape.rows * shape.outputs];
                 let bias = node.bias.map(|bias| weight(graph, parameters, bias));
                 let layer = (weight(graph, parameters, node.weight), bias, node.relu);
-                linear::forward(team, linear_shape(graph, node, n), x, layer, y);
+                linear::forward(team, shape, x, layer, y);
                 let sums = &mut all_sums[node.y.0];
                 if pass == Pass::Train && !sums.is_empty() {
                     channel_sums(team, y, sums);
@@ -181,10 +183,11 @@ impl<T: Real> Network<T> {
         let shape = linear_shape(graph, node, n);
         let d_y = gradient_of(program, node.y);
         if node.relu {
-            let [y, d_y] = arena.get_mut([program.kept(node.y), d_y], n);
+            let [y, d_y] = arena.get_mut([program.kept(node.y), d_y], n / node.joined_rows);
             linear::mask(y, d_y);
         }
         let [x, d_y, d_x] = arena.get_mut([program.kept(node.x), d_y, gradient_of(program, node.x)], n);
+        let d_y = &mut d_y[..n / node.joined_rows * shape.outputs];
         if let Some(bias) = node.bias {
             let range = graph.parameters[bias.0].entry.range();
             let d_bias = &mut parameters.gradients[range.clone()];
@@ -247,5 +250,6 @@ fn weight<'a, T>(graph: &Graph, parameters: &'a Parameters<T>, id: ParameterId) 
 }
 
 fn linear_shape(graph: &Graph, node: &LinearNode, rows: usize) -> LinearShape {
-    LinearShape { rows, inputs: graph.shape(node.x).len(), outputs: graph.shape(node.y).len() }
+    let inputs = node.joined_rows * graph.shape(node.x).len();
+    LinearShape { rows: rows / node.joined_rows, inputs, outputs: graph.shape(node.y).len() }
 }

@@ -35,7 +35,7 @@ pub(crate) struct BatchNorm<T> {
 }
 
 struct Normalisation<T> {
-    scale: Range<usize>,
+    scale: Option<Range<usize>>,
     shift: Option<Range<usize>>,
     running_mean: Range<usize>,
     running_var: Range<usize>,
@@ -201,7 +201,9 @@ impl<T: Real> BatchNorm<T> {
         let (g, products) = self.sums.split_at(self.channels);
         for (norm, products) in self.norms.iter().zip(products.chunks_exact(self.channels)) {
             let d_scale = products.iter().zip(&norm.inverse_deviation).map(|(sum, inverse)| sum * inverse);
-            fill(&mut parameters.gradients[norm.scale.clone()], d_scale.map(T::from_f64));
+            if let Some(scale) = &norm.scale {
+                fill(&mut parameters.gradients[scale.clone()], d_scale.map(T::from_f64));
+            }
             if let Some(shift) = &norm.shift {
                 fill(&mut parameters.gradients[shift.clone()], g.iter().map(|&sum| T::from_f64(sum)));
             }
@@ -232,7 +234,7 @@ impl<T: Real> BatchNorm<T> {
 
     /// The places of the parameters, scale before shift, the shortcut's last.
     pub fn parameter_ranges(&self) -> impl Iterator<Item = Range<usize>> {
-        self.norms.iter().flat_map(|norm| [Some(norm.scale.clone()), norm.shift.clone()]).flatten()
+        self.norms.iter().flat_map(|norm| [norm.scale.clone(), norm.shift.clone()]).flatten()
     }
 }
 
@@ -242,7 +244,7 @@ impl<T: Real> Normalisation<T> {
         let range = |id: ParameterId| graph.parameters[id.0].entry.range();
         let zeros = || vec![T::ZERO; channels];
         Self {
-            scale: range(norm.scale),
+            scale: norm.scale.map(range),
             shift: norm.shift.map(range),
             running_mean: graph.buffers[norm.running_mean].entry.range(),
             running_var: graph.buffers[norm.running_mean + 1].entry.range(),
@@ -255,11 +257,11 @@ impl<T: Real> Normalisation<T> {
 
     /// Prepares the normalisation from mean and variance of each channel.
     fn use_statistics(&mut self, parameters: &Parameters<T>, statistics: impl Iterator<Item = (f64, f64)>) {
-        let scale = &parameters.values[self.scale.clone()];
+        let scale = self.scale.clone().map(|range| &parameters.values[range]);
         let shift = self.shift.clone().map(|range| &parameters.values[range]);
         for (channel, (mean, variance)) in statistics.enumerate() {
             let inverse = 1.0 / (variance + EPSILON).sqrt();
-            let multiplier = scale[channel].to_f64() * inverse;
+            let multiplier = scale.map_or(1.0, |scale| scale[channel].to_f64()) * inverse;
             let shift = shift.map_or(0.0, |shift| shift[channel].to_f64());
             self.inverse_deviation[channel] = inverse;
             self.mean[channel] = T::from_f64(mean);
@@ -270,10 +272,10 @@ impl<T: Real> Normalisation<T> {
 
     /// Prepares the input gradient from the sums over all ranks of `g` and `g * (x - mean)`.
     fn prepare_gradient(&mut self, values: &[T], count: f64, g: &[f64], products: &[f64]) {
-        let scale = &values[self.scale.clone()];
+        let scale = self.scale.clone().map(|range| &values[range]);
         for channel in 0..g.len() {
             let inverse = self.inverse_deviation[channel];
-            let on_gradient = scale[channel].to_f64() * inverse;
+            let on_gradient = scale.map_or(1.0, |scale| scale[channel].to_f64()) * inverse;
             let on_centred = -on_gradient * inverse * inverse * products[channel] / count;
             self.gradient.on_gradient[channel] = T::from_f64(on_gradient);
             self.gradient.on_centred[channel] = T::from_f64(on_centred);

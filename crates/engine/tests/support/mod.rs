@@ -29,7 +29,16 @@ pub fn cast<T: Real>(values: &[f64]) -> Vec<T> {
 }
 
 pub fn spec(arch: Arch, stem: Stem, head: Head, image_size: usize) -> ModelSpec {
-    ModelSpec { arch, stem, head, batch_norm: BatchNormScope::Global, image_size, zero_init_residual: false }
+    ModelSpec {
+        arch,
+        stem,
+        head,
+        batch_norm: BatchNormScope::Global,
+        image_size,
+        zero_init_residual: false,
+        predictor: None,
+        jigsaw: None,
+    }
 }
 
 pub fn options(max_rows: usize) -> NetworkOptions {

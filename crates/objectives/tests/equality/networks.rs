@@ -117,6 +117,8 @@ impl Run {
             },
             image_size: SIDE,
             zero_init_residual: false,
+            predictor: None,
+            jigsaw: None,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `himpun bench step`: the trainer's own step, from images to updated weights.
 
-use collective::Communicator;
 use engine::kernels::{Convolution, KernelPath, Pool, peak_flops};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{Network, NetworkOptions};
@@ -11,7 +10,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::bench::{noise, peak_memory, pool, time};
-use crate::step::Trainer;
+use crate::step::{StepBatch, Trainer};
 
 /// Embedding width of the head.
 const EMBEDDING: usize = 128;
@@ -81,10 +80,13 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
     let pool = pool(options.threads);
     let (mut trainer, predicted) = trainer(options, &pool);
     let images = noise(batch * size * size * 3);
+    let indices: Vec<usize> = (0..batch / 2).collect();
+    let views =
+        StepBatch { positions: &indices, indices: &indices, labels: &[], images: &images, jigsaw: &[] };
     let mut step = 0;
     let timing = time(|| {
-        trainer.step(step, &images, LEARNING_RATE)?;
         step += 1;
+        trainer.step(step, &views, LEARNING_RATE)?;
         Ok::<(), Error>(())
     })?;
     let step = timing.median.as_secs_f64();
@@ -118,6 +120,8 @@ fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
         batch_norm: BatchNormScope::Global,
         image_size: options.size,
         zero_init_residual: true,
+        predictor: None,
+        jigsaw: None,
     };
     spec.head = Head::Mlp { hidden: spec.feature_width(), out: EMBEDDING };
     let network_options = NetworkOptions {
@@ -131,15 +135,9 @@ fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
     let sgd = OptimizerSpec { kind, weight_decay: 1e-4, decay_all: false };
     let predicted = Network::<f32>::predicted_bytes(&spec, &network_options, pool.threads())
         + network.parameters().values.len() * Optimizer::<f32>::bytes_per_parameter(kind);
-    let trainer = Trainer {
-        optimizer: Optimizer::new(sgd, network.parameters()),
-        objective: Objective::Simclr(NtXent::new(0.5)),
-        communicator: Communicator::alone(),
-        gradients: None,
-        pool: Arc::clone(pool),
-        rows: vec![options.batch],
-        network,
-    };
+    let optimizer = Optimizer::new(sgd, network.parameters());
+    let objective = Objective::Simclr(NtXent::new(0.5));
+    let trainer = Trainer::alone(network, optimizer, objective, Arc::clone(pool), options.batch / 2);
     (trainer, predicted)
 }
 

@@ -70,6 +70,9 @@ fn training_on_a_packed_set_sees_the_same_views() {
             prefetch: 2,
             max_corrupt_share: 0.5,
             decoding: Decoding::Full,
+            parts: crate::Parts::VIEWS,
+            labels: false,
+            chunk: 0,
         };
         let mut loader = Loader::new(Arc::new(set), augmentation, options).unwrap();
         (0..5).map(|_| loader.next_batch().unwrap()).map(|b| (b.indices, b.images)).collect::<Vec<_>>()

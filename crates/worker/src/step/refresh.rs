@@ -1,0 +1,42 @@
+//! Fresh features of slots that no batch has brought for a while.
+
+use data::{Dataset, Preprocess};
+use engine::kernels::Pool;
+use engine::network::Network;
+use std::sync::Arc;
+
+use crate::Error;
+use crate::features::{Features, Images};
+
+/// Encodes images of the training set anew: prepared as for an evaluation, with running statistics.
+pub struct Refresh {
+    /// The training images, which are the bank's slots.
+    pub dataset: Arc<Dataset>,
+    /// How they are prepared.
+    pub preprocess: Preprocess,
+}
+
+impl Refresh {
+    /// Returns the slots among `due` whose images can be decoded, and their embeddings. A training pass of `network`
+    /// under way is lost; what it has staged is not.
+    ///
+    /// # Errors
+    /// If a file cannot be read at all.
+    pub fn encode(
+        &self,
+        network: &mut Network<f32>,
+        pool: &Pool,
+        due: &[usize],
+    ) -> Result<(Vec<usize>, Vec<f32>), Error> {
+        let max_rows = network.max_rows();
+        let mut images = Images::new(pool, &self.dataset, &self.preprocess, max_rows);
+        let (mut found, mut embeddings) = (Features::default(), Vec::new());
+        for slots in due.chunks(max_rows) {
+            let n = images.fill_with(slots, &mut found)?;
+            if n > 0 {
+                embeddings.extend_from_slice(network.forward_eval(images.rows(n), n).embeddings);
+            }
+        }
+        Ok((found.indices, embeddings))
+    }
+}

@@ -1,0 +1,374 @@
+//! Whole steps: any number of ranks makes the same, a failure anywhere changes nothing.
+
+mod accumulation;
+mod shuffle;
+
+use super::*;
+use crate::fixtures;
+use crate::plan::{self, Plan};
+use crate::snapshot::{Parts, Restoration};
+use crate::train::step_batch;
+use checkpoint::{State, Tensor};
+use config::RunConfig;
+use data::{Batch, Loader};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// Small enough that rounding does not grow from step to step.
+const LR: f64 = 0.002;
+
+/// Every objective, small: name, and what it sets of `train`, `model` and `objective`.
+const METHODS: [(&str, &str, &str, &str); 8] = [
+    ("simclr", "", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("simclr in chunks", "chunk = 4", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("npid", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
+    ("npid of all", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
+    ("pirl in chunks", "chunk = 4", "head = \"linear-8\"", "kind = \"pirl\"\nnegatives = 20"),
+    ("moco", "", "head = \"mlp-16-8\"", MOCO),
+    ("moco in chunks", "chunk = 4", "head = \"mlp-16-8\"", MOCO),
+    (
+        "moco-v3",
+        "",
+        "head = \"moco-v3-16-8\"\npredictor = \"moco-v3\"",
+        "kind = \"moco-v3\"\nmomentum = 0.9\nmomentum_schedule = \"cosine\"",
+    ),
+];
+
+const MOCO: &str = "kind = \"moco\"\nqueue = 17\nmomentum = 0.9";
+
+fn config(method: &str, arch: &str) -> RunConfig {
+    let (_, train, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
+    let text = format!(
+        "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n{train}\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\n\
+         stem = \"cifar\"\n{model}\n[objective]\n{objective}\n[optimizer]\nlr = {LR}\n"
+    );
+    RunConfig::from_toml(&text).unwrap()
+}
+
+fn trainer(plan: &Plan, small: Communicator, gradients: Communicator) -> Trainer {
+    let compute = plan::Compute { threads: 1, cores: Vec::new() };
+    plan.trainer(&compute, small, gradients).unwrap()
+}
+
+/// Where steps are to fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Never,
+    /// Step by step one exchange of the small communicator later, by turns on each rank, from this one on; a step that
+    /// has fewer exchanges does not fail.
+    Everywhere {
+        from: u64,
+    },
+    /// At an exchange of the gradients' communicator, on rank 1.
+    Gradients {
+        sequence: u64,
+    },
+}
+
+/// What a rank has seen: its losses and other metrics, how often it failed, all that a checkpoint would hold of it, its shard of that, and
+/// the exchanges of the small communicator after each step.
+struct Seen {
+    losses: Vec<f64>,
+    metrics: Vec<Vec<(&'static str, f64)>>,
+    failures: usize,
+    state: BTreeMap<String, Vec<u8>>,
+    shard: Vec<Tensor>,
+    sequences: Vec<u64>,
+}
+
+impl Seen {
+    fn floats(&self, prefix: &str) -> Vec<f32> {
+        let of_prefix = self.state.iter().filter(|(name, _)| name.starts_with(prefix));
+        let bytes = of_prefix.filter(|(name, _)| !name.ends_with("num_batches_tracked"));
+        bytes.flat_map(|(_, bytes)| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))).collect()
+    }
+}
+
+/// Some steps by some ranks. A step that fails is made again by a new group.
+struct Episode<'a> {
+    config: &'a RunConfig,
+    world_size: usize,
+    steps: Range<u64>,
+    /// The checkpoint that it goes on from.
+    from: &'a [Tensor],
+    fault: Fault,
+}
+
+/// The groups that replace failed ones, by how many have failed: `[rank][communicator]`.
+type Spare = Mutex<BTreeMap<usize, Vec<Vec<Communicator>>>>;
+
+impl<'a> Episode<'a> {
+    /// The first three steps.
+    fn new(config: &'a RunConfig, world_size: usize) -> Episode<'a> {
+        Episode { config, world_size, steps: 0..3, from: &[], fault: Fault::Never }
+    }
+
+    fn run(&self) -> Vec<Seen> {
+        let spare = Spare::default();
+        std::thread::scope(|scope| {
+            let groups = collective::loopback(self.world_size, 2).unwrap().into_iter();
+            let ranks: Vec<_> = groups.map(|group| scope.spawn(|| self.run_rank(group, &spare))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    /// This rank's part of the next group.
+    fn spare_group(&self, spare: &Spare, failures: usize, rank: usize) -> Vec<Communicator> {
+        let mut spare = spare.lock().unwrap();
+        let groups =
+            spare.entry(failures).or_insert_with(|| collective::loopback(self.world_size, 2).unwrap());
+        std::mem::take(&mut groups[rank])
+    }
+
+    fn run_rank(&self, mut group: Vec<Communicator>, spare: &Spare) -> Seen {
+        let rank = group[0].rank();
+        if let Fault::Gradients { sequence } = self.fault
+            && rank == 1
+        {
+            group[1].fail_at(sequence);
+        }
+        let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+        let plan = Plan::resolve(self.config, rank, self.world_size).unwrap();
+        let mut trainer = trainer(&plan, small, gradients);
+        if !self.from.is_empty() {
+            let mut restoration = Restoration::new(&mut trainer);
+            self.from.iter().for_each(|tensor| restoration.take(tensor).unwrap());
+            restoration.finish().unwrap();
+        }
+        let options = plan.loader_options(self.steps.start);
+        let mut loader = Loader::new(plan.dataset.clone(), plan.augmentation.clone(), options).unwrap();
+        let (mut losses, mut metrics) = (Vec::new(), Vec::new());
+        let (mut sequences, mut failures) = (Vec::new(), 0);
+        for step in self.steps.clone() {
+            let batch = loader.next_batch().unwrap();
+            if let Fault::Everywhere { from } = self.fault
+                && step as usize % self.world_size == rank
+            {
+                trainer.communicator.fail_at(trainer.communicator.sequence() + from + step);
+            }
+            let before = state(&trainer);
+            let outcome = trainer.step(step + 1, &step_batch(&batch), LR).or_else(|error| {
+                assert!(error.is_peer(), "{error:?}");
+                assert!(state(&trainer) == before, "step {step} has changed something, and failed");
+                failures += 1;
+                let group = self.spare_group(spare, failures, rank);
+                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                // What is dropped here tells the peers.
+                trainer.communicator = small;
+                trainer.gradients = (self.world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
+                trainer.step(step + 1, &step_batch(&batch), LR)
+            });
+            let outcome = outcome.unwrap();
+            losses.push(outcome.loss);
+            metrics.push(outcome.metrics);
+            sequences.push(trainer.communicator.sequence());
+        }
+        let shard = Parts::of(&trainer).shard(rank, self.world_size);
+        Seen { losses, metrics, failures, state: state(&trainer), shard, sequences }
+    }
+}
+
+/// A checkpoint of all ranks.
+fn checkpoint(ranks: &[Seen]) -> Vec<Tensor> {
+    ranks.iter().flat_map(|rank| rank.shard.clone()).collect()
+}
+
+/// Everything that a checkpoint would hold of this rank.
+fn state(trainer: &Trainer) -> BTreeMap<String, Vec<u8>> {
+    let tensors = Parts::of(trainer).shard(0, 1);
+    let state = State::new(tensors).unwrap();
+    state.tensors().iter().map(|tensor| (tensor.name.clone(), tensor.data.clone())).collect()
+}
+
+fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squared = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let difference = squared(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+    (difference / squared(&mut a.iter().map(|&a| f64::from(a)))).sqrt()
+}
+
+/// Holds two worlds against each other: the bounds that rounding asks for.
+#[track_caller]
+fn check_same(what: &str, alone: &Seen, other: &Seen) {
+    for (a, b) in alone.losses.iter().zip(&other.losses) {
+        assert!((a / b - 1.0).abs() < 1e-5, "{what}: losses {:?} {:?}", alone.losses, other.losses);
+    }
+    for prefix in ["model.", "momentum.", "optimizer."] {
+        let (a, b) = (alone.floats(prefix), other.floats(prefix));
+        let difference = if a.is_empty() { 0.0 } else { relative_difference(&a, &b) };
+        assert!(difference < 1e-3, "{what}: {prefix} differs by {difference}");
+    }
+}
+
+#[test]
+fn any_number_of_ranks_makes_the_same_steps() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let alone = Episode::new(&config, 1).run().remove(0);
+        for world_size in [2, 3] {
+            let ranks = Episode::new(&config, world_size).run();
+            // All ranks hold the same bits, or they would drift apart.
+            for rank in &ranks {
+                assert_eq!(rank.losses, ranks[0].losses, "{method} on {world_size} ranks");
+                assert!(rank.floats("m") == ranks[0].floats("m"), "{method} on {world_size} ranks");
+            }
+            check_same(&format!("{method} on {world_size} ranks"), &alone, &ranks[0]);
+        }
+    }
+}
+
+/// As many steps as a step has collectives, each failing at the next one: nothing was applied, nothing twice.
+#[test]
+fn a_failure_at_any_collective_leaves_nothing_behind() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let first = Episode { steps: 0..2, ..Episode::new(&config, 2) }.run().remove(0);
+        let n = first.sequences[1] - first.sequences[0];
+        let everywhere = (0..n, Fault::Everywhere { from: 0 }, n as usize);
+        // The gradients of a step travel in two exchanges.
+        let gradients = [2, 3].map(|sequence| (0..3, Fault::Gradients { sequence }, 1));
+        for (steps, fault, failures) in [everywhere].into_iter().chain(gradients) {
+            let undisturbed = Episode { steps: steps.clone(), ..Episode::new(&config, 2) }.run();
+            let ranks = Episode { steps, fault, ..Episode::new(&config, 2) }.run();
+            for (rank, expected) in ranks.iter().zip(&undisturbed) {
+                assert_eq!(rank.failures, failures, "{method}, {fault:?}");
+                assert_eq!(rank.losses, expected.losses, "{method}, {fault:?}");
+                assert!(rank.state == expected.state, "{method}, {fault:?}: another state");
+            }
+        }
+    }
+}
+
+/// In the middle of an epoch, by the state that a checkpoint holds alone.
+#[test]
+fn a_resumed_run_is_the_undisturbed_one() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let undisturbed = Episode::new(&config, 2).run();
+        let first = Episode { steps: 0..2, ..Episode::new(&config, 2) }.run();
+        let from = checkpoint(&first);
+        let resumed = Episode { steps: 2..3, from: &from, ..Episode::new(&config, 2) }.run();
+        for (rank, expected) in resumed.iter().zip(&undisturbed) {
+            assert_eq!(rank.losses, expected.losses[2..], "{method}");
+            assert!(rank.state == expected.state, "{method}: another state");
+        }
+    }
+}
+
+/// The bytes of every slot of a bank, by the array's name.
+fn slots(tensors: &[Tensor]) -> BTreeMap<(String, usize), Vec<u8>> {
+    let mut slots = BTreeMap::new();
+    for tensor in tensors {
+        let Some((name, range)) = tensor.name.split_once(".slots-") else { continue };
+        let (start, end) = range.split_once('-').unwrap();
+        let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+        for (slot, bytes) in (start..end).zip(tensor.data.chunks_exact(tensor.data.len() / (end - start))) {
+            assert!(slots.insert((name.to_owned(), slot), bytes.to_vec()).is_none(), "{name} {slot} twice");
+        }
+    }
+    slots
+}
+
+/// No slot is lost or changed when another number of ranks goes on, nor anything else; and it trains on as they would.
+#[test]
+fn another_number_of_ranks_goes_on_with_every_slot() {
+    for (method, ..) in METHODS {
+        let config = config(method, "resnet20");
+        let undisturbed = Episode::new(&config, 2).run();
+        let from = checkpoint(&Episode { steps: 0..2, ..Episode::new(&config, 2) }.run());
+        for world_size in [1, 3] {
+            let episode = |steps| Episode { steps, from: &from, ..Episode::new(&config, world_size) };
+            let taken_over = checkpoint(&episode(2..2).run());
+            assert!(slots(&taken_over) == slots(&from), "{method} on {world_size} ranks");
+            let others = |tensors: &[Tensor]| {
+                let others = tensors.iter().filter(|tensor| !tensor.name.contains(".slots-"));
+                others.map(|tensor| (tensor.name.clone(), tensor.data.clone())).collect::<BTreeMap<_, _>>()
+            };
+            assert!(others(&taken_over) == others(&from), "{method} on {world_size} ranks");
+            let loss = episode(2..3).run()[0].losses[0];
+            let expected = undisturbed[0].losses[2];
+            assert!((loss / expected - 1.0).abs() < 1e-4, "{method}: {loss} instead of {expected}");
+        }
+    }
+    let config = config("npid", "resnet20");
+    assert!(!slots(&checkpoint(&Episode::new(&config, 2).run())).is_empty());
+}
+
+/// 24 images of which a step takes 7; slots that were not seen are encoded anew before they are older than 2 steps.
+#[test]
+fn no_slot_that_is_read_is_older_than_its_bound() {
+    let images = tempfile::tempdir().unwrap();
+    fixtures::images(images.path(), &[("a", [200, 0, 0]), ("b", [0, 200, 0]), ("c", [0, 0, 200])], 8);
+    let mut config = config("npid of all", "resnet20");
+    config.data.source = images.path().to_str().unwrap().to_owned();
+    let steps = 0..6;
+    let oldest = |config: &RunConfig, world_size| {
+        let ranks = Episode { steps: steps.clone(), ..Episode::new(config, world_size) }.run();
+        let ages = ranks[0].metrics.iter().flatten().filter(|(name, _)| *name == "bank_age_max");
+        ages.map(|(_, age)| *age).fold(0.0, f64::max)
+    };
+    assert!(oldest(&config, 1) > 2.0);
+    config.bank.refresh_age = 2;
+    assert_eq!((oldest(&config, 1), oldest(&config, 2)), (2.0, 2.0));
+
+    // What the refresh has staged goes with the step: its collectives are the last.
+    let episode = |fault| Episode { steps: 0..4, fault, ..Episode::new(&config, 2) }.run();
+    let undisturbed = episode(Fault::Never);
+    let from = undisturbed[0].sequences[0] - 4;
+    for (rank, expected) in episode(Fault::Everywhere { from }).iter().zip(&undisturbed) {
+        assert_eq!(rank.failures, 4);
+        assert!(rank.state == expected.state, "another state");
+    }
+}
+
+#[test]
+fn buckets_travel_while_the_backward_runs() {
+    let config = config("simclr", "resnet18");
+    std::thread::scope(|scope| {
+        for group in collective::loopback(2, 2).unwrap() {
+            let config = &config;
+            scope.spawn(move || {
+                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                let plan = Plan::resolve(config, small.rank(), 2).unwrap();
+                let mut trainer = trainer(&plan, small, gradients);
+                let (network, communicator) = (&mut trainer.network, &mut trainer.communicator);
+                let n = 2 * trainer.layout.images()[communicator.rank()];
+                let images: Vec<f32> = (0..n * 8 * 8 * 3).map(|i| (i % 17) as f32).collect();
+                network.forward_train(&images, n, communicator).unwrap();
+                let reducer = trainer.gradients.as_mut().unwrap();
+                let (mut bucket, mut arrived) = (Bucket::default(), None);
+                let mut on_gradient = |range: Range<usize>, gradient: &[f32]| {
+                    // The first layer's gradient is the last: it waits until the peer has seen a bucket.
+                    if range.start == 0 {
+                        arrived = (0..10_000_000).find(|_| {
+                            std::thread::yield_now();
+                            reducer.bytes_sent() > 0
+                        });
+                    }
+                    bucket.take(range, gradient, None, reducer);
+                };
+                network.backward(&vec![0.1; n * 8], communicator, &mut on_gradient).unwrap();
+                assert!(arrived.is_some(), "no bucket left before the end");
+                bucket.send(reducer);
+                assert!(reducer.finish().unwrap().len() > 2, "several buckets");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_loss_that_is_no_number_changes_nothing() {
+    let config = config("simclr", "resnet20");
+    let plan = Plan::resolve(&config, 0, 1).unwrap();
+    let mut trainer = trainer(&plan, Communicator::alone(), Communicator::alone());
+    let before = trainer.network.parameters().clone();
+    let images = vec![f32::NAN; 14 * 8 * 8 * 3];
+    let indices: Vec<usize> = (0..7).collect();
+    let batch =
+        StepBatch { positions: &indices, indices: &indices, labels: &[], images: &images, jigsaw: &[] };
+    let error = trainer.step(5, &batch, LR).unwrap_err();
+    assert_eq!((error.to_string().as_str(), error.exit_code()), ("the loss of step 5 is NaN", 3));
+    let after = trainer.network.parameters();
+    assert_eq!((&before.values, &before.buffer_values), (&after.values, &after.buffer_values));
+    assert_eq!(trainer.optimizer.updates, 0);
+}

@@ -1,0 +1,126 @@
+//! Every method, by its small preset cut to a few steps: it runs, resumes, and says what it knows.
+
+use crate::support::{assert_quiet, exported, himpun, images_in_classes, metrics, output, succeed};
+use std::path::{Path, PathBuf};
+
+const STEPS: u64 = 4;
+
+struct Method {
+    preset: &'static str,
+    /// What else is cut.
+    set: &'static [&'static str],
+    directory: tempfile::TempDir,
+}
+
+impl Method {
+    fn new(preset: &'static str, set: &'static [&'static str]) -> Method {
+        Method { preset, set, directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// Trains with two workers on 600 images.
+    fn train(&self, name: &str, set: &[&str]) -> PathBuf {
+        let run = self.directory.path().join(name);
+        let cut = [
+            "run.steps=4",
+            "train.global_batch=32",
+            "data.size=16",
+            "eval.knn_every=0",
+            "schedule.warmup_steps=0",
+        ];
+        let mut command = himpun();
+        command.args(["train", "--preset", self.preset, "--workers", "2", "--data"]).arg(images_in_classes());
+        command.arg("--out").arg(&run);
+        command.args([&cut, self.set, set].concat().iter().flat_map(|pair| ["--set", pair]));
+        succeed(&mut command);
+        run
+    }
+
+    fn resume(&self, run: &Path, arguments: &[&str]) -> String {
+        let mut command = himpun();
+        command.args(["train", "--set", "run.stop_after=0", "--resume"]).arg(run).args(arguments);
+        let output = output(&mut command);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        stderr
+    }
+
+    /// A run stopped in the middle of an epoch and resumed is the undisturbed one; returns that.
+    #[track_caller]
+    fn check(&self) -> PathBuf {
+        let undisturbed = self.train("undisturbed", &[]);
+        let stopped = self.train("stopped", &["run.stop_after=2"]);
+        self.resume(&stopped, &[]);
+        let losses =
+            |run: &Path| -> Vec<f64> { metrics(run).iter().filter_map(|row| row["loss"].as_f64()).collect() };
+        assert_eq!(losses(&undisturbed).len() as u64, STEPS, "{}", self.preset);
+        assert_eq!(losses(&undisturbed), losses(&stopped), "{}", self.preset);
+        let export = |run: &Path| exported(run, self.directory.path());
+        assert!(export(&undisturbed) == export(&stopped), "{}: another network", self.preset);
+        for row in metrics(&undisturbed) {
+            assert!(row["loss"].as_f64().is_some_and(f64::is_finite), "{}: {row}", self.preset);
+            assert!(row["chance_loss"].as_f64().is_some_and(|chance| chance > 0.0), "{}: {row}", self.preset);
+        }
+        let mut verify = himpun();
+        succeed(verify.args(["checkpoint", "verify"]).arg(stopped.join("checkpoints/step-00000004")));
+        assert_quiet(&undisturbed, &[]);
+        undisturbed
+    }
+}
+
+/// Names of the tensors of an export.
+fn names(bytes: &[u8]) -> Vec<String> {
+    let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    tensors.names().into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn moco_with_a_queue() {
+    // Neither a multiple of the batch nor longer than two of them: it wraps around.
+    let method = Method::new("moco-v1-cifar10-small", &["objective.queue=50"]);
+    let run = method.check();
+    let names = names(&exported(&run, method.directory.path()));
+    for name in
+        ["backbone.conv1.weight", "momentum.backbone.conv1.weight", "momentum.backbone.bn1.running_mean"]
+    {
+        assert!(names.iter().any(|known| known == name), "{name}");
+    }
+    Method::new("moco-v2-cifar10-small", &["objective.queue=50", "model.batch_norm=local"]).check();
+}
+
+#[test]
+fn moco_v3_with_its_predictor() {
+    let method = Method::new("moco-v3-cifar10-small", &["model.head=moco-v3-64-32"]);
+    let run = method.check();
+    let names = names(&exported(&run, method.directory.path()));
+    assert!(names.iter().any(|name| name == "predictor.3.weight"));
+    assert!(!names.iter().any(|name| name.starts_with("momentum.predictor")));
+}
+
+#[test]
+fn npid_with_a_bank_that_other_ranks_take_over() {
+    let method = Method::new("npid-cifar10-small", &["bank.dtype=bf16"]);
+    let run = method.check();
+    let row = metrics(&run).pop().unwrap();
+    assert!(row["bank_age"].as_f64().is_some_and(|age| age >= 0.0), "{row}");
+    let stopped = method.train("alone", &["run.stop_after=2"]);
+    let stderr = method.resume(&stopped, &["--workers", "1"]);
+    assert!(stderr.contains("world size"), "{stderr}");
+    assert_eq!(metrics(&stopped).last().unwrap()["step"], STEPS);
+    Method::new("npidpp-cifar10-small", &["bank.storage=mapped", "objective.negatives=100"]).check();
+}
+
+#[test]
+fn pirl_with_its_jigsaw() {
+    let method = Method::new("pirl-cifar10-small", &["objective.negatives=100"]);
+    let run = method.check();
+    let names = names(&exported(&run, method.directory.path()));
+    assert!(names.iter().any(|name| name == "jigsaw_head.1.weight"));
+}
+
+/// With as many negatives as one pass would have, and the same loss as its chance level says.
+#[test]
+fn simclr_in_chunks() {
+    let run = Method::new("simclr-cifar10-small", &["train.chunk=8"]).check();
+    let row = metrics(&run).pop().unwrap();
+    assert_eq!(row["chance_loss"].as_f64().unwrap(), 63f64.ln());
+}
