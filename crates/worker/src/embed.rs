@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::evaluation::{Encoder, Evaluated, Evaluation};
-use crate::{Error, features, model, npy, snapshot};
+use crate::features::{self, Look};
+use crate::{Error, model, npy, snapshot};
 
 /// Where a manifest's metadata keep the run's resolved configuration.
 pub const CONFIG_KEY: &str = "config_toml";
@@ -75,7 +76,8 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
     let Restored { mut network, pool, config, dir, mut warnings, .. } = restore(checkpoint)?;
     let dataset = open(data, &mut warnings)?;
     let preprocess = model::preprocess(&config);
-    let features = features::encode(&mut network, &pool, &dataset, 0..dataset.len(), &preprocess)?;
+    let features =
+        features::encode(&mut network, &pool, &dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
     let (n, width) = (features.indices.len(), network.spec().feature_width());
     let labels: Option<Vec<u32>> =
         dataset.labels().map(|labels| features.indices.iter().map(|&i| labels[i]).collect());
@@ -142,17 +144,18 @@ pub(crate) fn left_out(corrupt: &[(String, String)]) -> impl Iterator<Item = Str
 }
 
 /// A checkpoint's network, on all cores of this machine.
-struct Restored {
-    network: Network<f32>,
-    pool: Arc<Pool>,
-    config: RunConfig,
-    dir: PathBuf,
-    step: u64,
+pub(crate) struct Restored {
+    pub(crate) network: Network<f32>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) config: RunConfig,
+    pub(crate) dir: PathBuf,
+    pub(crate) step: u64,
     /// What is wrong with newer ones.
-    warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
-fn restore(checkpoint: &Path) -> Result<Restored, Error> {
+/// Loads a checkpoint, or a run's newest good one.
+pub(crate) fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let located = checkpoint::locate(checkpoint).map_err(Error::Load)?;
     let warnings = located.problems.iter().map(ToString::to_string).collect();
     let (manifest, state) = checkpoint::load(&located.dir).map_err(Error::Load)?;

@@ -148,7 +148,8 @@ impl Error {
                 | data::Error::NoSuchSplit { .. }
                 | data::Error::Malformed { .. }
                 | data::Error::BatchTooLarge { .. }
-                | data::Error::UnknownAugmentation { .. },
+                | data::Error::UnknownAugmentation { .. }
+                | data::Error::NoLabels { .. },
             ) => 2,
             Error::Diverged { .. } | Error::StoredConfig(_) | Error::Objective(_) => 3,
             Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),

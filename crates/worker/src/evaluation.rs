@@ -7,7 +7,7 @@ use engine::network::{BufferUpdate, Network};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::features::{self, Features, Images};
+use crate::features::{self, Features, Images, Look};
 use crate::knn::{self, Bank, Queries};
 use crate::spectrum::{self, Spread};
 use crate::{Error, snapshot};
@@ -141,7 +141,7 @@ impl Evaluation {
         let rows = rows.into_iter().min().unwrap_or(1);
         let global_rows = (rows * world_size).min(self.bank.len());
         let own = share(global_rows, rank, world_size);
-        let mut images = Images::new(pool, &self.bank, &self.preprocess, network.max_rows());
+        let mut images = Images::new(pool, &self.bank, Look::Plain(&self.preprocess), network.max_rows());
         // A last, smaller batch is dropped, as in training.
         for batch in 0..self.bank.len() / global_rows {
             let first = batch * global_rows;
@@ -160,7 +160,8 @@ impl Evaluation {
     /// This rank's part of `dataset`, as unit rows.
     fn encode_share(&self, encoder: &mut Encoder<'_>, dataset: &Dataset) -> Result<Features, Error> {
         let own = share(dataset.len(), encoder.communicator.rank(), encoder.communicator.world_size());
-        let mut features = features::encode(encoder.network, encoder.pool, dataset, own, &self.preprocess)?;
+        let mut features =
+            features::encode(encoder.network, encoder.pool, dataset, own, Look::Plain(&self.preprocess))?;
         knn::normalize_rows(&mut features.values, encoder.network.spec().feature_width());
         Ok(features)
     }
@@ -306,7 +307,7 @@ mod tests {
             assert_eq!(parameters.num_batches_tracked, 2);
             let calibrated = parameters.buffer_values.clone();
 
-            let mut images = Images::new(encoder.pool, &bank, &evaluation.preprocess, 8);
+            let mut images = Images::new(encoder.pool, &bank, Look::Plain(&evaluation.preprocess), 8);
             let mut sum = vec![0f64; calibrated.len()];
             for first in [0, 8] {
                 images.fill(first..first + 8, &mut Features::default()).unwrap();

@@ -1,6 +1,6 @@
-//! Backbone features of a data set, in its order: never augmented, running statistics.
+//! Backbone features of a data set, in its order, with running statistics; augmented only for the linear probe.
 
-use data::{Dataset, Preprocess, Scratch};
+use data::{Augmentation, Dataset, Image, Preprocess, Scratch, ViewKey};
 use engine::kernels::Pool;
 use engine::network::Network;
 use std::ops::Range;
@@ -18,6 +18,41 @@ pub struct Features {
     pub corrupt: Vec<(String, String)>,
 }
 
+/// How an image is made for the encoder.
+#[derive(Clone, Copy)]
+pub enum Look<'a> {
+    /// Its centre crop.
+    Plain(&'a Preprocess),
+    /// The first view of an augmentation, as this seed has it in this epoch.
+    Augmented {
+        /// What is drawn.
+        augmentation: &'a Augmentation,
+        /// Of the draws.
+        seed: u64,
+        /// Data pass.
+        epoch: u64,
+    },
+}
+
+impl Look<'_> {
+    /// Side of the images.
+    fn size(&self) -> usize {
+        match self {
+            Look::Plain(preprocess) => preprocess.size,
+            Look::Augmented { augmentation, .. } => augmentation.size,
+        }
+    }
+
+    fn apply(&self, (image, index): (&Image, usize), scratch: &mut Scratch, out: &mut [f32]) {
+        match *self {
+            Look::Plain(preprocess) => preprocess.apply(image, scratch, out),
+            Look::Augmented { augmentation, seed, epoch } => {
+                augmentation.render(image, ViewKey { seed, epoch, index, view: 0 }, scratch, out);
+            }
+        }
+    }
+}
+
 /// Encodes `range` of `dataset` in passes of at most the network's planned rows.
 ///
 /// # Errors
@@ -27,10 +62,10 @@ pub fn encode(
     pool: &Pool,
     dataset: &Dataset,
     range: Range<usize>,
-    preprocess: &Preprocess,
+    look: Look<'_>,
 ) -> Result<Features, Error> {
     let mut features = Features::default();
-    let mut images = Images::new(pool, dataset, preprocess, network.max_rows());
+    let mut images = Images::new(pool, dataset, look, network.max_rows());
     let is_empty = range.is_empty();
     let mut start = range.start;
     while start < range.end {
@@ -53,7 +88,7 @@ pub fn encode(
 /// If a file cannot be read, or not a single image can be decoded.
 pub(crate) fn pixels(pool: &Pool, dataset: &Dataset, preprocess: &Preprocess) -> Result<Features, Error> {
     let mut pixels = Features::default();
-    let mut images = Images::new(pool, dataset, preprocess, dataset.len());
+    let mut images = Images::new(pool, dataset, Look::Plain(preprocess), dataset.len());
     let n = images.fill(0..dataset.len(), &mut pixels)?;
     if n == 0 {
         return Err(Error::NothingDecoded { corrupt: pixels.corrupt });
@@ -68,22 +103,17 @@ pub(crate) fn pixels(pool: &Pool, dataset: &Dataset, preprocess: &Preprocess) ->
 pub(crate) struct Images<'a> {
     pool: &'a Pool,
     dataset: &'a Dataset,
-    preprocess: &'a Preprocess,
+    look: Look<'a>,
     /// `[max_rows, size, size, 3]`.
     values: Vec<f32>,
     scratch: Vec<Scratch>,
 }
 
 impl<'a> Images<'a> {
-    pub(crate) fn new(
-        pool: &'a Pool,
-        dataset: &'a Dataset,
-        preprocess: &'a Preprocess,
-        max_rows: usize,
-    ) -> Images<'a> {
-        let values = vec![0.0; max_rows * preprocess.size * preprocess.size * 3];
+    pub(crate) fn new(pool: &'a Pool, dataset: &'a Dataset, look: Look<'a>, max_rows: usize) -> Images<'a> {
+        let values = vec![0.0; max_rows * look.size() * look.size() * 3];
         let scratch = (0..pool.threads()).map(|_| Scratch::default()).collect();
-        Images { pool, dataset, preprocess, values, scratch }
+        Images { pool, dataset, look, values, scratch }
     }
 
     /// The first `n` rows.
@@ -131,16 +161,16 @@ impl<'a> Images<'a> {
             .zip(wanted.chunks(per_thread))
             .zip(&mut self.scratch)
             .collect();
-        let Images { dataset, preprocess, .. } = self;
+        let Images { dataset, look, .. } = self;
         self.pool.for_each_part(parts, |_, (((rows, outcomes), wanted), scratch)| {
             for ((out, outcome), &index) in rows.chunks_mut(image_len).zip(outcomes).zip(wanted) {
-                *outcome = dataset.load(index).map(|image| preprocess.apply(&image, scratch, out));
+                *outcome = dataset.load(index).map(|image| look.apply((&image, index), scratch, out));
             }
         });
         outcomes
     }
 
     fn image_len(&self) -> usize {
-        self.preprocess.size * self.preprocess.size * 3
+        self.look.size() * self.look.size() * 3
     }
 }

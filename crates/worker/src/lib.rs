@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`train`], which is the program; then `step`, one update; then `run`, how a worker comes
 //! to train. Beside it stand what the command line does with a checkpoint or a configuration alone:
-//! [`embed`], [`pixels`], [`mod@bench`], [`views`].
+//! [`embed`], [`probe`], [`pixels`], [`mod@bench`], [`views`].
 
 pub mod bench;
 mod checkpoints;
@@ -21,12 +21,14 @@ mod fixtures;
 mod group;
 mod journal;
 pub mod knn;
+pub mod linear;
 mod metrics;
 pub mod model;
 mod npy;
 mod objective;
 pub mod pixels;
 pub mod plan;
+pub mod probe;
 mod run;
 pub mod session;
 pub mod snapshot;

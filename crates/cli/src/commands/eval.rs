@@ -1,4 +1,6 @@
-//! `himpun eval knn`: how well features, or the pixels themselves, tell the classes apart.
+//! `himpun eval knn|linear`: how well features, or the pixels themselves, tell the classes apart.
+
+mod linear;
 
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
@@ -12,6 +14,8 @@ use crate::output;
 pub enum Command {
     /// Classify images by their nearest neighbours among labelled ones
     Knn(Arguments),
+    /// Train a linear classifier on the frozen features of labelled images, and test it on others
+    Linear(linear::Arguments),
 }
 
 /// Which checkpoint, on which images.
@@ -42,7 +46,10 @@ pub struct Arguments {
 
 /// Evaluates and prints.
 pub fn run(command: Command) -> Result<Exit, Failure> {
-    let Command::Knn(arguments) = command;
+    let arguments = match command {
+        Command::Knn(arguments) => arguments,
+        Command::Linear(arguments) => return linear::run(arguments),
+    };
     match &arguments.checkpoint {
         Some(checkpoint) => features(checkpoint, &arguments)?,
         None => pixels(&arguments)?,

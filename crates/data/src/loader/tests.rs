@@ -143,7 +143,7 @@ fn chunks_labels_and_jigsaws_do_not_depend_on_ranks_threads_or_restarts() {
                 };
                 let batches = batches(&open(folder.path()), options, STEPS - start_step);
                 for (batch, seen) in batches.iter().zip(&mut seen) {
-                    let ranges = crate::chunk_ranges(BATCH, chunk, rank, world_size);
+                    let ranges = chunk_ranges(BATCH, chunk, rank, world_size);
                     assert_eq!(batch.chunks, ranges.iter().map(|r| r.len()).collect::<Vec<_>>(), "{what}");
                     assert_eq!(batch.positions, ranges.into_iter().flatten().collect::<Vec<_>>(), "{what}");
                     let (epoch, order) = sampler.batch(batch.step, BATCH, &batch.positions);

@@ -6,7 +6,7 @@ use engine::network::Network;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::features::{Features, Images};
+use crate::features::{Features, Images, Look};
 
 /// Encodes images of the training set anew: prepared as for an evaluation, with running statistics.
 pub struct Refresh {
@@ -29,7 +29,7 @@ impl Refresh {
         due: &[usize],
     ) -> Result<(Vec<usize>, Vec<f32>), Error> {
         let max_rows = network.max_rows();
-        let mut images = Images::new(pool, &self.dataset, &self.preprocess, max_rows);
+        let mut images = Images::new(pool, &self.dataset, Look::Plain(&self.preprocess), max_rows);
         let (mut found, mut embeddings) = (Features::default(), Vec::new());
         for slots in due.chunks(max_rows) {
             let n = images.fill_with(slots, &mut found)?;
