@@ -231,7 +231,7 @@ impl Bank {
     pub(crate) fn restored(&mut self) -> Result<(), Error> {
         // Both are asked, so that neither remembers half a restoration.
         let own = self.own.restored();
-        self.mirror.as_mut().map_or(Ok(()), Shard::restored).and(own)
+        own.and(self.mirror.as_mut().map_or(Ok(()), Shard::restored))
     }
 }
 

@@ -170,7 +170,7 @@ mod tests {
         let mut expected = Sums::zero(q, width);
         for i in 0..q {
             let query = &rows[i * width..(i + 1) * width];
-            for (j, candidate) in
+            for (_, candidate) in
                 candidates.chunks(width).enumerate().filter(|&(j, _)| excluded[i] != Some(j))
             {
                 let e = (scale * dot(query, candidate) - shifts[i]).exp();
