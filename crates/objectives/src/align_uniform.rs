@@ -70,7 +70,7 @@ impl AlignUniform {
             };
         let pull = R::from_f64(4.0 / m);
         let d_unit = pairs.weighted_sums(compute.pool, weigh, |i, d_row| {
-            d_row.iter_mut().zip(row(partner(&own, i))).for_each(|(d, &u)| *d = *d - pull * u);
+            d_row.iter_mut().zip(row(partner(&own, i))).for_each(|(d, &u)| *d -= pull * u);
         });
         let metrics = vec![("alignment", align), ("uniformity", uniform)];
         let step = ObjectiveStep::new(align + self.weight * uniform, local.project(d_unit));

@@ -234,7 +234,10 @@ impl<T: Real> Product<'_, T> {
         let rows = c.len() / PANEL;
         assert_eq!([self.b.len(), c.len()], [runs * self.run * PANEL, rows * PANEL], "whole runs and rows");
         if runs == 0 || rows == 0 {
-            return if self.accumulate { () } else { c.fill(T::ZERO) };
+            if !self.accumulate {
+                c.fill(T::ZERO);
+            }
+            return;
         }
         let last = (rows - 1) * self.a_row + (self.run - 1) * self.a_term + (runs - 1) * self.next_run;
         assert!(rows.is_multiple_of(PANEL) && last < self.a.len(), "a product leaves its matrix");
