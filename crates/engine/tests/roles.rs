@@ -1,7 +1,5 @@
 //! The networks of one model: which parameters they share, and what they compute with the same ones.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
-
 mod support;
 
 use std::sync::Arc;

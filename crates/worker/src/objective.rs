@@ -3,8 +3,8 @@
 use config::RunConfig;
 use memmap2::MmapMut;
 use objectives::{
-    Bank, BankSpec, BankType, ContrastSpec, Estimator, Moco, MocoV3, Needs, Normalizer, Npid, NtXent,
-    Objective, Pirl, Queue, Storage,
+    AlignUniform, Bank, BankSpec, BankType, ContrastSpec, Dcl, Estimator, Moco, MocoV3, Needs, Normalizer,
+    Npid, NtXent, Objective, Pirl, Queue, Storage, SupCon,
 };
 
 use crate::Error;
@@ -27,7 +27,7 @@ pub struct Place {
 /// # Errors
 /// If a file for the bank cannot be made.
 pub fn objective(config: &RunConfig, place: Place) -> Result<Objective, Error> {
-    let config::Objective { temperature, queue, proximal, jigsaw_weight, .. } = config.objective;
+    let config::Objective { temperature, queue, proximal, jigsaw_weight, uniformity, .. } = config.objective;
     Ok(match config.objective.kind {
         config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(temperature)),
         config::ObjectiveKind::Moco => {
@@ -40,10 +40,9 @@ pub fn objective(config: &RunConfig, place: Place) -> Result<Objective, Error> {
         config::ObjectiveKind::Pirl => {
             Objective::Pirl(Pirl::new(contrast(config), jigsaw_weight, bank(config, place)?))
         }
-        other => {
-            let reason = "this objective cannot be trained by this version".to_owned();
-            return Err(Error::Config { key: "objective.kind", value: other.to_string(), reason });
-        }
+        config::ObjectiveKind::Supcon => Objective::SupCon(SupCon { temperature }),
+        config::ObjectiveKind::Dcl => Objective::Dcl(Dcl { temperature }),
+        config::ObjectiveKind::AlignUniform => Objective::AlignUniform(AlignUniform { weight: uniformity }),
     })
 }
 

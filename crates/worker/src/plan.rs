@@ -11,7 +11,7 @@ use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::Needs;
+use objectives::{MIN_TEMPERATURE, Needs};
 use std::sync::Arc;
 
 use crate::objective::{self, Place};
@@ -71,6 +71,17 @@ impl Plan {
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
         check_jigsaw(config)?;
+        check_temperature(config)?;
+        let needs = objective::needs(config)?;
+        if needs.labels && dataset.labels().is_none() {
+            return Err(Error::Config {
+                key: "objective.kind",
+                value: config.objective.kind.to_string(),
+                reason:
+                    "it learns from classes, and the training images have none; put them into a folder each"
+                        .into(),
+            });
+        }
         let steps_per_epoch =
             Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
         Ok(Plan {
@@ -79,7 +90,7 @@ impl Plan {
             augmentation: augmentation(config)?,
             model: model::spec(config),
             layout: layout(config, world_size)?,
-            needs: objective::needs(config)?,
+            needs,
             steps_per_epoch,
             schedule: schedule(config, steps_per_epoch),
             config: config.clone(),
@@ -218,7 +229,7 @@ impl Plan {
             max_corrupt_share: self.config.data.max_corrupt_share,
             decoding: decoding(&self.config),
             parts: parts(&self.config, &self.augmentation),
-            labels: self.config.objective.kind == config::ObjectiveKind::Supcon,
+            labels: self.needs.labels,
             chunk: self.config.train.chunk,
         }
     }
@@ -346,6 +357,18 @@ fn check_jigsaw(config: &RunConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// Where candidates are summed without a maximum, their exponentials must be numbers.
+fn check_temperature(config: &RunConfig) -> Result<(), Error> {
+    use config::ObjectiveKind::{Moco, Npid, Pirl};
+    let temperature = config.objective.temperature;
+    let is_bounded = matches!(config.objective.kind, Moco | Npid | Pirl);
+    if is_bounded && temperature < MIN_TEMPERATURE {
+        let reason = format!("objective.kind = {} takes {MIN_TEMPERATURE} or more", config.objective.kind);
+        return Err(Error::Config { key: "objective.temperature", value: temperature.to_string(), reason });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,6 +387,18 @@ mod tests {
         check(64, 63, 1, "train.global_batch = 64: the data set has 63 images; use at most that many");
         check(2, 63, 3, "train.global_batch = 2: each of the 3 workers needs at least one image");
         assert!(check_batch(64, 64, 4).is_ok());
+    }
+
+    #[test]
+    fn a_temperature_whose_exponentials_overflow_is_refused() {
+        let of_kind = |kind, t| {
+            let text = format!("[objective]\nkind = \"{kind}\"\ntemperature = {t}\n");
+            check_temperature(&config(&text)).map_err(|error| error.to_string())
+        };
+        assert_eq!(of_kind("moco", 0.03), Ok(()));
+        assert_eq!(of_kind("simclr", 0.001), Ok(()));
+        let refused = "objective.temperature = 0.01: objective.kind = pirl takes 0.03 or more";
+        assert_eq!(of_kind("pirl", 0.01), Err(refused.to_owned()));
     }
 
     #[test]
