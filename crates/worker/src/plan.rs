@@ -434,7 +434,10 @@ mod tests {
             Plan::resolve(&config(&text), 0, 1).unwrap().predicted_bytes(1)
         };
         let [whole, half, quarter] = [0, 32, 16].map(predicted);
-        assert!(half < whole * 6 / 10 && quarter < half * 7 / 10, "{whole} {half} {quarter}");
+        // Weights, their gradients and the convolutions' scratch stay; activations are proportional to the chunk.
+        let (first, second) = ((whole - half) as f64, (half - quarter) as f64);
+        assert!((first / second - 2.0).abs() < 0.1, "{whole} {half} {quarter}");
+        assert!(first > 0.3 * whole as f64, "{whole} {half} {quarter}");
     }
 
     #[test]
