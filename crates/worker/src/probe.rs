@@ -328,7 +328,10 @@ mod tests {
         }
         check(fixture.run(None, |probe| probe.protocol.lr = 0.0), "--lr = 0: a number greater than 0");
         check(fixture.run(None, |probe| probe.protocol.lr = f64::NAN), "--lr = NaN: a number greater than 0");
-        check(fixture.run(None, |probe| probe.protocol.lr = 1e38), "--lr = 1e38: the loss of epoch");
+        check(
+            fixture.run(None, |probe| probe.protocol.lr = 1e38),
+            "--lr = 100000000000000000000000000000000000000: the loss of epoch",
+        );
         check(fixture.run(None, |probe| probe.protocol.epochs = 0), "--epochs = 0: at least 1");
         check(fixture.run(None, |probe| probe.protocol.batch = 0), "--batch = 0: at least 1");
         check(fixture.run(None, |probe| probe.protocol.momentum = 1.0), "--momentum = 1: a number from 0");
