@@ -117,6 +117,15 @@ fn pirl_with_its_jigsaw() {
     assert!(names.iter().any(|name| name == "jigsaw_head.1.weight"));
 }
 
+#[test]
+fn objectives_that_keep_nothing() {
+    Method::new("supcon-cifar10-small", &[]).check();
+    Method::new("dcl-cifar10-small", &[]).check();
+    let run = Method::new("simclr-cifar10-small", &["objective.kind=align-uniform"]).check();
+    let row = metrics(&run).pop().unwrap();
+    assert!(row["uniformity"].as_f64().is_some_and(|uniformity| uniformity < 0.0), "{row}");
+}
+
 /// With as many negatives as one pass would have, and the same loss as its chance level says.
 #[test]
 fn simclr_in_chunks() {
