@@ -58,7 +58,7 @@ impl Method {
         assert!(export(&undisturbed) == export(&stopped), "{}: another network", self.preset);
         for row in metrics(&undisturbed) {
             assert!(row["loss"].as_f64().is_some_and(f64::is_finite), "{}: {row}", self.preset);
-            assert!(row["chance_loss"].as_f64().is_some_and(|chance| chance > 0.0), "{}: {row}", self.preset);
+            assert!(row["chance_loss"].as_f64().is_some_and(f64::is_finite), "{}: {row}", self.preset);
         }
         let mut verify = himpun();
         succeed(verify.args(["checkpoint", "verify"]).arg(stopped.join("checkpoints/step-00000004")));
@@ -121,15 +121,15 @@ fn pirl_with_its_jigsaw() {
 fn objectives_that_keep_nothing() {
     Method::new("supcon-cifar10-small", &[]).check();
     Method::new("dcl-cifar10-small", &[]).check();
-    let run = Method::new("simclr-cifar10-small", &["objective.kind=align-uniform"]).check();
-    let row = metrics(&run).pop().unwrap();
+    let method = Method::new("simclr-cifar10-small", &["objective.kind=align-uniform"]);
+    let row = metrics(&method.check()).pop().unwrap();
     assert!(row["uniformity"].as_f64().is_some_and(|uniformity| uniformity < 0.0), "{row}");
 }
 
 /// With as many negatives as one pass would have, and the same loss as its chance level says.
 #[test]
 fn simclr_in_chunks() {
-    let run = Method::new("simclr-cifar10-small", &["train.chunk=8"]).check();
-    let row = metrics(&run).pop().unwrap();
+    let method = Method::new("simclr-cifar10-small", &["train.chunk=8"]);
+    let row = metrics(&method.check()).pop().unwrap();
     assert_eq!(row["chance_loss"].as_f64().unwrap(), 63f64.ln());
 }
