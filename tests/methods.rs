@@ -126,7 +126,7 @@ fn objectives_that_keep_nothing() {
     assert!(row["uniformity"].as_f64().is_some_and(|uniformity| uniformity < 0.0), "{row}");
 }
 
-/// With as many negatives as one pass would have, and the same loss as its chance level says.
+/// PyTorch's values for chunks are held by the worker's own tests; here chunks run and resume.
 #[test]
 fn simclr_in_chunks() {
     let method = Method::new("simclr-cifar10-small", &["train.chunk=8"]);

@@ -42,17 +42,19 @@ pub const RESUMABLE: &[&str] = &[
 pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
     let mut config = RunConfig::default();
     config.cluster.orphan_ttl = layers.orphan_ttl;
-    let (mut of_preset, mut keys) = (Vec::new(), Vec::new());
+    let (mut below, mut keys) = (Vec::new(), Vec::new());
     let preset = layers.preset.or(layers.config.is_none().then_some(presets::QUICKSTART));
     if let Some(name) = preset {
-        of_preset = apply_text(&mut config, presets::text(name)?)?;
+        below = apply_text(&mut config, presets::text(name)?)?;
     }
     if layers.data.is_some() {
         config.eval.data = None;
     }
     if let Some((path, text)) = &layers.config {
         let in_file = |error| Error::File { path: path.clone(), source: Box::new(error) };
-        keys.extend(apply_text(&mut config, text).map_err(in_file)?);
+        let of_file = apply_text(&mut config, text).map_err(in_file)?;
+        owners::check(&config, of_file.iter().map(String::as_str)).map_err(in_file)?;
+        below.extend(of_file);
     }
     if let Some(source) = layers.data {
         keys.push("data.source".to_owned());
@@ -63,10 +65,10 @@ pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
         assign(&mut config, key, &value)?;
         keys.push(key.to_owned());
     }
-    if !of_preset.iter().chain(&keys).any(|key| key == "data.source") {
+    if !below.iter().chain(&keys).any(|key| key == "data.source") {
         return Err(Error::Missing("data.source"));
     }
-    // What the user sets must mean something; what a preset says of a kind that the user replaces falls away.
+    // What a layer sets must mean something there; what lower ones say of a kind that is replaced falls away.
     owners::check(&config, keys.iter().map(String::as_str))?;
     owners::reset(&mut config)?;
     cut_warmup(&mut config);
@@ -333,6 +335,21 @@ mod tests {
         assert!(
             matches!(resolve(&file("= 3")), Err(Error::File { source, .. }) if matches!(*source, Error::Syntax(_)))
         );
+    }
+
+    #[test]
+    fn what_a_run_left_takes_another_kind() {
+        let of_run = |set_before: &[&str], set_now: &[&str]| {
+            let text = set(set_before).unwrap().to_toml();
+            let set_now = assignments(set_now);
+            let config = Some((PathBuf::from("runs/a/config.toml"), text));
+            resolve(&Layers { config, ..layers(&set_now) })
+        };
+        let constant = of_run(&[], &["schedule.kind=constant"]).unwrap();
+        assert_eq!(constant.schedule.kind, crate::ScheduleKind::Constant);
+        let softmax = of_run(&["objective.kind=npid"], &["objective.estimator=softmax"]).unwrap();
+        assert_eq!(softmax.objective.estimator, crate::Estimator::Softmax);
+        assert!(of_run(&[], &["objective.queue=5"]).is_err(), "what is set now must mean something");
     }
 
     #[test]

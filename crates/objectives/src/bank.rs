@@ -1,8 +1,8 @@
 //! The memory bank: one feature of every image of the data set, spread over the ranks.
 //!
 //! The slots of a rank are a contiguous range, its *shard*; the next rank keeps the same slots again, its *mirror*, since
-//! every update reaches all ranks anyway, so that a lost rank loses no slot. A rank holds its shard and one mirror and
-//! nothing else that grows with the data set: `2 / W` of `n (d * 4 + 4)` bytes in `f32`, `n (d * 2 + 4)` in bf16.
+//! every update reaches all ranks anyway, so that a lost rank's slots exist once more ([`Bank::mirror_state`]). A step needs
+//! the shard and one mirror and nothing else that grows with the data set: `2 / W` of `n (d * 4 + 4)` bytes in `f32`, `n (d * 2 + 4)` in bf16.
 //!
 //! A slot begins with numbers of `U(-s, s)`, `s = 1 / sqrt(d / 3)`, a function of seed and slot, and remembers the step
 //! that last wrote it. Updates are staged in a step and applied by its commit; a slot's new value is a function of its

@@ -8,8 +8,7 @@
 //!   rank writes the blocks it owns; every rank of any world size restores from every block what falls into its own
 //!   shard and its mirror, and ignores the rest.
 //!
-//! A block has at most [`BLOCK`] slots, so that reading a checkpoint one array at a time never needs more memory than
-//! a block, whatever the world size was that wrote it. Arrays are restored in any order;
+//! A block has at most [`BLOCK`] slots: that is what restoring one array needs beside the shard itself. Arrays are restored in any order;
 //! [`crate::Objective::restored`] then says what is missing.
 
 use std::fmt;

@@ -99,6 +99,7 @@ impl<'a> Checkpoints<'a> {
         let manifest =
             sync::fetch(self.session, step, &mut |tensor| restoration.take(tensor).map_err(unfit))?;
         restoration.finish().map_err(unfit)?;
+        check_world_size(self.config, &manifest.metadata, trainer.communicator.world_size())?;
         self.saved = Some(step);
         if trainer.communicator.rank() == 0 {
             tracing::info!(step, "continuing from a checkpoint");
@@ -126,6 +127,23 @@ impl<'a> Checkpoints<'a> {
     }
 }
 
+/// Refuses another world size where the result depends on it: each rank's batch norm sees its own rows only.
+fn check_world_size(config: &RunConfig, before: &Map<String, Value>, world_size: usize) -> Result<(), Error> {
+    let written_by = before.get("world_size").and_then(Value::as_u64);
+    let is_local = config.model.batch_norm == config::BatchNorm::Local;
+    match written_by {
+        Some(n) if is_local && n != world_size as u64 => Err(Error::Config {
+            key: "model.batch_norm",
+            value: config.model.batch_norm.to_string(),
+            reason: format!(
+                "each worker's statistics are its own, so that {world_size} workers would not go on with what {n} began; \
+                 resume with --workers {n}"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// One sentence for everything that makes this run differ from an undisturbed one.
 fn changes(before: &Map<String, Value>, now: &Map<String, Value>) -> Vec<String> {
     let changed = EXACTNESS.iter().filter(|(key, _)| before.get(*key) != now.get(*key));
@@ -148,6 +166,20 @@ fn changes(before: &Map<String, Value>, now: &Map<String, Value>) -> Vec<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn local_statistics_bind_a_run_to_its_world_size() {
+        let before = json!({ "world_size": 2 }).as_object().unwrap().clone();
+        let resumed = |batch_norm: &str, world_size| {
+            let config = RunConfig::from_toml(&format!("[model]\nbatch_norm = \"{batch_norm}\"\n")).unwrap();
+            check_world_size(&config, &before, world_size)
+                .map_err(|error| (error.exit_code(), error.to_string()))
+        };
+        assert_eq!((resumed("global", 3), resumed("local", 2)), (Ok(()), Ok(())));
+        let (code, message) = resumed("local", 3).unwrap_err();
+        assert_eq!(code, 2);
+        assert!(message.ends_with("resume with --workers 2"), "{message}");
+    }
 
     #[test]
     fn a_change_that_costs_exactness_is_named() {

@@ -215,13 +215,17 @@ impl Classifier {
     }
 }
 
-/// Counts the classes that come before one: those of larger logits, and of equal ones the lower.
+/// Counts the classes that come before one: those of larger logits, and of equal ones the lower. Not-a-number comes
+/// before everything, so that weights that have overflowed predict nothing.
 fn place(logits: &[f32], class: usize) -> usize {
     let own = logits[class];
     logits
         .iter()
         .enumerate()
-        .filter(|&(other, &logit)| logit > own || (logit == own && other < class))
+        .filter(|&(other, &logit)| match logit.partial_cmp(&own) {
+            Some(order) => order.is_gt() || (order.is_eq() && other < class),
+            None => other != class,
+        })
         .count()
 }
 
@@ -363,5 +367,12 @@ mod tests {
     #[test]
     fn of_equal_logits_the_lowest_class_comes_first() {
         assert_eq!([0, 1, 2, 3].map(|class| place(&[1.0, 2.0, 2.0, 0.5], class)), [2, 0, 1, 3]);
+    }
+
+    #[test]
+    fn weights_that_have_overflowed_predict_nothing() {
+        assert_eq!(place(&[f32::NAN; 3], 0), 2);
+        assert_eq!(place(&[1.0, f32::NAN, 0.0], 0), 1);
+        assert_eq!([0, 1, 2].map(|class| place(&[2.0, 3.0, 2.0], class)), [1, 0, 2]);
     }
 }

@@ -72,6 +72,7 @@ impl Plan {
         check_batch(global_batch, dataset.len(), world_size)?;
         check_jigsaw(config)?;
         check_temperature(config)?;
+        check_bank(config, world_size)?;
         let needs = objective::needs(config)?;
         if needs.labels && dataset.labels().is_none() {
             return Err(Error::Config {
@@ -315,8 +316,8 @@ fn layout(config: &RunConfig, world_size: usize) -> Result<Layout, Error> {
     let layout = Layout::new(config.train.global_batch, config.train.chunk, world_size);
     if layout.min_images() == 0 {
         let reason = format!(
-            "the last chunk of {} images has none for some of the {world_size} workers; choose a chunk that leaves at \
-             least one each",
+            "some chunk of the {} images has none for some of the {world_size} workers; choose one that leaves at least \
+             one each, the last and smallest chunk included",
             config.train.global_batch
         );
         return Err(Error::Config { key: "train.chunk", value: config.train.chunk.to_string(), reason });
@@ -357,11 +358,32 @@ fn check_jigsaw(config: &RunConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// What a bank cannot do: leave one slot out of all, or encode slots anew by statistics that differ between ranks.
+fn check_bank(config: &RunConfig, world_size: usize) -> Result<(), Error> {
+    use config::ObjectiveKind::{Npid, Pirl};
+    let refuse =
+        |key, value: String, reason: &str| Err(Error::Config { key, value, reason: reason.to_owned() });
+    if !matches!(config.objective.kind, Npid | Pirl) {
+        return Ok(());
+    }
+    if config.objective.exclude_positive && config.objective.negatives == 0 {
+        let reason =
+            "with objective.negatives = 0 an image's own slot is never among its negatives; leave it out";
+        return refuse("objective.exclude_positive", "true".to_owned(), reason);
+    }
+    let is_local = config.model.batch_norm == config::BatchNorm::Local;
+    if config.bank.refresh_age > 0 && is_local && world_size > 1 {
+        let reason = "workers with statistics of their own would encode slots differently; set model.batch_norm = global";
+        return refuse("bank.refresh_age", config.bank.refresh_age.to_string(), reason);
+    }
+    Ok(())
+}
+
 /// Where candidates are summed without a maximum, their exponentials must be numbers.
 fn check_temperature(config: &RunConfig) -> Result<(), Error> {
-    use config::ObjectiveKind::{Moco, Npid, Pirl};
+    use config::ObjectiveKind::{Moco, MocoV3, Npid, Pirl};
     let temperature = config.objective.temperature;
-    let is_bounded = matches!(config.objective.kind, Moco | Npid | Pirl);
+    let is_bounded = matches!(config.objective.kind, Moco | MocoV3 | Npid | Pirl);
     if is_bounded && temperature < MIN_TEMPERATURE {
         let reason = format!("objective.kind = {} takes {MIN_TEMPERATURE} or more", config.objective.kind);
         return Err(Error::Config { key: "objective.temperature", value: temperature.to_string(), reason });
@@ -390,6 +412,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_bank_cannot_do_is_refused() {
+        let refused = |text: &str, world_size| {
+            let text = format!("[objective]\nkind = \"npid\"\n{text}");
+            check_bank(&config(&text), world_size).map_err(|error| error.to_string()).err()
+        };
+        assert_eq!(refused("negatives = 5\nexclude_positive = true\n", 2), None);
+        let all = refused("negatives = 0\nexclude_positive = true\n", 2).unwrap();
+        assert!(all.starts_with("objective.exclude_positive = true: with objective.negatives = 0"), "{all}");
+        let local = "[bank]\nrefresh_age = 9\n[model]\nbatch_norm = \"local\"\n";
+        assert_eq!(refused(local, 1), None);
+        assert!(refused(local, 2).unwrap().starts_with("bank.refresh_age = 9: "));
+    }
+
+    #[test]
     fn a_temperature_whose_exponentials_overflow_is_refused() {
         let of_kind = |kind, t| {
             let text = format!("[objective]\nkind = \"{kind}\"\ntemperature = {t}\n");
@@ -397,6 +433,7 @@ mod tests {
         };
         assert_eq!(of_kind("moco", 0.03), Ok(()));
         assert_eq!(of_kind("simclr", 0.001), Ok(()));
+        assert!(of_kind("moco-v3", 0.02).is_err());
         let refused = "objective.temperature = 0.01: objective.kind = pirl takes 0.03 or more";
         assert_eq!(of_kind("pirl", 0.01), Err(refused.to_owned()));
     }
@@ -418,7 +455,7 @@ mod tests {
         let error = layout_of(4).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(
-            error.to_string().starts_with("train.chunk = 4: the last chunk of 9 images has none"),
+            error.to_string().starts_with("train.chunk = 4: some chunk of the 9 images has none"),
             "{error}"
         );
     }

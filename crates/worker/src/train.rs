@@ -41,6 +41,18 @@ pub fn train(
     if evaluation.is_none() && config.eval.knn_every > 0 && leader {
         session.warn("the training images have no labels: no kNN evaluation".into());
     }
+    if config.objective.kind == config::ObjectiveKind::MocoV3
+        && config.model.predictor == config::Predictor::None
+        && leader
+    {
+        session.warn(
+            "MoCo v3 without a predictor: set model.predictor = moco-v3 for the published method".into(),
+        );
+    }
+    if leader {
+        let bytes = plan.predicted_bytes(compute.threads);
+        tracing::info!(bytes, "memory of networks and optimizer");
+    }
     // The loader's threads come before the trainer's, which pin the thread that they are started from.
     let mut loader =
         Loader::new(Arc::clone(&plan.dataset), plan.augmentation.clone(), plan.loader_options(start))
