@@ -284,7 +284,8 @@ mod tests {
         assert_eq!(pirl.objective.jigsaw_weight, 0.3, "in either order");
         let file = Some((PathBuf::from("c.toml"), "[objective]\nqueue = 5\n".to_owned()));
         let error = resolve(&Layers { preset: Some("quickstart"), config: file, ..layers(&[]) }).unwrap_err();
-        assert_eq!(error.to_string(), "`objective.queue` does not go with objective.kind = simclr");
+        let Error::File { source, .. } = error else { panic!("not of the file: {error}") };
+        assert_eq!(source.to_string(), "`objective.queue` does not go with objective.kind = simclr");
     }
 
     #[test]
