@@ -5,7 +5,7 @@
 //!
 //! 1. gather (index, position) and the unit queries;
 //! 2. each image's own slot goes to the image's rank (a reduce-scatter to which its owner alone contributes);
-//! 3. every owner weighs its slots: drawn ones by [`crate::sampled`], or all by [`crate::candidates`];
+//! 3. every owner weighs its slots: drawn ones by [`crate::sampled`], or all by `candidates`;
 //! 4. reduce-scatter of `sum e`, `sum log(1 + e)` and the weighted slots, which is all that loss and gradient need.
 //!
 //! The bank is a constant of the step, so that a query's gradient is complete on its own rank.

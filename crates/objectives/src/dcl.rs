@@ -10,7 +10,7 @@
 //! has no lower bound.
 //!
 //! - **Keeps** nothing.
-//! - **Gathers** the unit rows of all ranks, then their `lse`. See [`softmax`](crate::softmax) for the gradient.
+//! - **Gathers** the unit rows of all ranks, then their `lse`. See `softmax.rs` for the gradient.
 //! - **Reduction**: a rank's gradient is complete, divided by the rows `M` of all ranks; parameter gradients are summed.
 //! - **Chance**: `ln(M - 2)`.
 

@@ -2,7 +2,7 @@
 //!
 //! Which slots an image is compared with is a function of (seed, step, position in the global batch), so that any rank
 //! can draw them and every world size draws the same. A rank goes through the draws of all images and scores those that
-//! fall into its shard: rows are copied, [`CHUNK`] of them, into a buffer that stays in the nearest cache, compared with the
+//! fall into its shard: rows are copied, `CHUNK` of them, into a buffer that stays in the nearest cache, compared with the
 //! image's queries, weighed, and added up. `[images, K, width]` exists nowhere.
 
 use std::ops::Range;

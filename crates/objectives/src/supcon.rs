@@ -12,7 +12,7 @@
 //! Without labels that are shared this is SimCLR.
 //!
 //! - **Keeps** nothing.
-//! - **Gathers** the unit rows of all ranks and their labels, then their `lse`. See [`softmax`](crate::softmax) for the
+//! - **Gathers** the unit rows of all ranks and their labels, then their `lse`. See `softmax.rs` for the
 //!   gradient.
 //! - **Reduction**: a rank's gradient is complete, divided by the rows `M` of all ranks; parameter gradients are summed.
 //! - **Chance**: `ln(M - 1)`.
