@@ -45,6 +45,7 @@ use engine::kernels::{KernelPath, Pool, Real};
 
 pub use align_uniform::AlignUniform;
 pub use bank::{Bank, BankSpec, BankType, Storage};
+use contrast::Contrast;
 pub use contrast::{ContrastSpec, Normalizer};
 pub use dcl::Dcl;
 pub use error::Error;
@@ -206,20 +207,26 @@ impl Objective {
     /// Applies what the last step staged, if anything. To be called once the step's last collective has succeeded here.
     pub fn commit(&mut self) {
         match self {
-            Self::Simclr(_) | Self::SupCon(_) | Self::Dcl(_) | Self::AlignUniform(_) | Self::MocoV3(_) => {}
             Self::Moco(moco) => moco.commit(),
-            Self::Npid(npid) => npid.contrast_mut().commit(),
-            Self::Pirl(pirl) => pirl.contrast_mut().commit(),
+            other => {
+                if let Some(contrast) = other.contrast_mut() {
+                    contrast.commit();
+                }
+            }
         }
     }
 
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::Simclr(_) | Self::Moco(_) | Self::MocoV3(_) | Self::Npid(_) | Self::Pirl(_) => {
-                Reduction::Sum
-            }
-            Self::SupCon(_) | Self::Dcl(_) | Self::AlignUniform(_) => Reduction::Sum,
+            Self::Simclr(_)
+            | Self::Moco(_)
+            | Self::MocoV3(_)
+            | Self::Npid(_)
+            | Self::Pirl(_)
+            | Self::SupCon(_)
+            | Self::Dcl(_)
+            | Self::AlignUniform(_) => Reduction::Sum,
         }
     }
 
@@ -239,12 +246,8 @@ impl Objective {
     /// What a checkpoint has to hold of this rank's objective; nothing that is only staged.
     pub fn state(&self) -> Vec<Array<'_>> {
         match self {
-            Self::Simclr(_) | Self::SupCon(_) | Self::Dcl(_) | Self::AlignUniform(_) | Self::MocoV3(_) => {
-                Vec::new()
-            }
             Self::Moco(moco) => moco.queue().state(),
-            Self::Npid(npid) => npid.contrast().state(),
-            Self::Pirl(pirl) => pirl.contrast().state(),
+            other => other.contrast().map_or_else(Vec::new, Contrast::state),
         }
     }
 
@@ -254,12 +257,11 @@ impl Objective {
     /// If this objective keeps no such array, or keeps it with another type or shape.
     pub fn restore(&mut self, array: &Array<'_>) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) | Self::SupCon(_) | Self::Dcl(_) | Self::AlignUniform(_) | Self::MocoV3(_) => {
-                Err(Error::UnknownArray { name: array.name.clone() })
-            }
             Self::Moco(moco) => moco.queue_mut().restore(array),
-            Self::Npid(npid) => npid.contrast_mut().restore(array),
-            Self::Pirl(pirl) => pirl.contrast_mut().restore(array),
+            other => match other.contrast_mut() {
+                Some(contrast) => contrast.restore(array),
+                None => Err(Error::UnknownArray { name: array.name.clone() }),
+            },
         }
     }
 
@@ -269,43 +271,21 @@ impl Objective {
     /// If an array, or some of this rank's slots, were not restored; the first of them is named.
     pub fn restored(&mut self) -> Result<(), Error> {
         match self {
-            Self::Simclr(_) | Self::SupCon(_) | Self::Dcl(_) | Self::AlignUniform(_) | Self::MocoV3(_) => {
-                Ok(())
-            }
             Self::Moco(moco) => moco.queue_mut().restored(),
-            Self::Npid(npid) => npid.contrast_mut().restored(),
-            Self::Pirl(pirl) => pirl.contrast_mut().restored(),
+            other => other.contrast_mut().map_or(Ok(()), Contrast::restored),
         }
     }
 
     /// The memory bank, if there is one.
     pub fn bank(&self) -> Option<&Bank> {
-        match self {
-            Self::Simclr(_)
-            | Self::SupCon(_)
-            | Self::Dcl(_)
-            | Self::AlignUniform(_)
-            | Self::Moco(_)
-            | Self::MocoV3(_) => None,
-            Self::Npid(npid) => Some(npid.contrast().bank()),
-            Self::Pirl(pirl) => Some(pirl.contrast().bank()),
-        }
+        self.contrast().map(Contrast::bank)
     }
 
     /// Slots of this rank, which are images of the data set, that are to be encoded anew in update `step`: after its
     /// [`Objective::forward_backward`] and before its [`Objective::commit`], by the weights before the update, for
     /// [`Objective::refresh`]. None unless the objective bounds the age of what it reads.
     pub fn due(&self, step: u64) -> Vec<usize> {
-        match self {
-            Self::Simclr(_)
-            | Self::SupCon(_)
-            | Self::Dcl(_)
-            | Self::AlignUniform(_)
-            | Self::Moco(_)
-            | Self::MocoV3(_) => Vec::new(),
-            Self::Npid(npid) => npid.contrast().due(step),
-            Self::Pirl(pirl) => pirl.contrast().due(step),
-        }
+        self.contrast().map_or_else(Vec::new, |contrast| contrast.due(step))
     }
 
     /// Stages fresh embeddings of what is due, beside what the step has staged. If the objective bounds ages, every rank
@@ -324,19 +304,25 @@ impl Objective {
         embeddings: &[T],
         communicator: &mut Communicator,
     ) -> Result<(), Error> {
-        let contrast = match self {
-            Self::Npid(npid) => npid.contrast_mut(),
-            Self::Pirl(pirl) => pirl.contrast_mut(),
-            Self::Simclr(_)
-            | Self::SupCon(_)
-            | Self::Dcl(_)
-            | Self::AlignUniform(_)
-            | Self::Moco(_)
-            | Self::MocoV3(_) => {
-                panic!("slots of an objective that has no bank")
-            }
-        };
+        let contrast = self.contrast_mut().expect("slots of an objective that has no bank");
         let unit = unit::UnitRows::new(embeddings, contrast.bank().spec().width).unit;
         contrast.refresh(slots, &unit, communicator)
+    }
+
+    /// What contrasts with a memory bank, in the objectives that have one.
+    fn contrast(&self) -> Option<&Contrast> {
+        match self {
+            Self::Npid(npid) => Some(npid.contrast()),
+            Self::Pirl(pirl) => Some(pirl.contrast()),
+            _ => None,
+        }
+    }
+
+    fn contrast_mut(&mut self) -> Option<&mut Contrast> {
+        match self {
+            Self::Npid(npid) => Some(npid.contrast_mut()),
+            Self::Pirl(pirl) => Some(pirl.contrast_mut()),
+            _ => None,
+        }
     }
 }
