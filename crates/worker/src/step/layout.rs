@@ -8,9 +8,8 @@ use std::ops::Range;
 /// encodes its part of every chunk: statistics of a batch norm over all ranks do not depend on how many there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Global positions of each chunk.
-    chunks: Vec<Range<usize>>,
-    world_size: usize,
+    /// Global positions of every rank, chunk by chunk.
+    ranks: Vec<Vec<Range<usize>>>,
 }
 
 impl Layout {
@@ -20,57 +19,48 @@ impl Layout {
     /// If there are no images or no ranks.
     pub fn new(global_batch: usize, chunk: usize, world_size: usize) -> Layout {
         assert!(global_batch > 0 && world_size > 0, "{global_batch} images on {world_size} ranks");
-        let len = if chunk == 0 { global_batch } else { chunk };
-        let starts = (0..global_batch).step_by(len);
-        Layout { chunks: starts.map(|start| start..global_batch.min(start + len)).collect(), world_size }
+        let of_rank = |rank| data::chunk_ranges(global_batch, chunk, rank, world_size);
+        Layout { ranks: (0..world_size).map(of_rank).collect() }
     }
 
     /// Passes that a batch takes.
     pub fn n_chunks(&self) -> usize {
-        self.chunks.len()
+        self.ranks[0].len()
     }
 
     /// Images of a chunk, of every rank.
     pub fn images_of(&self, chunk: usize) -> Vec<usize> {
-        (0..self.world_size).map(|rank| self.share(chunk, rank).len()).collect()
+        self.ranks.iter().map(|chunks| chunks[chunk].len()).collect()
     }
 
     /// Images of a step, of every rank.
     pub fn images(&self) -> Vec<usize> {
-        let of_rank = |rank| (0..self.n_chunks()).map(|chunk| self.share(chunk, rank).len()).sum();
-        (0..self.world_size).map(of_rank).collect()
+        self.ranks.iter().map(|chunks| chunks.iter().map(Range::len).sum()).collect()
     }
 
     /// The fewest images that a rank has in a chunk.
     pub fn min_images(&self) -> usize {
-        (0..self.n_chunks()).flat_map(|chunk| self.images_of(chunk)).min().unwrap_or(0)
+        self.ranks.iter().flatten().map(Range::len).min().unwrap_or(0)
     }
 
     /// The most images that `rank` has in a chunk.
     pub fn max_images(&self, rank: usize) -> usize {
-        (0..self.n_chunks()).map(|chunk| self.share(chunk, rank).len()).max().unwrap_or(0)
+        self.ranks[rank].iter().map(Range::len).max().unwrap_or(0)
     }
 
     /// Where each chunk lies in the batch of `rank`.
     pub fn own(&self, rank: usize) -> Vec<Range<usize>> {
         let mut end = 0;
-        let place = |chunk| {
-            end += self.share(chunk, rank).len();
-            end - self.share(chunk, rank).len()..end
+        let place = |chunk: &Range<usize>| {
+            end += chunk.len();
+            end - chunk.len()..end
         };
-        (0..self.n_chunks()).map(place).collect()
+        self.ranks[rank].iter().map(place).collect()
     }
 
     /// Global position of each image of `rank`.
     pub fn positions(&self, rank: usize) -> Vec<usize> {
-        (0..self.n_chunks()).flat_map(|chunk| self.share(chunk, rank)).collect()
-    }
-
-    /// The global positions of a chunk that are `rank`'s.
-    fn share(&self, chunk: usize, rank: usize) -> Range<usize> {
-        let Range { start, end } = self.chunks[chunk];
-        let share = data::rank_range(end - start, rank, self.world_size);
-        start + share.start..start + share.end
+        self.ranks[rank].iter().cloned().flatten().collect()
     }
 }
 
