@@ -2,10 +2,11 @@
 //!
 //! One test, alone in its process, since it measures what the process allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod allocated;
+
 use std::thread;
 
+use allocated::peak_of;
 use collective::{Communicator, loopback};
 use engine::kernels::{KernelPath, Pool};
 use objectives::unit::UnitRows;
@@ -14,32 +15,6 @@ use objectives::{Compute, NtXent};
 const GLOBAL_ROWS: usize = 65_536;
 const OWN_ROWS: usize = 1024;
 const WIDTH: usize = 128;
-
-/// The system's allocator, which remembers how much was ever allocated at once.
-struct Counting;
-
-static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-#[expect(unsafe_code, reason = "an allocator is unsafe by its nature; this one only counts")]
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let allocated = ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(allocated, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
@@ -63,10 +38,8 @@ fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
         other.all_gather_counts(&vec![all_alike; rows[1]], &rows, &mut log_sums).unwrap();
         other.all_reduce_sum(&mut [0f64]).unwrap();
     });
-    let before = ALLOCATED.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let step = NtXent::new(0.1).forward_backward(compute, &embeddings, &rows, &mut own).unwrap();
-    let used = PEAK.load(Ordering::Relaxed) - before;
+    let (used, step) =
+        peak_of(|| NtXent::new(0.1).forward_backward(compute, &embeddings, &rows, &mut own).unwrap());
     peer.join().unwrap();
 
     assert!(step.loss.is_finite() && step.d_queries.iter().all(|d| d.is_finite()));
@@ -86,11 +59,10 @@ fn a_rank_alone_takes_five_times_its_embeddings(compute: Compute<'_>) {
     let rows = GLOBAL_ROWS / 16;
     let embeddings: Vec<f32> = (0..rows * WIDTH).map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
     let bytes = size_of_val(&embeddings[..]);
-    let before = ALLOCATED.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let step = NtXent::new(0.1).forward_backward(compute, &embeddings, &[rows], &mut Communicator::alone());
+    let (used, step) = peak_of(|| {
+        NtXent::new(0.1).forward_backward(compute, &embeddings, &[rows], &mut Communicator::alone())
+    });
     assert!(step.is_ok_and(|step| step.loss.is_finite()));
-    let used = PEAK.load(Ordering::Relaxed) - before;
     let limit = 5 * bytes + bytes / 2;
     assert!(used < limit, "{used} bytes at the peak, {limit} allowed");
     assert!(16 * (limit + bytes) < 300_000_000);
