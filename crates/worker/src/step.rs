@@ -254,7 +254,8 @@ impl Trainer {
         let n_chunks = self.layout.n_chunks();
         let (mut of_images, mut of_patches) = (ChunkStatistics::default(), ChunkStatistics::default());
         self.others.fill(0.0);
-        for (chunk, own) in self.layout.own(self.communicator.rank()).iter().enumerate() {
+        let rank = self.communicator.rank();
+        for (chunk, own) in self.layout.own(rank).iter().enumerate() {
             if n_chunks > 1 {
                 self.forward(needs, batch, own)?;
             }
@@ -273,10 +274,10 @@ impl Trainer {
                 self.last_backward(&d_queries)?;
             }
             if n_chunks > 1 {
-                let images = self.layout.images_of(chunk).iter().sum();
-                of_images.add(&self.network, images);
+                let images = self.layout.images_of(chunk);
+                of_images.add(&self.network, &images, rank);
                 if let Some(patches) = &self.patches {
-                    of_patches.add(&patches.network, images);
+                    of_patches.add(&patches.network, &images, rank);
                 }
             }
         }

@@ -132,7 +132,7 @@ impl MomentumEncoder {
                 rows::place(&mut keys, (n, width), own, encoded.map_err(Error::from_peer)?);
             }
             if layout.n_chunks() > 1 {
-                statistics.add(&self.network, of_ranks.iter().sum());
+                statistics.add(&self.network, &of_ranks, rank);
             }
         }
         if layout.n_chunks() > 1 {
