@@ -1,5 +1,8 @@
 //! The objective that a configuration describes, on one rank of a run.
 
+use std::fs::File;
+use std::io;
+
 use config::RunConfig;
 use memmap2::MmapMut;
 use objectives::{
@@ -8,6 +11,9 @@ use objectives::{
 };
 
 use crate::Error;
+
+/// Of a slot, in what step it was written.
+const AGE_BYTES: usize = size_of::<u32>();
 
 /// What an objective keeps for, and where.
 #[derive(Clone, Copy, Debug)]
@@ -85,18 +91,41 @@ fn contrast(config: &RunConfig) -> ContrastSpec {
     }
 }
 
-fn bank(config: &RunConfig, place: Place) -> Result<Bank, Error> {
-    let Place { images, width, rank, world_size } = place;
-    let spec = BankSpec {
-        slots: images,
-        width,
+/// Bytes of memory that the objective keeps from one step to the next: its queue, or its shards of the bank.
+pub fn kept_bytes(config: &RunConfig, place: Place) -> usize {
+    match config.objective.kind {
+        config::ObjectiveKind::Moco => config.objective.queue * place.width * size_of::<f32>(),
+        config::ObjectiveKind::Npid | config::ObjectiveKind::Pirl => {
+            let spec = bank_spec(config, place);
+            let own = spec.own_slots(place.rank, place.world_size).len();
+            let slots =
+                own + spec.mirrored_slots(place.rank, place.world_size).map_or(0, |slots| slots.len());
+            let rows = match config.bank.storage {
+                config::BankStorage::Memory => spec.shard_bytes(slots),
+                config::BankStorage::Mapped => 0,
+            };
+            rows + slots * AGE_BYTES
+        }
+        _ => 0,
+    }
+}
+
+fn bank_spec(config: &RunConfig, place: Place) -> BankSpec {
+    BankSpec {
+        slots: place.images,
+        width: place.width,
         dtype: match config.bank.dtype {
             config::BankDtype::F32 => BankType::F32,
             config::BankDtype::Bf16 => BankType::Bf16,
         },
         mirror: config.bank.mirror,
         seed: config.run.seed,
-    };
+    }
+}
+
+fn bank(config: &RunConfig, place: Place) -> Result<Bank, Error> {
+    let Place { rank, world_size, .. } = place;
+    let spec = bank_spec(config, place);
     let storage = match config.bank.storage {
         config::BankStorage::Memory => Storage::Memory,
         config::BankStorage::Mapped => {
@@ -115,15 +144,25 @@ fn bank(config: &RunConfig, place: Place) -> Result<Bank, Error> {
 
 /// Maps a new file of the system's temporary directory (`TMPDIR`), which is gone with this process.
 #[expect(unsafe_code, reason = "a mapped file changes when another program writes to it")]
-fn map_file(n_bytes: usize) -> std::io::Result<MmapMut> {
-    let file = tempfile::tempfile()?;
-    file.set_len(n_bytes as u64)?;
+fn map_file(n_bytes: usize) -> io::Result<MmapMut> {
+    let file = allocated_file(n_bytes)?;
     // SAFETY: the file has no name, so that no other program can open it and change or shorten it.
     unsafe { MmapMut::map_mut(&file) }
 }
 
+/// A file without a name, whose bytes are all on the disk: one with holes would end the process by a signal when the
+/// disk is full and a hole is written to.
+fn allocated_file(n_bytes: usize) -> io::Result<File> {
+    let file = tempfile::tempfile()?;
+    let len = i64::try_from(n_bytes).map_err(io::Error::other)?;
+    nix::fcntl::posix_fallocate(&file, 0, len)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn config(text: &str) -> RunConfig {
@@ -160,5 +199,37 @@ mod tests {
             assert_eq!(state("mapped", rank), state("memory", rank));
         }
         assert_ne!(state("memory", 0), state("memory", 1));
+    }
+    #[test]
+    fn what_is_kept_is_known_beforehand() {
+        #[track_caller]
+        fn check(text: &str) {
+            let config = config(text);
+            for rank in 0..3 {
+                // Shards are whole multiples of eight bytes.
+                let place = Place { width: 4, ..at(rank, 3) };
+                let objective = objective(&config, place).unwrap();
+                let kept = match objective.bank() {
+                    Some(bank) => bank.own().bytes() + bank.mirror().map_or(0, |shard| shard.bytes()),
+                    None => objective.state().iter().map(|array| array.bytes.len()).sum(),
+                };
+                assert_eq!(kept_bytes(&config, place), kept, "{text}, rank {rank}");
+            }
+        }
+        check("kind = \"simclr\"");
+        check("kind = \"npid\"");
+        check("kind = \"npid\"\n[bank]\nmirror = false");
+        check("kind = \"pirl\"\n[bank]\ndtype = \"bf16\"");
+        let mapped = config("kind = \"npid\"\n[bank]\nstorage = \"mapped\"");
+        assert_eq!(kept_bytes(&mapped, at(0, 3)), (4 + 3) * AGE_BYTES);
+        let moco = config("kind = \"moco\"\nqueue = 50");
+        assert_eq!(kept_bytes(&moco, at(0, 3)), 50 * 3 * size_of::<f32>());
+    }
+
+    #[test]
+    fn the_file_of_a_bank_has_no_holes() {
+        let file = allocated_file(1 << 20).unwrap().metadata().unwrap();
+        assert_eq!(file.len(), 1 << 20);
+        assert!(file.blocks() * 512 >= file.len(), "{} blocks", file.blocks());
     }
 }

@@ -142,13 +142,7 @@ impl Plan {
             _ => Some(GradientReducer::new(gradients).map_err(Error::Collective)?),
         };
         let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
-        let place = Place {
-            images: self.dataset.len(),
-            width: self.model.embedding_width(),
-            rank: self.rank,
-            world_size: self.world_size,
-        };
-        let objective = objective::objective(&self.config, place)?;
+        let objective = objective::objective(&self.config, self.place())?;
         let build =
             |role| Network::with_role(&self.model, role, self.network_options(role), Arc::clone(&pool));
         let network = build(Role::Trained);
@@ -173,8 +167,7 @@ impl Plan {
         })
     }
 
-    /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`, what the objective keeps left out: those of
-    /// the passes are of one chunk.
+    /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`; those of the passes are of one chunk.
     pub fn predicted_bytes(&self, threads: usize) -> usize {
         let needs = self.needs;
         let mut roles = vec![Role::Trained];
@@ -191,6 +184,16 @@ impl Plan {
             + self.model.n_parameters(Role::Trained) * state
             + if has_others { parameters(Role::Trained) } else { 0 }
             + if needs.keys.is_empty() { 0 } else { parameters(Role::Momentum) }
+            + objective::kept_bytes(&self.config, self.place())
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            images: self.dataset.len(),
+            width: self.model.embedding_width(),
+            rank: self.rank,
+            world_size: self.world_size,
+        }
     }
 
     fn refresh(&self) -> Option<Refresh> {
@@ -466,7 +469,7 @@ mod tests {
         let predicted = |chunk| {
             let text = format!(
                 "[train]\nglobal_batch = 64\nchunk = {chunk}\n[model]\narch = \"resnet20\"\nstem = \"cifar\"\n\
-                 [objective]\nkind = \"moco\"\n"
+                 [objective]\nkind = \"moco\"\nqueue = 1\n"
             );
             Plan::resolve(&config(&text), 0, 1).unwrap().predicted_bytes(1)
         };

@@ -51,7 +51,7 @@ pub fn train(
     }
     if leader {
         let bytes = plan.predicted_bytes(compute.threads);
-        tracing::info!(bytes, "memory of networks and optimizer");
+        tracing::info!(bytes, "memory of networks, optimizer and objective");
     }
     // The loader's threads come before the trainer's, which pin the thread that they are started from.
     let mut loader =
