@@ -117,6 +117,7 @@ mod tests {
         let cifar = config("npid-cifar10");
         learning(&cifar, 128, 200, 0.03, 5e-4);
         assert_eq!((cifar.objective.negatives, cifar.objective.estimator), (0, Estimator::Softmax));
+        assert_eq!(cifar.schedule.milestones, [120, 160]);
         for (name, kind) in [("npidpp-imagenet", ObjectiveKind::Npid), ("pirl-imagenet", ObjectiveKind::Pirl)]
         {
             let config = config(name);
