@@ -23,6 +23,7 @@ mod packed;
 mod panels;
 mod path;
 mod peak;
+mod phases;
 mod planes;
 mod pool;
 mod products;
