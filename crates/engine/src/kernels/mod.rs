@@ -39,6 +39,7 @@ mod transforms;
 mod vectorized;
 mod window;
 mod winograd;
+mod winograd_plan;
 
 pub use aligned::AlignedVec;
 pub use backward::{Backward, InputGradient, OutputGradient, Then};

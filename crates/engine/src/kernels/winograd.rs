@@ -3,7 +3,8 @@
 //! Outputs are cut into tiles of 4 x 4 pixels; in the basis of [`transforms`](super::transforms) a
 //! tile's convolution is one product per each of 36 points, so that 36 multiplications do the work
 //! of 144. With stride 2 the input has four phases in a basis of 25 points, and 81 multiplications
-//! are left ([`phases`](super::phases)). The products over channels are matrix products of the same strips as everywhere:
+//! are left ([`phases`](super::phases)). The products over channels are matrix products of the same
+//! strips as everywhere:
 //!
 //! | pass | rows of a strip | columns | terms |
 //! | --- | --- | --- | --- |
@@ -20,28 +21,16 @@ use super::aligned::AlignedVec;
 use super::backward::{Backward, InputGradient};
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide, even_blocks};
-use super::panels::{Panel, Panels};
+use super::panels::Panels;
 use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
 use super::prologue;
 use super::simd::InstructionSet;
-use super::tiles::{Collect, Lattice, Source, Spread, Tiles};
-use super::transforms::{Input, Map, OutputGradient, SpreadWeights};
-
-/// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
-/// the second-level cache, for many channels enough to be worth reading the transformed weights.
-const BLOCK_TILES: [usize; 2] = [32, 64];
-
-/// Bytes of a block's transformed input, between those bounds.
-const BLOCK_BYTES: usize = 256 << 10;
-
-/// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
-const GRADIENT_TILES: usize = 64;
-
-/// Bytes of the output's gradient that both gradients visit at once: a part of the second-level cache.
-const CHUNK_BYTES: usize = 64 << 10;
+use super::tiles::{Collect, Source, Spread, Tiles};
+use super::transforms::{Map, OutputGradient, SpreadWeights};
+use super::winograd_plan::{Part, Plan};
 
 /// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
 const TRANSFORM_CHANNELS: f64 = 5.3;
@@ -71,167 +60,6 @@ struct Worker {
     d_weights: AlignedVec<f32>,
     /// Its share of the channel sums, `[2, c_out]`.
     sums: AlignedVec<f64>,
-}
-
-/// Geometry, and how long every buffer is.
-struct Plan {
-    shape: ConvShape,
-    /// Of the input.
-    phases: &'static [Phase],
-    /// The basis has so many times so many points.
-    side: usize,
-    tiles: Tiles,
-    lanes: usize,
-    /// Rows of a strip.
-    rows: usize,
-    /// Panels over the output channels.
-    outputs: Panels,
-    /// Panels over the input channels.
-    inputs: Panels,
-    /// Tiles in a block of the forward pass or the data gradient.
-    block: usize,
-    /// Tiles in a block of the weight gradient.
-    gradient_block: usize,
-    /// Images that both gradients visit before the next are begun.
-    chunk: usize,
-}
-
-impl Plan {
-    fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let lanes = isa.lanes();
-        let phases = Phase::all(&shape);
-        let side = if shape.stride == 1 { 6 } else { 5 };
-        let channels = (phases.len() * shape.c_in).max(shape.c_out);
-        let [fewest, most] = BLOCK_TILES;
-        let fitting = BLOCK_BYTES / size_of::<f32>() / (side * side * channels);
-        let images = shape.n.div_ceil(threads).max(1);
-        let tiles = Tiles::new(&shape);
-        let per_image = tiles.per_image();
-        let all = images * per_image;
-        let chunk = CHUNK_BYTES / size_of::<f32>() / shape.output_len();
-        Self {
-            shape,
-            phases,
-            side,
-            tiles,
-            lanes,
-            rows: isa.rows(),
-            outputs: Panels { columns: shape.c_out, lanes },
-            inputs: Panels { columns: shape.c_in, lanes },
-            block: fitting.clamp(fewest, most).min(all),
-            gradient_block: GRADIENT_TILES.min(all),
-            chunk: chunk.max(GRADIENT_TILES.div_ceil(per_image)).min(images),
-        }
-    }
-
-    /// Of a block's images, in groups of as many tiles as a strip has rows.
-    fn image_planes(&self, channels: usize) -> Planes {
-        // A strip that is one vector wide has two groups.
-        let points = self.side * self.side;
-        Planes::new(points, self.block.next_multiple_of(2 * self.rows), self.rows, channels, self.lanes)
-    }
-
-    /// Of a block's products with a panel, in the same groups.
-    fn product_planes(&self, width: usize) -> Planes {
-        self.image_planes(width)
-    }
-
-    /// Of a panel of weights, a row per channel.
-    fn weight_planes(&self, channels: usize, panel: Panel) -> Planes {
-        Planes::new(self.side * self.side, channels, 1, panel.width, self.lanes)
-    }
-
-    /// Of a block's images for the weight gradient, in one group.
-    fn gradient_planes(&self) -> Planes {
-        let (points, channels) = (self.side * self.side, self.phases.len() * self.shape.c_in);
-        Planes::new(points, self.gradient_block, self.gradient_block, channels, self.lanes)
-    }
-
-    /// Of a panel of a block's output gradient, a row per tile.
-    fn d_output_planes(&self, panel: Panel) -> Planes {
-        Planes::new(self.side * self.side, self.gradient_block, 1, panel.width, self.lanes)
-    }
-
-    fn weights_len(&self) -> usize {
-        let len = |panels: Panels, channels| {
-            panels.iter().map(|panel| self.weight_planes(channels, panel).len()).sum::<usize>()
-        };
-        let phases = self.phases.len();
-        len(self.outputs, phases * self.shape.c_in).max(phases * len(self.inputs, self.shape.c_out))
-    }
-
-    fn images_len(&self) -> usize {
-        let channels = (self.phases.len() * self.shape.c_in).max(self.shape.c_out);
-        self.image_planes(channels).len().max(self.gradient_planes().len())
-    }
-
-    fn outputs_len(&self) -> usize {
-        let panels = || self.outputs.iter().chain(self.inputs.iter());
-        let products = panels().map(|panel| self.product_planes(panel.width).len());
-        let d_outputs = self.outputs.iter().map(|panel| self.d_output_planes(panel).len());
-        products.chain(d_outputs).max().unwrap_or(0)
-    }
-
-    /// The phases of the input.
-    fn input_parts(&self) -> Vec<Part> {
-        let ConvShape { h, w, c_in, .. } = self.shape;
-        let part =
-            |&phase: &Phase| Part { phase, lattice: phase.pixels([h, w], c_in), before: phase.before() };
-        self.phases.iter().map(part).collect()
-    }
-
-    /// All of the output, in the whole basis.
-    fn output_part(&self) -> Part {
-        let shape = &self.shape;
-        let lattice = Phase::all_pixels([shape.out_h(), shape.out_w()], shape.c_out);
-        Part { phase: Phase::full(shape), lattice, before: [0; 2] }
-    }
-
-    fn bytes(&self, threads: usize) -> usize {
-        AlignedVec::<f32>::bytes(self.weights_len())
-            + threads
-                * (AlignedVec::<f32>::bytes(self.images_len())
-                    + AlignedVec::<f32>::bytes(self.outputs_len())
-                    + AlignedVec::<f32>::bytes(AddGradient::PRODUCTS)
-                    + AlignedVec::<f32>::bytes(self.shape.weight_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
-    }
-}
-
-/// The pixels of one phase of the input, or all of the output.
-struct Part {
-    phase: Phase,
-    lattice: Lattice,
-    /// Pixels that a window reaches above and left of its tile.
-    before: [usize; 2],
-}
-
-impl Part {
-    /// Transforms a block of its tiles.
-    fn spread(
-        &self,
-        isa: InstructionSet,
-        tiles: (Tiles, Range<usize>),
-        input: prologue::Input<'_, f32>,
-        (planes, chunk): (Planes, usize),
-        transformed: &mut [f32],
-    ) {
-        let &Self { phase, lattice, before } = self;
-        let prologue::Input { x: images, prologue } = input;
-        let source = Source { lattice, before, channels: 0..lattice.channels, images, prologue };
-        let (tiles, block) = tiles;
-        with_sizes!(phase, [R, C, TR, TC, SIDE], {
-            isa.run(Spread::<_, R, C, R, C, SIDE> {
-                map: Input,
-                source,
-                tiles,
-                block,
-                planes,
-                chunk,
-                transformed,
-            });
-        });
-    }
 }
 
 impl WinogradConv {
