@@ -64,7 +64,9 @@ fn a_rank_alone_takes_five_times_its_embeddings(compute: Compute<'_>) {
         NtXent::new(0.1).forward_backward(compute, &embeddings, &[rows], &mut Communicator::alone())
     });
     assert!(step.is_ok_and(|step| step.loss.is_finite()));
-    println!("{used} bytes at the peak of a rank that has all {rows} rows, {bytes} of embeddings beside them");
+    println!(
+        "{used} bytes at the peak of a rank that has all {rows} rows, {bytes} of embeddings beside them"
+    );
     let limit = 5 * bytes + bytes / 2;
     assert!(used < limit, "{used} bytes at the peak, {limit} allowed");
     assert!(16 * (limit + bytes) < 300_000_000);

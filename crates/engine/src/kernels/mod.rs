@@ -23,6 +23,7 @@ mod packed;
 mod panels;
 mod path;
 mod peak;
+mod phases;
 mod planes;
 mod pool;
 mod products;
@@ -38,6 +39,7 @@ mod transforms;
 mod vectorized;
 mod window;
 mod winograd;
+mod winograd_plan;
 
 pub use aligned::AlignedVec;
 pub use backward::{Backward, InputGradient, OutputGradient, Then};

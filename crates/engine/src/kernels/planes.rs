@@ -5,17 +5,18 @@
 use std::marker::PhantomData;
 
 use super::simd::Simd;
-use super::transforms::{POINTS, Sink, Tile};
+use super::transforms::{Sink, Tile};
 
-/// Numbers between two planes, lest all 36 fall into one set of the cache.
+/// Numbers between two planes, lest all of them fall into one set of the cache.
 pub(super) const GAP: usize = 16;
 
-/// Planes `[POINTS, tiles / group, chunks, group, lanes]` of tiles of `chunks * lanes` channels.
+/// Planes `[points, tiles / group, chunks, group, lanes]` of tiles of `chunks * lanes` channels.
 ///
 /// The tiles of a group lie side by side, one vector of channels after the other, so that whatever
 /// reads a group reads one piece of memory, at distances known when it was compiled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
+    points: usize,
     group: usize,
     /// Vectors of channels.
     pub(super) chunks: usize,
@@ -25,15 +26,15 @@ pub(super) struct Planes {
 }
 
 impl Planes {
-    /// Planes of at least `tiles` tiles.
-    pub(super) fn new(tiles: usize, group: usize, channels: usize, lanes: usize) -> Self {
+    /// As many planes as there are points, of at least `tiles` tiles.
+    pub(super) fn new(points: usize, tiles: usize, group: usize, channels: usize, lanes: usize) -> Self {
         let plane = tiles.next_multiple_of(group) * channels + GAP;
-        Self { group, chunks: channels / lanes, lanes, plane }
+        Self { points, group, chunks: channels / lanes, lanes, plane }
     }
 
     /// Numbers in all planes.
     pub(super) fn len(&self) -> usize {
-        POINTS * self.plane
+        self.points * self.plane
     }
 
     /// Tiles that there is room for.
@@ -49,7 +50,7 @@ impl Planes {
     }
 }
 
-/// One vector of each of `SIDE` x `SIDE` planes, to be read.
+/// One vector of each of some rows and columns of `SIDE` x `SIDE` planes, to be read.
 pub(super) struct ReadPoints<'a, const SIDE: usize> {
     first: *const f32,
     plane: usize,
@@ -59,8 +60,14 @@ pub(super) struct ReadPoints<'a, const SIDE: usize> {
 impl<'a, const SIDE: usize> ReadPoints<'a, SIDE> {
     /// The vectors at `offset`.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(numbers: &'a [f32], plane: usize, offset: usize) -> Self {
-        assert!(offset + (SIDE * SIDE - 1) * plane + S::LANES <= numbers.len(), "{offset} leaves its plane");
+    pub(super) fn new<S: Simd>(
+        numbers: &'a [f32],
+        plane: usize,
+        offset: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Self {
+        let last = SIDE * (rows - 1) + columns - 1;
+        assert!(offset + last * plane + S::LANES <= numbers.len(), "{offset} leaves its plane");
         Self { first: numbers.as_ptr().wrapping_add(offset), plane, planes: PhantomData }
     }
 }
@@ -74,7 +81,7 @@ impl<const SIDE: usize> Tile for ReadPoints<'_, SIDE> {
     }
 }
 
-/// One vector of each of `SIDE` x `SIDE` planes, to be written or, if `ADD`, added to.
+/// One vector of each of some rows and columns of `SIDE` x `SIDE` planes, to be written or, if `ADD`, added to.
 pub(super) struct WritePoints<'a, const SIDE: usize, const ADD: bool> {
     first: *mut f32,
     plane: usize,
@@ -84,8 +91,14 @@ pub(super) struct WritePoints<'a, const SIDE: usize, const ADD: bool> {
 impl<'a, const SIDE: usize, const ADD: bool> WritePoints<'a, SIDE, ADD> {
     /// The vectors at `offset`.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(numbers: &'a mut [f32], plane: usize, offset: usize) -> Self {
-        assert!(offset + (SIDE * SIDE - 1) * plane + S::LANES <= numbers.len(), "{offset} leaves its plane");
+    pub(super) fn new<S: Simd>(
+        numbers: &'a mut [f32],
+        plane: usize,
+        offset: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Self {
+        let last = SIDE * (rows - 1) + columns - 1;
+        assert!(offset + last * plane + S::LANES <= numbers.len(), "{offset} leaves its plane");
         Self { first: numbers.as_mut_ptr().wrapping_add(offset), plane, planes: PhantomData }
     }
 }

@@ -1,18 +1,23 @@
-//! The matrix products of Winograd's convolution: all 36 points of a block of tiles in one call,
+//! The matrix products of Winograd's convolution: all points of a block of tiles in one call,
 //! because a strip of 16 channels is over too soon to be called by itself.
 //!
 //! A strip is as in [`strip`](super::strip), of twice as many rows where the panel is one vector wide.
 
 #![expect(unsafe_code, reason = "bounds are asserted once per block instead of once per strip")]
 
+use std::ops::Range;
+
+use super::phases::{Phase, with_sizes};
 use super::planes::{GAP, Planes};
 use super::simd::{MAX_ROWS, Simd, Task};
 use super::strip::{MAX_WIDTH, Run, add_run};
-use super::transforms::{CollectWeights, POINTS};
+use super::transforms::{CollectWeights, Map, POINTS, WeightGradient};
 
 /// Multiplies transformed tiles with one panel of transformed weights.
 pub(super) struct Multiply<'a> {
     pub(super) tiles: usize,
+    /// For each point the vectors of channels that have it.
+    pub(super) terms: &'a [Range<usize>],
     /// In groups of [`Simd::ROWS`] tiles.
     pub(super) image_planes: Planes,
     pub(super) images: &'a [f32],
@@ -50,14 +55,18 @@ impl Multiply<'_> {
         assert!(weight_planes.chunks == VECTORS && product_planes.chunks == VECTORS);
         let chunk = S::ROWS * S::LANES;
         let group = chunks * chunk;
-        for point in 0..POINTS {
+        for (point, terms) in self.terms.iter().enumerate() {
+            assert!(terms.end <= chunks, "vectors {terms:?} of {chunks}");
+            if terms.is_empty() {
+                continue;
+            }
             let images = self.images.as_ptr().wrapping_add(point * image_planes.plane);
             let weights = self.weights.as_ptr().wrapping_add(point * weight_planes.plane);
             let products = self.products.as_mut_ptr().wrapping_add(point * product_planes.plane);
             for strip in 0..strips {
                 let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
                 let images = images.wrapping_add(strip * (ROWS / S::ROWS) * group);
-                for index in 0..chunks {
+                for index in terms.clone() {
                     let run = Run {
                         a: images.wrapping_add(index * chunk),
                         step: 1,
@@ -82,17 +91,20 @@ impl Multiply<'_> {
 
 /// Adds to the gradient of one panel of weights the products of a block of tiles.
 ///
-/// The gradient of the transformed weights never reaches memory: the 36 sums of a strip are
+/// The gradient of the transformed weights never reaches memory: the sums of a strip are
 /// transformed back at once.
 pub(super) struct AddGradient<'a> {
+    pub(super) phase: Phase,
     pub(super) tiles: usize,
+    /// The phase's vectors of channels in the images.
+    pub(super) chunks: Range<usize>,
     /// In one group.
     pub(super) image_planes: Planes,
     pub(super) images: &'a [f32],
     /// A row for each tile.
     pub(super) d_output_planes: Planes,
     pub(super) d_outputs: &'a [f32],
-    /// `[9, channels of the images, width of the panel]`
+    /// `[9, channels of the phase, width of the panel]`
     pub(super) d_weights: &'a mut [f32],
     /// Scratch of [`AddGradient::PRODUCTS`] numbers: the gradients of a strip of transformed weights.
     pub(super) products: &'a mut [f32],
@@ -103,13 +115,16 @@ impl Task for AddGradient<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match (S::ROWS, self.d_output_planes.chunks) {
-            (8, 2) => self.add::<S, 8, 2>(simd),
-            (8, 1) => self.add::<S, 16, 1>(simd),
-            (6, 2) => self.add::<S, 6, 2>(simd),
-            (6, 1) => self.add::<S, 12, 1>(simd),
-            _ => unreachable!("a panel of {:?}", self.d_output_planes),
-        }
+        let phase = self.phase;
+        with_sizes!(phase, [R, C, TR, TC, SIDE], {
+            match (S::ROWS, self.d_output_planes.chunks) {
+                (8, 2) => self.add::<S, 8, 2, R, C, TR, TC, SIDE>(simd),
+                (8, 1) => self.add::<S, 16, 1, R, C, TR, TC, SIDE>(simd),
+                (6, 2) => self.add::<S, 6, 2, R, C, TR, TC, SIDE>(simd),
+                (6, 1) => self.add::<S, 12, 1, R, C, TR, TC, SIDE>(simd),
+                _ => unreachable!("a panel of {:?}", self.d_output_planes),
+            }
+        })
     }
 }
 
@@ -118,29 +133,46 @@ impl AddGradient<'_> {
     pub(super) const PRODUCTS: usize = POINTS * (MAX_ROWS * MAX_WIDTH + GAP);
 
     #[inline(always)]
-    fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(mut self, simd: S) {
+    fn add<
+        S: Simd,
+        const ROWS: usize,
+        const VECTORS: usize,
+        const R: usize,
+        const C: usize,
+        const TR: usize,
+        const TC: usize,
+        const SIDE: usize,
+    >(
+        mut self,
+        simd: S,
+    ) where
+        WeightGradient: Map<R, TR> + Map<C, TC>,
+    {
         let width = VECTORS * S::LANES;
-        let channels = self.image_planes.chunks * S::LANES;
+        let channels = self.chunks.len() * S::LANES;
+        assert!(self.chunks.end <= self.image_planes.chunks, "vectors {:?}", self.chunks);
         for first in (0..channels).step_by(ROWS) {
+            // Rows that do not exist repeat the last one.
+            let channel = |row: usize| (first + row).min(channels - 1);
+            let chunk = |channel: usize| self.chunks.start + channel / S::LANES;
             if S::LANES.is_multiple_of(ROWS) {
-                let start = self.image_planes.offset(0, first / S::LANES) + first % S::LANES;
-                self.multiply::<S, ROWS, VECTORS>(simd, &|row| start + row);
+                let start = self.image_planes.offset(0, chunk(first)) + first % S::LANES;
+                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| start + row);
             } else {
-                // Rows that do not exist repeat the last one.
-                let channel = |row: usize| (first + row).min(channels - 1);
                 let offsets: [usize; ROWS] = std::array::from_fn(|row| {
-                    self.image_planes.offset(0, channel(row) / S::LANES) + channel(row) % S::LANES
+                    self.image_planes.offset(0, chunk(channel(row))) + channel(row) % S::LANES
                 });
-                self.multiply::<S, ROWS, VECTORS>(simd, &|row| offsets[row]);
+                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| offsets[row]);
             }
+            let tap = channels * width;
             let collect = CollectWeights {
                 products: self.products,
                 plane: ROWS * width + GAP,
                 len: ROWS.min(channels - first) * width,
-                d_weights: &mut self.d_weights[first * width..],
-                tap: channels * width,
+                d_weights: &mut self.d_weights[self.phase.first_tap() * tap + first * width..],
+                tap: self.phase.tap_step() * tap,
             };
-            collect.run(simd);
+            collect.run::<S, R, C, TR, TC, SIDE>(simd);
         }
     }
 
@@ -149,13 +181,14 @@ impl AddGradient<'_> {
     fn multiply<S: Simd, const ROWS: usize, const VECTORS: usize>(
         &mut self,
         simd: S,
+        side: usize,
         offset: &impl Fn(usize) -> usize,
     ) {
-        let &mut Self { image_planes, d_output_planes, tiles, .. } = self;
+        let &mut Self { phase, image_planes, d_output_planes, tiles, .. } = self;
         assert!(self.images.len() >= image_planes.len() && tiles <= image_planes.tiles());
         assert!(self.d_outputs.len() >= d_output_planes.len() && tiles <= d_output_planes.tiles());
         assert!(d_output_planes.chunks == VECTORS);
-        for point in 0..POINTS {
+        for point in (0..side * side).filter(|&point| phase.has(point, side)) {
             let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
             let run = Run {
                 a: self.images.as_ptr().wrapping_add(point * image_planes.plane),

@@ -7,19 +7,18 @@ use std::ops::Range;
 
 use super::conv::ConvShape;
 use super::planes::{Planes, ReadPoints, WritePoints};
-use super::prologue::{Input, Prologue, VectorPrologue};
+use super::prologue::{Prologue, VectorPrologue};
 use super::simd::{MAX_LANES, Simd, Task, add_lanes};
 use super::transforms::{Map, Output, Sink, Tile, transform};
 
 /// Tiles whose channel sums are added up in single precision.
 const TILES_PER_SUM: usize = 4;
 
-/// Images `[h, w, channels]` cut into tiles, those at the far edges cut off.
+/// The outputs of an image, cut into tiles, those at the far edges cut off.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     h: usize,
     w: usize,
-    pub(super) channels: usize,
 }
 
 /// An image and the first pixel of a tile in it.
@@ -31,18 +30,12 @@ struct Place {
 }
 
 impl Tiles {
-    /// The images of a convolution whose input and output have the same sides.
-    pub(super) fn new(shape: &ConvShape, channels: usize) -> Self {
-        Self { h: shape.h, w: shape.w, channels }
+    pub(super) fn new(shape: &ConvShape) -> Self {
+        Self { h: shape.out_h(), w: shape.out_w() }
     }
 
     pub(super) fn per_image(&self) -> usize {
         self.h.div_ceil(4) * self.w.div_ceil(4)
-    }
-
-    /// Tiles of some images.
-    pub(super) fn count(&self, images: &[f32]) -> usize {
-        images.len() / (self.h * self.w * self.channels) * self.per_image()
     }
 
     #[inline(always)]
@@ -63,21 +56,39 @@ impl Tiles {
             *place = Place { y: 0, image: place.image + 1, ..*place };
         }
     }
+}
 
+/// Where pixels of images lie, all of them or those of a phase.
+#[derive(Clone, Copy)]
+pub(super) struct Lattice {
+    /// Rows and columns of such pixels.
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) channels: usize,
+    /// Where the first one begins.
+    pub(super) first: usize,
+    /// Distance of two rows.
+    pub(super) row: usize,
+    /// Distance of two pixels in a row.
+    pub(super) pixel: usize,
+    /// Numbers in an image.
+    pub(super) image: usize,
+}
+
+impl Lattice {
     /// The numbers of one image.
     #[inline(always)]
     fn image(&self, place: Place) -> Range<usize> {
-        let len = self.h * self.w * self.channels;
-        place.image * len..(place.image + 1) * len
+        place.image * self.image..(place.image + 1) * self.image
     }
 }
 
 /// Pixels to transform.
 #[derive(Clone)]
 pub(super) struct Source<'a> {
-    pub(super) tiles: Tiles,
+    pub(super) lattice: Lattice,
     /// Pixels that the map reads above and left of a tile.
-    pub(super) before: usize,
+    pub(super) before: [usize; 2],
     /// The channels to transform.
     pub(super) channels: Range<usize>,
     pub(super) images: &'a [f32],
@@ -85,79 +96,98 @@ pub(super) struct Source<'a> {
     pub(super) prologue: Option<Prologue<'a, f32>>,
 }
 
-/// Transforms a block of tiles of `N` x `N` pixels into planes.
-pub(super) struct Spread<'a, F, const N: usize> {
+/// Transforms a block of tiles of `R` x `C` pixels into `M` x `N` of `SIDE` x `SIDE` planes.
+pub(super) struct Spread<
+    'a,
+    F,
+    const R: usize,
+    const C: usize,
+    const M: usize,
+    const N: usize,
+    const SIDE: usize,
+> {
     pub(super) map: F,
     pub(super) source: Source<'a>,
+    pub(super) tiles: Tiles,
     pub(super) block: Range<usize>,
     pub(super) planes: Planes,
+    /// The vector of channels in the planes that gets the first of the source's.
+    pub(super) chunk: usize,
     pub(super) transformed: &'a mut [f32],
 }
 
-impl<F: Map<N, 6>, const N: usize> Task for Spread<'_, F, N> {
+impl<F, const R: usize, const C: usize, const M: usize, const N: usize, const SIDE: usize> Task
+    for Spread<'_, F, R, C, M, N, SIDE>
+where
+    F: Map<R, M> + Map<C, N>,
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { map, source, block, planes, transformed } = self;
-        let Tiles { h, w, channels } = source.tiles;
+        let Self { map, source, tiles, block, planes, chunk, transformed } = self;
+        let Lattice { h, w, channels, first, row, pixel, .. } = source.lattice;
         assert!(source.channels.end <= channels, "channels {:?} of {channels}", source.channels);
-        let zeros = [[Vector([0.0; MAX_LANES]); N]; N];
-        let (mut seen, mut seen_within) = (Seen::<N>(zeros), Within::<N>::ALL);
-        let mut place = source.tiles.place(block.start);
+        let zeros = [[Vector([0.0; MAX_LANES]); C]; R];
+        let (mut seen, mut seen_within) = (Seen::<R, C>(zeros), Within::all::<R, C>());
+        let mut place = tiles.place(block.start);
         for slot in 0..block.len() {
-            let image = &source.images[source.tiles.image(place)];
-            let within = Within::<N>::new([place.y, place.x], source.before, [h, w]);
+            let image = &source.images[source.lattice.image(place)];
+            let within = Within::new::<R, C>([place.y, place.x], source.before, [h, w]);
             // What lies before the image wraps around, and is not read.
-            let first = (place.y * w + place.x).wrapping_sub(source.before * (w + 1));
-            let first = image.as_ptr().wrapping_add(first.wrapping_mul(channels) + source.channels.start);
-            let pixels = Pixels { first, row: w * channels, pixel: channels };
+            let start = (place.y * row + place.x * pixel + first)
+                .wrapping_sub(source.before[0] * row + source.before[1] * pixel);
+            let start = image.as_ptr().wrapping_add(start.wrapping_add(source.channels.start));
+            let pixels = Pixels { first: start, row, pixel };
             if within != seen_within {
                 (seen, seen_within) = (Seen(zeros), within);
             }
             for channel in (0..source.channels.len()).step_by(S::LANES) {
-                let offset = planes.offset(slot, channel / S::LANES);
-                let mut points = WritePoints::<6, false>::new::<S>(transformed, planes.plane, offset);
+                let offset = planes.offset(slot, chunk + channel / S::LANES);
+                let mut points =
+                    WritePoints::<SIDE, false>::new::<S>(transformed, planes.plane, offset, [M, N]);
                 let tile = pixels.from(channel);
                 // Half of the rows at a time, because not all of them fit the registers.
-                if source.prologue.is_none() && within == Within::ALL {
-                    transform::<S, N, 6, 3, 0>(simd, map, &tile, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, map, &tile, &mut points);
+                if source.prologue.is_none() && within == Within::all::<R, C>() {
+                    transform::<S, R, C, M, N, 3, 0>(simd, map, &tile, &mut points);
+                    transform::<S, R, C, M, N, 3, 3>(simd, map, &tile, &mut points);
                 } else {
                     let prologue = source.prologue.map(|p| p.vector(simd, source.channels.start + channel));
                     seen.look(simd, &tile, within, prologue);
-                    transform::<S, N, 6, 3, 0>(simd, map, &seen, &mut points);
-                    transform::<S, N, 6, 3, 3>(simd, map, &seen, &mut points);
+                    transform::<S, R, C, M, N, 3, 0>(simd, map, &seen, &mut points);
+                    transform::<S, R, C, M, N, 3, 3>(simd, map, &seen, &mut points);
                 }
             }
-            source.tiles.advance(&mut place);
+            tiles.advance(&mut place);
         }
     }
 }
 
 /// The rows and columns of a tile that lie within the image.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Within<const N: usize> {
+struct Within {
     rows: [usize; 2],
     columns: [usize; 2],
 }
 
-impl<const N: usize> Within<N> {
-    const ALL: Self = Self { rows: [0, N], columns: [0, N] };
+impl Within {
+    /// A whole tile of `R` x `C` pixels.
+    #[inline(always)]
+    fn all<const R: usize, const C: usize>() -> Self {
+        Self { rows: [0, R], columns: [0, C] }
+    }
 
     /// Of the tile that begins `before` pixels above and left of a pixel of an image.
     #[inline(always)]
-    fn new([y, x]: [usize; 2], before: usize, [h, w]: [usize; 2]) -> Self {
-        let along = |at: usize, side: usize| [before.saturating_sub(at), N.min(side + before - at)];
-        Self { rows: along(y, h), columns: along(x, w) }
-    }
-}
-
-impl<'a> Source<'a> {
-    /// All channels of the input of a convolution, with its border of one pixel.
-    pub(super) fn input(tiles: Tiles, images: Input<'a, f32>) -> Self {
-        let Input { x: images, prologue } = images;
-        Self { tiles, before: 1, channels: 0..tiles.channels, images, prologue }
+    fn new<const R: usize, const C: usize>(
+        [y, x]: [usize; 2],
+        before: [usize; 2],
+        [h, w]: [usize; 2],
+    ) -> Self {
+        let along = |at: usize, before: usize, side: usize, tile: usize| {
+            [before.saturating_sub(at), tile.min((side + before).saturating_sub(at))]
+        };
+        Self { rows: along(y, before[0], h, R), columns: along(x, before[1], w, C) }
     }
 }
 
@@ -165,7 +195,7 @@ impl<'a> Source<'a> {
 #[derive(Clone, Copy)]
 struct Pixels {
     first: *const f32,
-    /// Distance of two rows of the image.
+    /// Distance of two rows.
     row: usize,
     /// Distance of two pixels.
     pixel: usize,
@@ -189,23 +219,17 @@ impl Tile for Pixels {
 
 /// One vector of channels of each pixel as the convolution sees it: zeros outside the image, the others behind the
 /// prologue. Worth keeping, because a transform reads it twice.
-struct Seen<const N: usize>([[Vector; N]; N]);
+struct Seen<const R: usize, const C: usize>([[Vector; C]; R]);
 
 /// A vector of any instruction set.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Vector([f32; MAX_LANES]);
 
-impl<const N: usize> Seen<N> {
+impl<const R: usize, const C: usize> Seen<R, C> {
     /// Looks at what lies within the image; zeros stay where they are.
     #[inline(always)]
-    fn look<S: Simd>(
-        &mut self,
-        simd: S,
-        tile: &Pixels,
-        within: Within<N>,
-        prologue: Option<VectorPrologue<S>>,
-    ) {
+    fn look<S: Simd>(&mut self, simd: S, tile: &Pixels, within: Within, prologue: Option<VectorPrologue<S>>) {
         let Within { rows, columns } = within;
         for row in rows[0]..rows[1] {
             for column in columns[0]..columns[1] {
@@ -217,16 +241,17 @@ impl<const N: usize> Seen<N> {
     }
 }
 
-impl<const N: usize> Tile for Seen<N> {
+impl<const R: usize, const C: usize> Tile for Seen<R, C> {
     #[inline(always)]
     fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
         simd.read(&self.0[row][column].0)
     }
 }
 
-/// Transforms the planes of a block of tiles into outputs.
-pub(super) struct Collect<'a> {
+/// Transforms `R` x `C` of `SIDE` x `SIDE` planes of a block of tiles into outputs.
+pub(super) struct Collect<'a, const R: usize, const C: usize, const SIDE: usize> {
     pub(super) tiles: Tiles,
+    pub(super) lattice: Lattice,
     pub(super) block: Range<usize>,
     /// The channels to write.
     pub(super) channels: Range<usize>,
@@ -239,7 +264,10 @@ pub(super) struct Collect<'a> {
     pub(super) sums: Option<[&'a mut [f64]; 2]>,
 }
 
-impl Task for Collect<'_> {
+impl<const R: usize, const C: usize, const SIDE: usize> Task for Collect<'_, R, C, SIDE>
+where
+    Output: Map<R, 4> + Map<C, 4>,
+{
     type Output = ();
 
     #[inline(always)]
@@ -248,10 +276,13 @@ impl Task for Collect<'_> {
     }
 }
 
-impl Collect<'_> {
+impl<const R: usize, const C: usize, const SIDE: usize> Collect<'_, R, C, SIDE>
+where
+    Output: Map<R, 4> + Map<C, 4>,
+{
     #[inline(always)]
     fn collect<S: Simd, const ACCUMULATE: bool>(mut self, simd: S) {
-        let Tiles { h, w, channels } = self.tiles;
+        let Lattice { h, w, channels, first: start, row, pixel, .. } = self.lattice;
         assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
         for channel in (0..self.channels.len()).step_by(S::LANES) {
             let mut place = self.tiles.place(self.block.start);
@@ -259,23 +290,25 @@ impl Collect<'_> {
                 let (mut sum, mut squares) = (simd.splat(0.0), simd.splat(0.0));
                 for slot in first..(first + TILES_PER_SUM).min(self.block.len()) {
                     let offset = self.planes.offset(slot, channel / S::LANES);
-                    let products = ReadPoints::<6>::new::<S>(self.products, self.planes.plane, offset);
-                    let image = &mut self.images[self.tiles.image(place)];
+                    let products =
+                        ReadPoints::<SIDE>::new::<S>(self.products, self.planes.plane, offset, [R, C]);
+                    let image = &mut self.images[self.lattice.image(place)];
+                    let to = place.y * row + place.x * pixel + start + self.channels.start + channel;
                     let mut sink = Pixel::<S, ACCUMULATE> {
-                        tile: image[(place.y * w + place.x) * channels + self.channels.start + channel..]
-                            .as_mut_ptr(),
-                        row: w * channels,
-                        pixel: channels,
+                        tile: image.as_mut_ptr().wrapping_add(to),
+                        row,
+                        pixel,
                         rows: 4,
                         columns: 4,
                         sum,
                         squares,
                     };
                     if place.y + 4 <= h && place.x + 4 <= w {
-                        transform::<S, 6, 4, 4, 0>(simd, Output, &products, &mut sink);
+                        transform::<S, R, C, 4, 4, 4, 0>(simd, Output, &products, &mut sink);
                     } else {
-                        (sink.rows, sink.columns) = (h - place.y, w - place.x);
-                        transform::<S, 6, 4, 4, 0>(simd, Output, &products, &mut sink);
+                        // A tile that is cut off may lie between the pixels of a phase altogether.
+                        (sink.rows, sink.columns) = (h.saturating_sub(place.y), w.saturating_sub(place.x));
+                        transform::<S, R, C, 4, 4, 4, 0>(simd, Output, &products, &mut sink);
                     }
                     (sum, squares) = (sink.sum, sink.squares);
                     self.tiles.advance(&mut place);
@@ -291,7 +324,7 @@ impl Collect<'_> {
 
 /// One vector of channels of the pixels of a tile.
 struct Pixel<S: Simd, const ACCUMULATE: bool> {
-    /// In the first pixel, which lies within the image.
+    /// In the first pixel.
     tile: *mut f32,
     /// Distance of two rows of the image.
     row: usize,

@@ -16,10 +16,13 @@
 //! and the gradient of the weights, being linear in the product, is `Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
 //! Each map works on the lines of a tile of vectors, a vector holding one number of many channels.
 
+use std::ops::Range;
+
+use super::phases::{Phase, with_sizes};
 use super::planes::{Planes, ReadPoints, WritePoints};
 use super::simd::{MAX_LANES, Simd, Task};
 
-/// Numbers in a transformed tile.
+/// Numbers in a transformed tile, at most.
 pub(super) const POINTS: usize = 36;
 
 /// A matrix with `M` rows and `N` columns, applied to a line.
@@ -32,7 +35,7 @@ pub(super) trait Map<const N: usize, const M: usize>: Copy {
 pub(super) struct Input;
 /// `G`
 #[derive(Clone, Copy)]
-struct Weights;
+pub(super) struct Weights;
 /// `Aᵀ`
 #[derive(Clone, Copy)]
 pub(super) struct Output;
@@ -41,7 +44,7 @@ pub(super) struct Output;
 pub(super) struct OutputGradient;
 /// `Gᵀ`
 #[derive(Clone, Copy)]
-struct WeightGradient;
+pub(super) struct WeightGradient;
 
 impl Map<6, 6> for Input {
     #[inline(always)]
@@ -134,68 +137,88 @@ pub(super) trait Sink<S: Simd> {
     fn write(&mut self, simd: S, row: usize, column: usize, vector: S::Vector);
 }
 
-/// Applies a map to the columns and then to the rows of a tile, and writes `ROWS` rows of the
-/// result, from row `FIRST` on.
+/// Applies a map to the `C` columns of `R` vectors of a tile and then to the rows, and writes `ROWS` rows of the
+/// `M` x `N` of the result, from row `FIRST` on, as far as there are so many.
 ///
 /// Only those are computed: the compiler leaves out what a column's map gives to the others. The
 /// lines are written out, because a loop that it does not unroll keeps its vectors in memory.
 #[inline(always)]
-pub(super) fn transform<S: Simd, const N: usize, const M: usize, const ROWS: usize, const FIRST: usize>(
+pub(super) fn transform<
+    S: Simd,
+    const R: usize,
+    const C: usize,
+    const M: usize,
+    const N: usize,
+    const ROWS: usize,
+    const FIRST: usize,
+>(
     simd: S,
-    map: impl Map<N, M>,
+    map: impl Map<R, M> + Map<C, N>,
     tile: &impl Tile,
     sink: &mut impl Sink<S>,
 ) {
-    let mut rows = [[simd.splat(0.0); N]; ROWS];
-    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 0, &mut rows);
-    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 1, &mut rows);
-    map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 2, &mut rows);
-    if N > 3 {
-        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 3, &mut rows);
-    }
-    if N > 4 {
-        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 4, &mut rows);
-        map_column::<S, N, M, ROWS, FIRST>(simd, map, tile, 5, &mut rows);
-    }
-    write_row::<S, N, M, FIRST>(simd, map, rows[0], 0, sink);
-    write_row::<S, N, M, FIRST>(simd, map, rows[1], 1, sink);
-    write_row::<S, N, M, FIRST>(simd, map, rows[2], 2, sink);
-    if ROWS > 3 {
-        write_row::<S, N, M, FIRST>(simd, map, rows[3], 3, sink);
-    }
-    if ROWS > 4 {
-        write_row::<S, N, M, FIRST>(simd, map, rows[4], 4, sink);
-        write_row::<S, N, M, FIRST>(simd, map, rows[5], 5, sink);
-    }
+    let mut rows = [[simd.splat(0.0); C]; ROWS];
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 0, &mut rows);
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 1, &mut rows);
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 2, &mut rows);
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 3, &mut rows);
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 4, &mut rows);
+    map_column::<S, R, C, M, ROWS, FIRST>(simd, map, tile, 5, &mut rows);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 0, sink);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 1, sink);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 2, sink);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 3, sink);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 4, sink);
+    write_row::<S, C, M, N, ROWS, FIRST>(simd, map, &rows, 5, sink);
 }
 
 #[inline(always)]
-fn map_column<S: Simd, const N: usize, const M: usize, const ROWS: usize, const FIRST: usize>(
+fn map_column<
+    S: Simd,
+    const R: usize,
+    const C: usize,
+    const M: usize,
+    const ROWS: usize,
+    const FIRST: usize,
+>(
     simd: S,
-    map: impl Map<N, M>,
+    map: impl Map<R, M>,
     tile: &impl Tile,
     column: usize,
-    rows: &mut [[S::Vector; N]; ROWS],
+    rows: &mut [[S::Vector; C]; ROWS],
 ) {
-    let mut line = [simd.splat(0.0); N];
+    if column >= C {
+        return;
+    }
+    let mut line = [simd.splat(0.0); R];
     for (row, vector) in line.iter_mut().enumerate() {
         *vector = tile.read(simd, row, column);
     }
     let mapped = map.map(simd, line);
-    for (row, line) in rows.iter_mut().enumerate() {
-        line[column] = mapped[FIRST + row];
+    for (line, &vector) in rows.iter_mut().zip(mapped.iter().skip(FIRST)) {
+        line[column] = vector;
     }
 }
 
 #[inline(always)]
-fn write_row<S: Simd, const N: usize, const M: usize, const FIRST: usize>(
+fn write_row<
+    S: Simd,
+    const C: usize,
+    const M: usize,
+    const N: usize,
+    const ROWS: usize,
+    const FIRST: usize,
+>(
     simd: S,
-    map: impl Map<N, M>,
-    line: [S::Vector; N],
+    map: impl Map<C, N>,
+    rows: &[[S::Vector; C]; ROWS],
     row: usize,
     sink: &mut impl Sink<S>,
 ) {
-    let mapped = map.map(simd, line);
+    if row >= ROWS || FIRST + row >= M {
+        return;
+    }
+    let mapped = map.map(simd, rows[row]);
     for (column, &vector) in mapped.iter().enumerate() {
         sink.write(simd, FIRST + row, column, vector);
     }
@@ -203,12 +226,13 @@ fn write_row<S: Simd, const N: usize, const M: usize, const FIRST: usize>(
 
 /// `factor * a + b`
 #[inline(always)]
-fn scaled<S: Simd>(simd: S, factor: f32, a: S::Vector, b: S::Vector) -> S::Vector {
+pub(super) fn scaled<S: Simd>(simd: S, factor: f32, a: S::Vector, b: S::Vector) -> S::Vector {
     simd.mul_add(simd.splat(factor), a, b)
 }
 
-/// Transforms weights into rows of the [`POINTS`] planes of one panel.
+/// Transforms the weights of a phase into rows of the planes of one panel.
 pub(super) struct SpreadWeights<'a> {
+    pub(super) phase: Phase,
     pub(super) w: &'a [f32],
     /// Distance of two columns of the panel in `w`.
     pub(super) column: usize,
@@ -220,7 +244,8 @@ pub(super) struct SpreadWeights<'a> {
     pub(super) width: usize,
     /// One tile per row.
     pub(super) planes: Planes,
-    pub(super) rows: usize,
+    /// The rows of the phase.
+    pub(super) rows: Range<usize>,
     pub(super) panel: &'a mut [f32],
 }
 
@@ -229,45 +254,73 @@ impl Task for SpreadWeights<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        for row in 0..self.rows {
+        let phase = self.phase;
+        with_sizes!(phase, [R, C, TR, TC, SIDE], self.spread::<S, R, C, TR, TC, SIDE>(simd));
+    }
+}
+
+impl SpreadWeights<'_> {
+    #[inline(always)]
+    fn spread<S: Simd, const R: usize, const C: usize, const TR: usize, const TC: usize, const SIDE: usize>(
+        self,
+        simd: S,
+    ) where
+        Weights: Map<TR, R> + Map<TC, C>,
+    {
+        for (index, row) in self.rows.enumerate() {
             for first in (0..self.width).step_by(S::LANES) {
                 let mut taps = [[0.0; MAX_LANES]; 9];
                 for lane in 0..S::LANES {
-                    let w = &self.w[(first + lane) * self.column + row * self.depth..][..9];
+                    let w = &self.w[(first + lane) * self.column + index * self.depth..][..9];
                     for (tap, lanes) in taps.iter_mut().enumerate() {
                         lanes[lane] = w[if self.flipped { 8 - tap } else { tap }];
                     }
                 }
-                let taps = ReadPoints::<3>::new::<S>(taps.as_flattened(), MAX_LANES, 0);
+                let of_phase = &taps.as_flattened()[self.phase.first_tap() * MAX_LANES..];
+                let taps =
+                    ReadPoints::<3>::new::<S>(of_phase, self.phase.tap_step() * MAX_LANES, 0, [TR, TC]);
                 let offset = self.planes.offset(row, first / S::LANES);
-                let mut points = WritePoints::<6, false>::new::<S>(self.panel, self.planes.plane, offset);
-                transform::<S, 3, 6, 6, 0>(simd, Weights, &taps, &mut points);
+                let mut points =
+                    WritePoints::<SIDE, false>::new::<S>(self.panel, self.planes.plane, offset, [R, C]);
+                transform::<S, TR, TC, R, C, 6, 0>(simd, Weights, &taps, &mut points);
             }
         }
     }
 }
 
-/// Transforms the gradients of some rows of a transformed panel into those of their nine taps.
+/// Transforms the gradients of some rows of a transformed panel into those of the taps of a phase.
 pub(super) struct CollectWeights<'a> {
-    /// `[POINTS, rows, width]`
+    /// `[points, rows, width]`
     pub(super) products: &'a [f32],
     /// Distance of two points in `products`.
     pub(super) plane: usize,
     /// Numbers to transform.
     pub(super) len: usize,
-    /// The panel's gradient, `[9, channels, width]`, from the first of these rows on, to be added to.
+    /// The panel's gradient, `[9, channels, width]`, from the first tap and of these rows on, to be added to.
     pub(super) d_weights: &'a mut [f32],
-    /// Distance of two taps in `d_weights`.
+    /// Distance of two taps of the phase in `d_weights`.
     pub(super) tap: usize,
 }
 
 impl CollectWeights<'_> {
     #[inline(always)]
-    pub(super) fn run<S: Simd>(self, simd: S) {
+    pub(super) fn run<
+        S: Simd,
+        const R: usize,
+        const C: usize,
+        const TR: usize,
+        const TC: usize,
+        const SIDE: usize,
+    >(
+        self,
+        simd: S,
+    ) where
+        WeightGradient: Map<R, TR> + Map<C, TC>,
+    {
         for offset in (0..self.len).step_by(S::LANES) {
-            let products = ReadPoints::<6>::new::<S>(self.products, self.plane, offset);
-            let mut sums = WritePoints::<3, true>::new::<S>(self.d_weights, self.tap, offset);
-            transform::<S, 6, 3, 3, 0>(simd, WeightGradient, &products, &mut sums);
+            let products = ReadPoints::<SIDE>::new::<S>(self.products, self.plane, offset, [R, C]);
+            let mut sums = WritePoints::<3, true>::new::<S>(self.d_weights, self.tap, offset, [TR, TC]);
+            transform::<S, R, C, TR, TC, 3, 0>(simd, WeightGradient, &products, &mut sums);
         }
     }
 }

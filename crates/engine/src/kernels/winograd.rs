@@ -1,13 +1,16 @@
-//! Winograd's convolution F(4x4, 3x3) in `f32`, for kernels of 3 with stride 1 and padding 1.
+//! Winograd's convolution F(4x4, 3x3) in `f32`, for kernels of 3 with stride 1 or 2 and padding 1.
 //!
-//! Images are cut into tiles of 4 x 4 pixels; in the basis of [`transforms`](super::transforms) a
+//! Outputs are cut into tiles of 4 x 4 pixels; in the basis of [`transforms`](super::transforms) a
 //! tile's convolution is one product per each of 36 points, so that 36 multiplications do the work
-//! of 144. The products over channels are matrix products of the same strips as everywhere:
+//! of 144. With stride 2 the input has four phases in a basis of 25 points, and 81 multiplications
+//! are left ([`phases`](super::phases)). The products over channels are matrix products of the same
+//! strips as everywhere:
 //!
 //! | pass | rows of a strip | columns | terms |
 //! | --- | --- | --- | --- |
-//! | forward, data gradient | tiles | output (input) channels | input (output) channels |
-//! | weight gradient | input channels | output channels | tiles |
+//! | forward | tiles | output channels | input channels, of each phase |
+//! | data gradient, of each phase | tiles | input channels | output channels |
+//! | weight gradient, of each phase | input channels | output channels | tiles |
 //!
 //! Work is divided by images as in direct convolution, in blocks of tiles whose transforms stay in
 //! the cache. Sides that are no multiple of four end in tiles cut off at the edge.
@@ -18,30 +21,22 @@ use super::aligned::AlignedVec;
 use super::backward::{Backward, InputGradient};
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide, even_blocks};
-use super::panels::{Panel, Panels};
+use super::panels::Panels;
+use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
 use super::prologue;
 use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
-use super::transforms::{Input, OutputGradient, POINTS, SpreadWeights};
-
-/// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
-/// the second-level cache, for many channels enough to be worth reading the transformed weights.
-const BLOCK_TILES: [usize; 2] = [32, 64];
-
-/// Bytes of a block's transformed input, between those bounds.
-const BLOCK_BYTES: usize = 256 << 10;
-
-/// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
-const GRADIENT_TILES: usize = 64;
-
-/// Bytes of the output's gradient that both gradients visit at once: a part of the second-level cache.
-const CHUNK_BYTES: usize = 64 << 10;
+use super::transforms::{Map, OutputGradient, SpreadWeights};
+use super::winograd_plan::{Part, Plan};
 
 /// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
 const TRANSFORM_CHANNELS: f64 = 5.3;
+
+/// The same with stride 2, over 16 to 512 channels: at 16 and 32 both methods are as fast, within 7 %.
+const STRIDED_TRANSFORM_CHANNELS: f64 = 4.5;
 
 /// The three passes of one shape, with their transformed weights and each thread's scratch.
 pub(super) struct WinogradConv {
@@ -67,121 +62,30 @@ struct Worker {
     sums: AlignedVec<f64>,
 }
 
-/// Geometry, and how long every buffer is.
-struct Plan {
-    shape: ConvShape,
-    lanes: usize,
-    /// Rows of a strip.
-    rows: usize,
-    /// Panels over the output channels.
-    outputs: Panels,
-    /// Panels over the input channels.
-    inputs: Panels,
-    /// Tiles in a block of the forward pass or the data gradient.
-    block: usize,
-    /// Tiles in a block of the weight gradient.
-    gradient_block: usize,
-    /// Images that both gradients visit before the next are begun.
-    chunk: usize,
-}
-
-impl Plan {
-    fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let lanes = isa.lanes();
-        let channels = shape.c_in.max(shape.c_out);
-        let [fewest, most] = BLOCK_TILES;
-        let fitting = BLOCK_BYTES / size_of::<f32>() / (POINTS * channels);
-        let images = shape.n.div_ceil(threads).max(1);
-        let per_image = Tiles::new(&shape, shape.c_in).per_image();
-        let all = images * per_image;
-        let chunk = CHUNK_BYTES / size_of::<f32>() / shape.output_len();
-        Self {
-            shape,
-            lanes,
-            rows: isa.rows(),
-            outputs: Panels { columns: shape.c_out, lanes },
-            inputs: Panels { columns: shape.c_in, lanes },
-            block: fitting.clamp(fewest, most).min(all),
-            gradient_block: GRADIENT_TILES.min(all),
-            chunk: chunk.max(GRADIENT_TILES.div_ceil(per_image)).min(images),
-        }
-    }
-
-    /// Of a block's images, in groups of as many tiles as a strip has rows.
-    fn image_planes(&self, channels: usize) -> Planes {
-        // A strip that is one vector wide has two groups.
-        Planes::new(self.block.next_multiple_of(2 * self.rows), self.rows, channels, self.lanes)
-    }
-
-    /// Of a block's products with a panel, in the same groups.
-    fn product_planes(&self, width: usize) -> Planes {
-        self.image_planes(width)
-    }
-
-    /// Of a panel of weights, a row per channel.
-    fn weight_planes(&self, channels: usize, panel: Panel) -> Planes {
-        Planes::new(channels, 1, panel.width, self.lanes)
-    }
-
-    /// Of a block's images for the weight gradient, in one group.
-    fn gradient_planes(&self) -> Planes {
-        Planes::new(self.gradient_block, self.gradient_block, self.shape.c_in, self.lanes)
-    }
-
-    /// Of a panel of a block's output gradient, a row per tile.
-    fn d_output_planes(&self, panel: Panel) -> Planes {
-        Planes::new(self.gradient_block, 1, panel.width, self.lanes)
-    }
-
-    fn weights_len(&self) -> usize {
-        let len = |panels: Panels, channels| {
-            panels.iter().map(|panel| self.weight_planes(channels, panel).len()).sum::<usize>()
-        };
-        len(self.outputs, self.shape.c_in).max(len(self.inputs, self.shape.c_out))
-    }
-
-    fn images_len(&self) -> usize {
-        let channels = self.shape.c_in.max(self.shape.c_out);
-        self.image_planes(channels).len().max(self.gradient_planes().len())
-    }
-
-    fn outputs_len(&self) -> usize {
-        let panels = || self.outputs.iter().chain(self.inputs.iter());
-        let products = panels().map(|panel| self.product_planes(panel.width).len());
-        let d_outputs = self.outputs.iter().map(|panel| self.d_output_planes(panel).len());
-        products.chain(d_outputs).max().unwrap_or(0)
-    }
-
-    fn bytes(&self, threads: usize) -> usize {
-        AlignedVec::<f32>::bytes(self.weights_len())
-            + threads
-                * (AlignedVec::<f32>::bytes(self.images_len())
-                    + AlignedVec::<f32>::bytes(self.outputs_len())
-                    + AlignedVec::<f32>::bytes(AddGradient::PRODUCTS)
-                    + AlignedVec::<f32>::bytes(self.shape.weight_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
-    }
-}
-
 impl WinogradConv {
     /// Whether the method can do this shape: vectors run along the channels, so these must fill them.
     pub(super) fn applies(shape: &ConvShape, isa: InstructionSet) -> bool {
         let ConvShape { c_in, c_out, kernel, stride, pad, .. } = *shape;
-        (kernel, stride, pad) == (3, 1, 1)
+        (kernel, pad) == (3, 1)
+            && (stride == 1 || stride == 2)
             && c_in.is_multiple_of(isa.lanes())
             && c_out.is_multiple_of(isa.lanes())
     }
 
     /// Whether the method is faster than direct convolution where it applies.
     ///
-    /// Of the direct method's multiplications a quarter remain, and the transforms cost as much as
-    /// some [`TRANSFORM_CHANNELS`] channels of them; both are also spent on pixels of tiles that are
-    /// cut off.
+    /// Of the direct method's multiplications a quarter remain, or 81 of 144 with stride 2, and the
+    /// transforms cost as much as some [`TRANSFORM_CHANNELS`] channels of them; both are also spent on
+    /// pixels of tiles that are cut off.
     pub(super) fn pays(shape: &ConvShape) -> bool {
-        let inverse = |channels: usize| TRANSFORM_CHANNELS / channels as f64;
-        let cost_per_pixel = 0.25 + inverse(shape.c_in) + inverse(shape.c_out);
-        let pixels = 16 * Tiles::new(shape, shape.c_in).per_image();
-        cost_per_pixel * pixels as f64 <= (shape.h * shape.w) as f64
+        let (multiplications, transform) = match shape.stride {
+            1 => (0.25, TRANSFORM_CHANNELS),
+            _ => (81.0 / 144.0, STRIDED_TRANSFORM_CHANNELS),
+        };
+        let inverse = |channels: usize| transform / channels as f64;
+        let cost_per_pixel = multiplications + inverse(shape.c_in) + inverse(shape.c_out);
+        let pixels = 16 * Tiles::new(shape).per_image();
+        cost_per_pixel * pixels as f64 <= (shape.out_h() * shape.out_w()) as f64
     }
 
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
@@ -219,8 +123,8 @@ impl WinogradConv {
         let pass = Pass {
             isa: self.isa,
             plan: &self.plan,
-            source: Tiles::new(&shape, shape.c_in),
-            target: Tiles::new(&shape, shape.c_out),
+            sources: self.plan.input_parts(),
+            targets: vec![self.plan.output_part()],
             panels: self.plan.outputs,
             accumulate: false,
             with_sums: sums.is_some(),
@@ -246,12 +150,13 @@ impl WinogradConv {
         let Self { isa, plan, weights, workers } = self;
         let shape = plan.shape;
         let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
-        // With padding 1 the gradient is a convolution of `dy` and the weights turned around.
+        // With padding 1 the gradient is a convolution, or one for each phase, of `dy` and the weights turned around.
         let pass = Pass {
             isa: *isa,
             plan,
-            source: Tiles::new(&shape, shape.c_out),
-            target: Tiles::new(&shape, shape.c_in),
+            // Strided, a window of the output's gradient begins where its pixels do.
+            sources: vec![Part { before: [2 - shape.stride; 2], ..plan.output_part() }],
+            targets: plan.input_parts(),
             panels: plan.inputs,
             accumulate,
             with_sums: false,
@@ -267,7 +172,7 @@ impl WinogradConv {
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
                 let d_y = d_y.of(chunk.clone(), shape.output_len(), scratch);
-                for tiles in even_blocks(pass.source.count(d_y), plan.gradient_block) {
+                for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block) {
                     add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
                 }
                 if width > 0 {
@@ -294,44 +199,58 @@ fn add_block_gradient(
     worker: &mut Worker,
 ) {
     let Worker { images, outputs, products, d_weights, .. } = worker;
-    let ConvShape { c_in, c_out, .. } = plan.shape;
-    let (block, image_planes) = (tiles.clone(), plan.gradient_planes());
-    let source = Source::input(Tiles::new(&plan.shape, c_in), x);
-    isa.run(Spread::<_, 6> { map: Input, source, block, planes: image_planes, transformed: images });
+    let c_in = plan.shape.c_in;
+    let image_planes = plan.gradient_planes();
+    let chunks = c_in / plan.lanes;
+    for (part, first) in plan.input_parts().iter().zip((0..).step_by(chunks)) {
+        part.spread(isa, (plan.tiles, tiles.clone()), x, (image_planes, first), images);
+    }
+    let lattice = plan.output_part().lattice;
     for panel in plan.outputs.iter() {
         let d_output_planes = plan.d_output_planes(panel);
         let channels = panel.first..panel.first + panel.width;
-        isa.run(Spread::<_, 4> {
-            map: OutputGradient,
-            source: Source {
-                tiles: Tiles::new(&plan.shape, c_out),
-                before: 0,
-                channels,
-                images: dy,
-                prologue: None,
-            },
-            block: tiles.clone(),
-            planes: d_output_planes,
-            transformed: outputs,
-        });
-        isa.run(AddGradient {
-            tiles: tiles.len(),
-            image_planes,
-            images,
-            d_output_planes,
-            d_outputs: outputs,
-            d_weights: &mut d_weights[panel.range(9 * c_in)],
-            products,
-        });
+        let source = Source { lattice, before: [0; 2], channels, images: dy, prologue: None };
+        let part = (plan.tiles, tiles.clone());
+        match plan.side {
+            6 => spread_gradient::<6>(isa, source, part, d_output_planes, outputs),
+            _ => spread_gradient::<5>(isa, source, part, d_output_planes, outputs),
+        }
+        for (&phase, first) in plan.phases.iter().zip((0..).step_by(chunks)) {
+            isa.run(AddGradient {
+                phase,
+                tiles: tiles.len(),
+                chunks: first..first + chunks,
+                image_planes,
+                images,
+                d_output_planes,
+                d_outputs: outputs,
+                d_weights: &mut d_weights[panel.range(9 * c_in)],
+                products,
+            });
+        }
     }
 }
 
-/// The forward pass or the data gradient: one convolution, of the one or the other images.
+/// Transforms a block of tiles of the output's gradient into `SIDE` x `SIDE` planes.
+fn spread_gradient<const SIDE: usize>(
+    isa: InstructionSet,
+    source: Source<'_>,
+    (tiles, block): (Tiles, Range<usize>),
+    planes: Planes,
+    transformed: &mut [f32],
+) where
+    OutputGradient: Map<4, SIDE>,
+{
+    let map = OutputGradient;
+    isa.run(Spread::<_, 4, 4, SIDE, SIDE, SIDE> { map, source, tiles, block, planes, chunk: 0, transformed });
+}
+
+/// The forward pass or the data gradient: a convolution of the sum of some sources, or one for each target.
 struct Pass<'a> {
     isa: InstructionSet,
     plan: &'a Plan,
-    source: Tiles,
-    target: Tiles,
+    sources: Vec<Part>,
+    targets: Vec<Part>,
     /// Panels over the channels of the target.
     panels: Panels,
     accumulate: bool,
@@ -339,6 +258,16 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// The taps between two parts, of which at most one is a phase.
+    fn taps(&self, source: &Part, target: &Part) -> Phase {
+        if self.sources.len() > 1 { source.phase } else { target.phase }
+    }
+
+    /// Channels of all sources.
+    fn channels(&self) -> usize {
+        self.sources.iter().map(|source| source.lattice.channels).sum()
+    }
+
     /// Transforms the weights, the panels divided over the threads.
     fn transform_weights(
         &self,
@@ -348,27 +277,54 @@ impl Pass<'_> {
         flipped: bool,
         weights: &mut [f32],
     ) {
-        let rows = self.source.channels;
         let mut rest = weights;
-        let parts = self.panels.iter().map(|panel| {
-            let planes = self.plan.weight_planes(rows, panel);
-            (panel, planes, rest.split_off_mut(..planes.len()).expect("the panels fit their buffer"))
+        let panels =
+            self.targets.iter().flat_map(|target| self.panels.iter().map(move |panel| (target, panel)));
+        let parts = panels.map(|(target, panel)| {
+            let planes = self.plan.weight_planes(self.channels(), panel);
+            let transformed = rest.split_off_mut(..planes.len()).expect("the panels fit their buffer");
+            (target, panel, planes, transformed)
         });
-        pool.for_each_part(parts.collect(), |_, (panel, planes, transformed)| {
-            self.isa.run(SpreadWeights {
-                w: &w[panel.first * strides.column..],
-                column: strides.column,
-                depth: strides.depth,
-                flipped,
-                width: panel.width,
-                planes,
-                rows,
-                panel: transformed,
-            });
+        pool.for_each_part(parts.collect(), |_, (target, panel, planes, transformed)| {
+            let mut first = 0;
+            for source in &self.sources {
+                let rows = first..first + source.lattice.channels;
+                first = rows.end;
+                self.isa.run(SpreadWeights {
+                    phase: self.taps(source, target),
+                    w: &w[panel.first * strides.column..],
+                    column: strides.column,
+                    depth: strides.depth,
+                    flipped,
+                    width: panel.width,
+                    planes,
+                    rows,
+                    panel: transformed,
+                });
+            }
         });
     }
 
-    /// Convolves the images of one thread.
+    /// For each point of a target the vectors of channels of the sources that have it.
+    fn terms(&self, target: &Part) -> Vec<Range<usize>> {
+        let (side, lanes) = (self.plan.side, self.plan.lanes);
+        let terms = |point| {
+            let mut terms = 0..0;
+            let mut first = 0;
+            for source in &self.sources {
+                let chunks = first..first + source.lattice.channels / lanes;
+                first = chunks.end;
+                if source.phase.has(point, side) && target.phase.has(point, side) {
+                    // Phases that have a point stand side by side.
+                    terms = if terms.is_empty() { chunks } else { terms.start..chunks.end };
+                }
+            }
+            terms
+        };
+        (0..side * side).map(terms).collect()
+    }
+
+    /// Convolves one thread's images.
     fn run(
         &self,
         source: prologue::Input<'_, f32>,
@@ -376,41 +332,51 @@ impl Pass<'_> {
         target: &mut [f32],
         worker: &mut Worker,
     ) {
-        let Self { isa, plan, .. } = *self;
         let Worker { images, outputs, sums, .. } = worker;
-        let channels = self.source.channels;
-        let image_planes = plan.image_planes(channels);
+        let &Self { isa, plan, .. } = self;
+        let image_planes = plan.image_planes(self.channels());
+        let terms: Vec<_> = self.targets.iter().map(|target| self.terms(target)).collect();
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
-        for tiles in blocks(0..self.source.count(source.x), plan.block) {
-            let (source, block) = (Source::input(self.source, source), tiles.clone());
-            isa.run(Spread::<_, 6> { map: Input, source, block, planes: image_planes, transformed: images });
+        let count = target.len() / self.targets[0].lattice.image * plan.tiles.per_image();
+        for tiles in blocks(0..count, plan.block) {
+            let mut chunk = 0;
+            for part in &self.sources {
+                part.spread(isa, (plan.tiles, tiles.clone()), source, (image_planes, chunk), images);
+                chunk += part.lattice.channels / plan.lanes;
+            }
             let mut weights = weights;
-            for panel in self.panels.iter() {
-                let weight_planes = plan.weight_planes(channels, panel);
-                let product_planes = plan.product_planes(panel.width);
-                let (transformed, rest) = weights.split_at(weight_planes.len());
-                weights = rest;
-                isa.run(Multiply {
-                    tiles: tiles.len(),
-                    image_planes,
-                    images,
-                    weight_planes,
-                    weights: transformed,
-                    product_planes,
-                    products: outputs,
-                });
-                let columns = panel.first..panel.first + panel.width;
-                isa.run(Collect {
-                    tiles: self.target,
-                    block: tiles.clone(),
-                    channels: columns.clone(),
-                    planes: product_planes,
-                    products: outputs,
-                    images: target,
-                    accumulate: self.accumulate,
-                    sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
-                });
+            for (part, terms) in self.targets.iter().zip(&terms) {
+                for panel in self.panels.iter() {
+                    let weight_planes = plan.weight_planes(self.channels(), panel);
+                    let product_planes = plan.product_planes(panel.width);
+                    let (transformed, rest) = weights.split_at(weight_planes.len());
+                    weights = rest;
+                    isa.run(Multiply {
+                        tiles: tiles.len(),
+                        terms,
+                        image_planes,
+                        images,
+                        weight_planes,
+                        weights: transformed,
+                        product_planes,
+                        products: outputs,
+                    });
+                    let columns = panel.first..panel.first + panel.width;
+                    with_sizes!(part.phase, [R, C, TR, TC, SIDE], {
+                        isa.run(Collect::<R, C, SIDE> {
+                            tiles: plan.tiles,
+                            lattice: part.lattice,
+                            block: tiles.clone(),
+                            channels: columns.clone(),
+                            planes: product_planes,
+                            products: outputs,
+                            images: target,
+                            accumulate: self.accumulate,
+                            sums: self.with_sums.then(|| [&mut sum[columns.clone()], &mut squares[columns]]),
+                        });
+                    });
+                }
             }
         }
     }
@@ -423,8 +389,8 @@ mod tests {
 
     #[test]
     fn buffers_are_as_large_as_predicted() {
-        for (side, c_in, c_out) in [(9, 16, 48), (32, 64, 16), (1, 80, 32)] {
-            let shape = ConvShape { n: 5, h: side, w: side, c_in, c_out, kernel: 3, stride: 1, pad: 1 };
+        for (side, c_in, c_out, stride) in [(9, 16, 48, 1), (32, 64, 16, 1), (1, 80, 32, 1), (9, 16, 48, 2)] {
+            let shape = ConvShape { n: 5, h: side, w: side, c_in, c_out, kernel: 3, stride, pad: 1 };
             for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
                 let isa = InstructionSet::new(path);
                 let conv = WinogradConv::new(shape, isa, 3);

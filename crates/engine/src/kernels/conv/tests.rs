@@ -211,12 +211,12 @@ fn every_algorithm_agrees_with_the_reference_in_f64() {
 fn tiles_agree_with_the_reference_on_every_side() {
     let mut numbers = Numbers(5);
     let pools = [1, 2, 3].map(|threads| Pool::new(threads, &[]));
-    for case in 0..40 {
+    for case in 0..80 {
         let shape = ConvShape {
             c_in: numbers.pick([4, 8, 16, 32, 48, 80]),
             c_out: numbers.pick([4, 8, 16, 32, 48, 80]),
             kernel: 3,
-            stride: 1,
+            stride: numbers.pick([1, 2]),
             pad: 1,
             ..random_shape(&mut numbers)
         };
@@ -252,9 +252,9 @@ fn the_layers_of_a_residual_network_agree_with_the_reference() {
 fn the_same_threads_give_the_same_bits_and_a_pixel_does_not_depend_on_them() {
     let mut numbers = Numbers(3);
     let pools = [1, 3].map(|threads| Pool::new(threads, &[]));
-    for channels in [17, 32] {
+    for (channels, stride) in [(17, 1), (32, 1), (32, 2)] {
         let shape =
-            ConvShape { n: 7, h: 9, w: 8, c_in: channels, c_out: channels, kernel: 3, stride: 1, pad: 1 };
+            ConvShape { n: 7, h: 9, w: 8, c_in: channels, c_out: channels, kernel: 3, stride, pad: 1 };
         let data = Data::new(&mut numbers, &shape, 7);
         for choice in choices(&shape) {
             let first = passes!(f32, choice, &pools[1], shape, 7, data);
@@ -284,6 +284,8 @@ fn no_images_have_no_gradient() {
 fn winograd_is_chosen_where_it_applies_and_pays() {
     let shape = ConvShape { n: 2, h: 8, w: 8, c_in: 64, c_out: 64, kernel: 3, stride: 1, pad: 1 };
     let choose = Choice::new::<f32>;
+    let strided = ConvShape { stride: 2, ..shape };
+    assert!(matches!(choose(&strided, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
     assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Winograd(_)));
     assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Direct), Choice::Direct(_)));
     assert!(matches!(choose(&shape, KernelPath::Reference, Convolution::Auto), Choice::Reference));
@@ -291,7 +293,9 @@ fn winograd_is_chosen_where_it_applies_and_pays() {
     assert!(matches!(choose(&shape, KernelPath::Portable, Convolution::Auto), Choice::Reference));
     let choose = Choice::new::<f32>;
     for unfit in [
-        ConvShape { stride: 2, ..shape },
+        ConvShape { stride: 3, ..shape },
+        ConvShape { stride: 2, c_in: 16, c_out: 16, ..shape },
+        ConvShape { stride: 2, h: 3, w: 3, ..shape },
         ConvShape { c_in: 3, ..shape },
         ConvShape { h: 2, w: 2, ..shape },
         ConvShape { c_in: 8, c_out: 8, ..shape },
