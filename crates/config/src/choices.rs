@@ -275,6 +275,8 @@ choices! {
         MocoV2 = "moco-v2",
         /// MoCo's of version 3: the views differ in blur and solarisation.
         MocoV3 = "moco-v3",
+        /// The same for vision transformers: crops from 0.08 of the area.
+        MocoV3Vit = "moco-v3-vit",
         /// Non-parametric instance discrimination's.
         Npid = "npid",
         /// The same for CIFAR: without the flip.
