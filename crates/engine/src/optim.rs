@@ -126,7 +126,6 @@ impl<T: Real> Optimizer<T> {
 }
 
 impl OptimizerSpec {
-    /// The share by which an entry decays.
     fn decay_of(&self, entry: &ParameterEntry) -> f64 {
         if self.decay_all || entry.kind == ParameterKind::Weight { self.weight_decay } else { 0.0 }
     }

@@ -221,7 +221,7 @@ impl<T: Real> ChannelPass for SoftmaxBackward<'_, T> {
         for (shares, d_shares) in rows.zip(self.d_shares.chunks_exact_mut(self.width)) {
             d_shares.iter_mut().zip(shares).for_each(|(d, &share)| *d *= share);
             let sum = fold::<T, L>(d_shares, T::ZERO, |a, b| a + b);
-            d_shares.iter_mut().zip(shares).for_each(|(d, &share)| *d = *d - share * sum);
+            d_shares.iter_mut().zip(shares).for_each(|(d, &share)| *d -= share * sum);
         }
     }
 }
