@@ -227,7 +227,7 @@ mod tests {
         );
         check(
             "data.augment=simclr-cifra",
-            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid, npid-cifar, npidpp, pirl",
+            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, moco-v3-vit, npid, npid-cifar, npidpp, pirl",
         );
         check(
             "data.std=[1,1,0]",
