@@ -1,6 +1,6 @@
 //! Every method, by its small preset cut to a few steps: it runs, resumes, and says what it knows.
 
-use crate::support::{assert_quiet, exported, himpun, images_in_classes, metrics, output, succeed};
+use crate::support::{assert_quiet, exported, fail, himpun, images_in_classes, metrics, output, succeed};
 use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 4;
@@ -94,6 +94,34 @@ fn moco_v3_with_its_predictor() {
     let names = names(&exported(&run, method.directory.path()));
     assert!(names.iter().any(|name| name == "predictor.3.weight"));
     assert!(!names.iter().any(|name| name.starts_with("momentum.predictor")));
+}
+
+/// With what is frozen in the checkpoint, and none of the optimizer's state for it.
+#[test]
+fn moco_v3_with_a_vision_transformer() {
+    const SET: [&str; 3] = ["model.arch=vit-24-2-3", "model.head=moco-v3-vit-32-16", "optimizer.lr=1e-4"];
+    let method = Method::new("moco-v3-vit-cifar10-small", &SET);
+    let run = method.check();
+    let names = names(&exported(&run, method.directory.path()));
+    for name in ["backbone.pos_embed", "backbone.patch_embed.proj.weight", "momentum.backbone.cls_token"] {
+        assert!(names.iter().any(|known| known == name), "{name}");
+    }
+    assert!(names.iter().any(|name| name == "predictor.4.running_var"));
+    let export = |format: &str| {
+        let mut command = himpun();
+        command.args(["export", "--json", "--format", format, "--checkpoint"]).arg(&run);
+        command.arg("--out").arg(method.directory.path().join("backbone.safetensors"));
+        command
+    };
+    // Class token, positions, two of the patches, twelve of each block, and the last norm.
+    let report: serde_json::Value = serde_json::from_str(&succeed(&mut export("timm"))).unwrap();
+    assert_eq!(report["tensors"], 4 + 2 * 12 + 2);
+    let stderr = fail(&mut export("torchvision"), 2);
+    assert!(stderr.contains("use timm"), "{stderr}");
+    let mut command = himpun();
+    command.args(["eval", "knn", "--json", "--checkpoint"]).arg(&run).arg("--data").arg(images_in_classes());
+    let report: serde_json::Value = serde_json::from_str(&succeed(&mut command)).unwrap();
+    assert!(report["knn_top1"].as_f64().is_some_and(|share| share > 0.0), "{report}");
 }
 
 #[test]

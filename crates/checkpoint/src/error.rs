@@ -124,6 +124,16 @@ pub enum Error {
         /// The names that exist.
         expected: String,
     },
+    /// A format whose names are of another kind of backbone.
+    #[error("the checkpoint is of {has}, which has no names of format {format}; use {instead}")]
+    OtherFormat {
+        /// The format that was asked for.
+        format: &'static str,
+        /// The kind of backbone.
+        has: &'static str,
+        /// The format that fits.
+        instead: &'static str,
+    },
 }
 
 impl Error {
@@ -143,7 +153,7 @@ impl Error {
             | Self::NoSuchTensor { .. }
             | Self::WrongTensor { .. } => 3,
             Self::NoneUsable { problems, .. } if !problems.is_empty() => 3,
-            Self::NoneUsable { .. } | Self::UnknownFormat { .. } => 2,
+            Self::NoneUsable { .. } | Self::UnknownFormat { .. } | Self::OtherFormat { .. } => 2,
             Self::Busy { .. } | Self::Received { .. } => 75,
             Self::Io { .. } | Self::Refused { .. } | Self::Incomplete { .. } => 1,
         }

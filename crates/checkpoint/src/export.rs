@@ -16,12 +16,14 @@ pub enum Format {
     StateDict,
     /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
     Torchvision,
+    /// A vision transformer under timm's own names: `blocks.0.attn.qkv.weight`. No head.
+    Timm,
 }
 
 impl Format {
     /// Every format by the name that the command line uses.
-    pub const NAMES: [(&str, Format); 2] =
-        [("state-dict", Format::StateDict), ("torchvision", Format::Torchvision)];
+    pub const NAMES: [(&str, Format); 3] =
+        [("state-dict", Format::StateDict), ("torchvision", Format::Torchvision), ("timm", Format::Timm)];
 }
 
 impl FromStr for Format {
@@ -44,6 +46,7 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
     match format {
         Format::StateDict => state_dict(state),
         Format::Torchvision => torchvision(state),
+        Format::Timm => timm(state),
     }
 }
 
@@ -61,12 +64,34 @@ pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
     })
 }
 
-/// The backbone under plain names.
+/// A tensor that every vision transformer has, and no residual net.
+const CLASS_TOKEN: &str = "model.backbone.cls_token";
+
+/// The backbone of a residual net under plain names.
 ///
 /// # Errors
-/// As [`tensors`].
+/// As [`tensors`], or if the backbone is a vision transformer.
 pub fn torchvision(state: &State) -> Result<Vec<Tensor>, Error> {
+    if state.get(CLASS_TOKEN).is_ok() {
+        return Err(Error::OtherFormat {
+            format: "torchvision",
+            has: "a vision transformer",
+            instead: "timm",
+        });
+    }
     select(state, |name| name.strip_prefix("model.backbone."))
+}
+
+/// The backbone of a vision transformer under plain names.
+///
+/// # Errors
+/// As [`tensors`], or if the backbone is a residual net.
+pub fn timm(state: &State) -> Result<Vec<Tensor>, Error> {
+    let tensors = select(state, |name| name.strip_prefix("model.backbone."))?;
+    if state.get(CLASS_TOKEN).is_err() {
+        return Err(Error::OtherFormat { format: "timm", has: "a residual network", instead: "torchvision" });
+    }
+    Ok(tensors)
 }
 
 fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Tensor>, Error> {
@@ -166,8 +191,27 @@ mod tests {
         assert_eq!(backbone[0].to_i64().unwrap(), 7);
         assert_eq!(
             "onnx".parse::<Format>().unwrap_err().to_string(),
-            "unknown export format `onnx`, expected state-dict or torchvision"
+            "unknown export format `onnx`, expected state-dict or torchvision or timm"
         );
+    }
+
+    #[test]
+    fn a_backbone_goes_only_under_the_names_that_it_has() {
+        let transformer = State::new([
+            Tensor::from_f32("model.backbone.cls_token", &[1, 1, 2], &[1.0, 2.0]),
+            Tensor::from_f32("model.head.0.weight", &[1, 2], &[5.0, 6.0]),
+        ])
+        .unwrap();
+        assert_eq!(names(&tensors(&transformer, Format::Timm).unwrap()), ["cls_token"]);
+        let error = torchvision(&transformer).unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_code()),
+            (
+                "the checkpoint is of a vision transformer, which has no names of format torchvision; use timm",
+                2
+            )
+        );
+        assert!(timm(&state()).unwrap_err().to_string().ends_with("; use torchvision"));
     }
 
     #[test]

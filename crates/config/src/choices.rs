@@ -46,18 +46,80 @@ macro_rules! choices {
     };
 }
 
-choices! {
-    /// `model.arch`: the residual networks.
-    Arch {
-        /// torchvision's `resnet18`.
-        ResNet18 = "resnet18",
-        /// torchvision's `resnet34`.
-        ResNet34 = "resnet34",
-        /// torchvision's `resnet50`.
-        ResNet50 = "resnet50",
-        /// He's CIFAR network of 20 layers.
-        ResNet20 = "resnet20",
+/// `model.arch`: the backbones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// torchvision's `resnet18`.
+    ResNet18,
+    /// torchvision's `resnet34`.
+    ResNet34,
+    /// torchvision's `resnet50`.
+    ResNet50,
+    /// He's CIFAR network of 20 layers.
+    ResNet20,
+    /// `vit-<width>-<depth>-<heads>`: a vision transformer. `vit-ti16`, `vit-s16` (MoCo v3's, of 12 heads) and `vit-b16`
+    /// are names of three; timm's small one is `vit-384-12-6`.
+    Vit {
+        /// Width of a token, a multiple of 4 and of `heads`.
+        width: usize,
+        /// Blocks.
+        depth: usize,
+        /// Heads of each attention.
+        heads: usize,
+    },
+}
+
+impl Arch {
+    /// The residual networks.
+    pub const RESNETS: &'static [&'static str] = &["resnet18", "resnet34", "resnet50", "resnet20"];
+
+    /// The transformers; the last form stands for every name that begins like it.
+    pub const VITS: &'static [&'static str] =
+        &["vit-ti16", "vit-s16", "vit-b16", "vit-<width>-<depth>-<heads>"];
+
+    const NAMED: &'static [(&'static str, Arch)] = &[
+        ("resnet18", Arch::ResNet18),
+        ("resnet34", Arch::ResNet34),
+        ("resnet50", Arch::ResNet50),
+        ("resnet20", Arch::ResNet20),
+        ("vit-ti16", Arch::Vit { width: 192, depth: 12, heads: 3 }),
+        ("vit-s16", Arch::Vit { width: 384, depth: 12, heads: 12 }),
+        ("vit-b16", Arch::Vit { width: 768, depth: 12, heads: 12 }),
+    ];
+
+    /// The forms that exist.
+    pub(crate) fn forms() -> String {
+        [Self::RESNETS, Self::VITS].concat().join(", ")
     }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (Arch::NAMED.iter().find(|(_, arch)| arch == self), self) {
+            (Some((name, _)), _) => f.write_str(name),
+            (None, Arch::Vit { width, depth, heads }) => write!(f, "vit-{width}-{depth}-{heads}"),
+            (None, _) => unreachable!("every residual network has a name"),
+        }
+    }
+}
+
+impl FromStr for Arch {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownChoice> {
+        let named = Arch::NAMED.iter().find(|(known, _)| *known == name).map(|(_, arch)| *arch);
+        named
+            .or_else(|| vit_of_shape(name))
+            .ok_or_else(|| UnknownChoice { name: name.to_owned(), expected: Arch::forms() })
+    }
+}
+
+fn vit_of_shape(name: &str) -> Option<Arch> {
+    let numbers: Result<Vec<usize>, _> = name.strip_prefix("vit-")?.split('-').map(str::parse).collect();
+    let [width, depth, heads] = numbers.ok()?[..] else { return None };
+    let is_possible = width > 0 && depth > 0 && heads > 0;
+    let fits = is_possible && width.is_multiple_of(4) && width.is_multiple_of(heads);
+    fits.then_some(Arch::Vit { width, depth, heads })
 }
 
 choices! {
@@ -169,6 +231,8 @@ choices! {
         None = "none",
         /// Linear to 4096, batch norm, ReLU, linear to 256.
         MocoV3 = "moco-v3",
+        /// The same of vision transformers: a batch norm without scale and shift follows.
+        MocoV3Vit = "moco-v3-vit",
     }
 }
 
@@ -211,6 +275,8 @@ choices! {
         MocoV2 = "moco-v2",
         /// MoCo's of version 3: the views differ in blur and solarisation.
         MocoV3 = "moco-v3",
+        /// The same for vision transformers: crops from 0.08 of the area.
+        MocoV3Vit = "moco-v3-vit",
         /// Non-parametric instance discrimination's.
         Npid = "npid",
         /// The same for CIFAR: without the flip.
@@ -259,6 +325,13 @@ pub enum Head {
         /// Width of the embeddings.
         out: usize,
     },
+    /// `moco-v3-vit-<hidden>-<out>`: the same of vision transformers, of three layers.
+    MocoV3Vit {
+        /// Width between them.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
 }
 
 impl Head {
@@ -270,6 +343,8 @@ impl Head {
         "linear-<out>",
         "moco-v3",
         "moco-v3-<hidden>-<out>",
+        "moco-v3-vit",
+        "moco-v3-vit-<hidden>-<out>",
     ];
 
     /// The paper's widths of `moco-v3`: between its layers, and of the embeddings.
@@ -285,6 +360,8 @@ impl fmt::Display for Head {
             Head::Linear { out } => write!(f, "linear-{out}"),
             Head::MocoV3 { hidden, out } if (*hidden, *out) == Head::MOCO_V3 => f.write_str("moco-v3"),
             Head::MocoV3 { hidden, out } => write!(f, "moco-v3-{hidden}-{out}"),
+            Head::MocoV3Vit { hidden, out } if (*hidden, *out) == Head::MOCO_V3 => f.write_str("moco-v3-vit"),
+            Head::MocoV3Vit { hidden, out } => write!(f, "moco-v3-vit-{hidden}-{out}"),
         }
     }
 }
@@ -300,6 +377,10 @@ impl FromStr for Head {
             ["simclr", "v2"] => Ok(Head::SimclrV2),
             ["mlp", hidden, out] => Ok(Head::Mlp { hidden: width(hidden)?, out: width(out)? }),
             ["moco", "v3"] => Ok(Head::MocoV3 { hidden: Head::MOCO_V3.0, out: Head::MOCO_V3.1 }),
+            ["moco", "v3", "vit"] => Ok(Head::MocoV3Vit { hidden: Head::MOCO_V3.0, out: Head::MOCO_V3.1 }),
+            ["moco", "v3", "vit", hidden, out] => {
+                Ok(Head::MocoV3Vit { hidden: width(hidden)?, out: width(out)? })
+            }
             ["moco", "v3", hidden, out] => Ok(Head::MocoV3 { hidden: width(hidden)?, out: width(out)? }),
             ["linear", out] => Ok(Head::Linear { out: width(out)? }),
             _ => Err(unknown()),

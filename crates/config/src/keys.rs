@@ -110,8 +110,12 @@ pub(crate) const KEYS: &[Key] = &[
     key!(train.convolution, "auto (fastest) or direct"),
     key!(model.arch, "backbone"),
     key!(model.stem, "imagenet (7x7, max pool) or cifar (3x3)"),
+    key!(model.patch, "side of a transformer's patches; divides data.size", " from 1 to 128", |patch| (1
+        ..=128)
+        .contains(patch)),
+    key!(model.freeze_patch, "the patches' layer stays as it was drawn"),
     key!(model.head, "projection head"),
-    key!(model.predictor, "none, or moco-v3: behind the head of the trained network"),
+    key!(model.predictor, "none, moco-v3 or moco-v3-vit: behind the head of the trained network"),
     key!(model.batch_norm, "statistics over all ranks' rows, or each rank's own"),
     key!(model.zero_init_residual, "residual blocks start as the identity"),
     key!(objective.kind, "loss"),
@@ -139,13 +143,13 @@ pub(crate) const KEYS: &[Key] = &[
     key!(optimizer.kind, "update rule"),
     key!(optimizer.lr, "learning rate after the warm-up", " greater than 0", |lr| *lr > 0.0),
     key!(optimizer.momentum, "of sgd and lars", " from 0 to below 1", |m| (0.0..1.0).contains(m)),
-    key!(optimizer.weight_decay, "not of biases and batch norm, unless decay_all", " of at least 0", |w| *w
+    key!(optimizer.weight_decay, "not of biases and norms, unless decay_all", " of at least 0", |w| *w
         >= 0.0),
     key!(optimizer.eta, "trust coefficient of lars", " greater than 0", |eta| *eta > 0.0),
     key!(optimizer.beta1, "of adamw", " from 0 to below 1", |beta| (0.0..1.0).contains(beta)),
     key!(optimizer.beta2, "of adamw", " from 0 to below 1", |beta| (0.0..1.0).contains(beta)),
     key!(optimizer.eps, "of adamw", " greater than 0", |eps| *eps > 0.0),
-    key!(optimizer.decay_all, "biases and batch norm decay as well"),
+    key!(optimizer.decay_all, "biases and norms decay as well"),
     key!(schedule.kind, "what follows the warm-up"),
     key!(schedule.final_lr, "at the end of the run", " of at least 0", |lr| *lr >= 0.0),
     key!(

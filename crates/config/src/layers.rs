@@ -222,11 +222,12 @@ mod tests {
         check("optimizer.momentum=1", "optimizer.momentum = 1: expected a number from 0 to below 1");
         check(
             "model.head=mlp-0-3",
-            "model.head = \"mlp-0-3\": expected one of simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3, moco-v3-<hidden>-<out>",
+            "model.head = \"mlp-0-3\": expected one of simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3, moco-v3-<hidden>-<out>, \
+             moco-v3-vit, moco-v3-vit-<hidden>-<out>",
         );
         check(
             "data.augment=simclr-cifra",
-            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, npid, npid-cifar, npidpp, pirl",
+            "data.augment = \"simclr-cifra\": expected one of none, simclr-cifar, simclr-imagenet, moco-v1, moco-v2, moco-v3, moco-v3-vit, npid, npid-cifar, npidpp, pirl",
         );
         check(
             "data.std=[1,1,0]",

@@ -2,17 +2,24 @@
 
 use crate::keys::{KEYS, Key};
 use crate::run_config::RunConfig;
-use crate::{Error, ObjectiveKind};
+use crate::{Arch, Error, ObjectiveKind};
 
 /// A key and the values with which another one goes.
 type Condition = (&'static str, &'static [&'static str]);
 
+const OF_RESNET: Condition = ("model.arch", Arch::RESNETS);
+const OF_VIT: Condition = ("model.arch", Arch::VITS);
 const OF_BANK: Condition = ("objective.kind", &["npid", "pirl"]);
 const OF_MOMENTUM: Condition = ("objective.kind", &["moco", "moco-v3"]);
 const OF_NCE: Condition = ("objective.estimator", &["nce"]);
 
 /// What must hold for a key to mean anything; the conditions of every other key always hold.
 const OWNERS: &[(&str, &[Condition])] = &[
+    ("train.convolution", &[OF_RESNET]),
+    ("model.stem", &[OF_RESNET]),
+    ("model.zero_init_residual", &[OF_RESNET]),
+    ("model.patch", &[OF_VIT]),
+    ("model.freeze_patch", &[OF_VIT]),
     ("model.predictor", &[("objective.kind", &["moco-v3"])]),
     ("objective.temperature", &[("objective.kind", WITH_TEMPERATURE)]),
     ("objective.negatives", &[OF_BANK]),
@@ -68,7 +75,19 @@ pub(crate) fn reset(config: &mut RunConfig) -> Result<(), Error> {
 /// The first condition of a key that does not hold.
 fn broken(config: &RunConfig, name: &str) -> Option<Condition> {
     let (_, conditions) = OWNERS.iter().find(|(owned, _)| *owned == name)?;
-    conditions.iter().find(|(owner, values)| !values.contains(&value(config, owner).as_str())).copied()
+    let holds = |(owner, values): &&Condition| {
+        let found = value(config, owner);
+        values.iter().any(|value| is_of_form(&found, value))
+    };
+    conditions.iter().find(|condition| !holds(condition)).copied()
+}
+
+/// Whether a value is the one named, or of the form, `vit-<width>-...`.
+fn is_of_form(value: &str, form: &str) -> bool {
+    match form.split_once('<') {
+        Some((start, _)) => value.starts_with(start),
+        None => value == form,
+    }
 }
 
 /// What a key that takes a name is set to.
@@ -86,7 +105,7 @@ mod tests {
         for (name, conditions) in OWNERS {
             assert!(Key::find(name).is_ok(), "{name}");
             for (owner, values) in *conditions {
-                for owner_value in *values {
+                for owner_value in values.iter().filter(|value| !value.contains('<')) {
                     let mut config = RunConfig::default();
                     let text = toml::Value::String((*owner_value).to_owned());
                     Key::find(owner).unwrap().set(&mut config, &text).unwrap();
@@ -127,6 +146,24 @@ mod tests {
             "`objective.temperature` does not go with objective.kind = align-uniform; leave it out, or set \
              objective.kind = simclr or npid or pirl or moco or moco-v3 or supcon or dcl",
         );
+    }
+
+    #[test]
+    fn a_key_of_another_architecture_is_refused() {
+        refused(
+            "[model]\narch = \"vit-24-2-3\"\nstem = \"cifar\"\n",
+            "`model.stem` does not go with model.arch = vit-24-2-3; leave it out, or set model.arch = resnet18 or \
+             resnet34 or resnet50 or resnet20",
+        );
+        refused(
+            "[model]\npatch = 4\n",
+            "`model.patch` does not go with model.arch = resnet18; leave it out, or set model.arch = vit-ti16 or \
+             vit-s16 or vit-b16 or vit-<width>-<depth>-<heads>",
+        );
+        let config = RunConfig::from_toml("[model]\narch = \"vit-24-2-3\"\npatch = 4\n").unwrap();
+        let text = config.to_toml();
+        assert_eq!(RunConfig::from_toml(&text).unwrap(), config, "{text}");
+        assert!(!text.contains("\nstem =") && text.contains("\npatch = 4"), "{text}");
     }
 
     /// Every kind writes its own keys and reads them back, and the keys of no other.

@@ -21,6 +21,7 @@ const PRESETS: &[(&str, &str)] = presets![
     "moco-v1-cifar10-small",
     "moco-v2-cifar10-small",
     "moco-v3-cifar10-small",
+    "moco-v3-vit-cifar10-small",
     "supcon-cifar10-small",
     "dcl-cifar10-small",
     "simclr-fashion-mnist-small",
@@ -38,6 +39,8 @@ const PRESETS: &[(&str, &str)] = presets![
     "moco-v3-imagenet",
     "moco-v3-imagenet-300",
     "moco-v3-imagenet-1000",
+    "moco-v3-vit-s16-imagenet",
+    "moco-v3-vit-b16-imagenet",
     "supcon-cifar10",
     "dcl-imagenet",
 ];
@@ -142,6 +145,15 @@ mod tests {
             learning(&config, 4096, epochs, lr, weight_decay);
             assert_eq!((config.objective.momentum, config.objective.temperature), (momentum, 1.0));
             assert_eq!(config.objective.momentum_schedule, MomentumSchedule::Cosine);
+        }
+        for (name, arch) in [("moco-v3-vit-s16-imagenet", "vit-s16"), ("moco-v3-vit-b16-imagenet", "vit-b16")]
+        {
+            let config = config(name);
+            learning(&config, 4096, 300, 1.5e-4 * 16.0, 0.1);
+            assert_eq!((config.objective.momentum, config.objective.temperature), (0.99, 0.2));
+            assert_eq!((config.model.arch.to_string().as_str(), config.model.patch), (arch, 16));
+            assert!(config.model.freeze_patch && config.optimizer.decay_all);
+            assert_eq!(config.schedule.warmup_steps, 40 * (1_281_167 / 4096));
         }
     }
 

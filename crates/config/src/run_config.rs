@@ -66,8 +66,12 @@ pub struct Train {
 pub struct Model {
     /// Backbone.
     pub arch: Arch,
-    /// How images enter it.
+    /// How images enter a residual network.
     pub stem: Stem,
+    /// Side of the patches of a vision transformer, in pixels; it divides `data.size`.
+    pub patch: usize,
+    /// Whether the layer over the patches stays as it was drawn, in a vision transformer.
+    pub freeze_patch: bool,
     /// Projection head.
     pub head: Head,
     /// Behind the head of the trained network only.
@@ -235,6 +239,8 @@ impl Default for Model {
         Model {
             arch: Arch::ResNet18,
             stem: Stem::Imagenet,
+            patch: 16,
+            freeze_patch: true,
             head: Head::SimclrV1,
             predictor: Predictor::None,
             batch_norm: BatchNorm::Global,

@@ -148,6 +148,18 @@ impl Setting for Duration {
     }
 }
 
+impl Setting for Arch {
+    fn read(value: &Value) -> Option<Self> {
+        value.as_str()?.parse().ok()
+    }
+    fn write(&self) -> Option<Value> {
+        Some(Value::String(self.to_string()))
+    }
+    fn expected() -> String {
+        format!("one of {} (the width a multiple of 4 and of the heads)", Arch::forms())
+    }
+}
+
 macro_rules! named {
     ($($Name:ident: $names:expr),+ $(,)?) => {$(
         impl Setting for $Name {
@@ -168,7 +180,6 @@ macro_rules! named {
 }
 
 named!(
-    Arch: Arch::NAMES,
     Stem: Stem::NAMES,
     Head: Head::FORMS,
     BatchNorm: BatchNorm::NAMES,

@@ -1,4 +1,4 @@
-//! First values of the parameters, as torchvision and PyTorch distribute them.
+//! First values of the parameters, as torchvision, PyTorch and facebookresearch/moco-v3 distribute them.
 //!
 //! Counter based: an element is a function of the seed, its parameter's name and its index. It depends on no
 //! thread, no order of construction and no other layer, so a network with another head has the same backbone.
@@ -14,6 +14,12 @@ pub(crate) enum Initial {
     HeNormal { fan_out: usize },
     /// Uniform in [-1 / sqrt(fan_in), 1 / sqrt(fan_in)]: PyTorch's default for linear layers.
     LinearUniform { fan_in: usize },
+    /// Uniform in [-b, b], b = sqrt(6 / (fan_in + fan_out)): Glorot & Bengio 2010.
+    XavierUniform { fan_in: usize, fan_out: usize },
+    /// Normal with a standard deviation.
+    Normal { deviation: f64 },
+    /// Sines and cosines of the place in a grid of `side` by `side` patches, behind a first row of zeros.
+    Positions { side: usize, width: usize },
     /// The same value everywhere.
     Constant(f64),
 }
@@ -23,23 +29,47 @@ pub(crate) fn fill<T: Real>(initial: Initial, seed: u64, name: &str, values: &mu
     let key = key(seed, name);
     match initial {
         Initial::Constant(value) => values.fill(T::from_f64(value)),
-        Initial::LinearUniform { fan_in } => {
-            let bound = 1.0 / (fan_in as f64).sqrt();
-            for (i, value) in values.iter_mut().enumerate() {
-                *value = T::from_f64(bound * (2.0 * unit(key, i as u64) - 1.0));
-            }
+        Initial::LinearUniform { fan_in } => uniform(key, 1.0 / (fan_in as f64).sqrt(), values),
+        Initial::XavierUniform { fan_in, fan_out } => {
+            uniform(key, (6.0 / (fan_in + fan_out) as f64).sqrt(), values);
         }
-        Initial::HeNormal { fan_out } => {
-            let deviation = (2.0 / fan_out as f64).sqrt();
-            for (pair_idx, pair) in values.chunks_mut(2).enumerate() {
-                // Box and Muller: two uniform numbers give two normal ones. 1 - u keeps the logarithm finite.
-                let counter = 2 * pair_idx as u64;
-                let radius = deviation * (-2.0 * (1.0 - unit(key, counter)).ln()).sqrt();
-                let (sin, cos) = (TAU * unit(key, counter + 1)).sin_cos();
-                for (value, direction) in pair.iter_mut().zip([cos, sin]) {
-                    *value = T::from_f64(radius * direction);
-                }
-            }
+        Initial::HeNormal { fan_out } => normal(key, (2.0 / fan_out as f64).sqrt(), values),
+        Initial::Normal { deviation } => normal(key, deviation, values),
+        Initial::Positions { side, width } => positions(side, width, values),
+    }
+}
+
+fn uniform<T: Real>(key: u64, bound: f64, values: &mut [T]) {
+    for (i, value) in values.iter_mut().enumerate() {
+        *value = T::from_f64(bound * (2.0 * unit(key, i as u64) - 1.0));
+    }
+}
+
+fn normal<T: Real>(key: u64, deviation: f64, values: &mut [T]) {
+    for (pair_idx, pair) in values.chunks_mut(2).enumerate() {
+        // Box and Muller: two uniform numbers give two normal ones. 1 - u keeps the logarithm finite.
+        let counter = 2 * pair_idx as u64;
+        let radius = deviation * (-2.0 * (1.0 - unit(key, counter)).ln()).sqrt();
+        let (sin, cos) = (TAU * unit(key, counter + 1)).sin_cos();
+        for (value, direction) in pair.iter_mut().zip([cos, sin]) {
+            *value = T::from_f64(radius * direction);
+        }
+    }
+}
+
+/// MoCo v3's position embedding (Chen, Xie & He 2021, arXiv:2104.02057, section 5.4): a quarter of the width each for
+/// the sines and cosines of the row, then of the column, at wavelengths that grow from `TAU` to 10,000 times that. Row
+/// comes first because facebookresearch/moco-v3 calls `meshgrid` with its default order of indices.
+fn positions<T: Real>(side: usize, width: usize, values: &mut [T]) {
+    let quarter = width / 4;
+    let (class_token, patches) = values.split_at_mut(width);
+    class_token.fill(T::ZERO);
+    for (patch, row) in patches.chunks_exact_mut(width).enumerate() {
+        for (i, value) in row.iter_mut().enumerate() {
+            let place = if i < 2 * quarter { patch / side } else { patch % side };
+            let angle = place as f64 / 10_000_f64.powf((i % quarter) as f64 / quarter as f64);
+            let is_sine = (i / quarter).is_multiple_of(2);
+            *value = T::from_f64(if is_sine { angle.sin() } else { angle.cos() });
         }
     }
 }
@@ -102,6 +132,25 @@ mod tests {
         assert!((variance * 64.0 * 3.0 - 1.0).abs() < 0.02, "{variance}");
         assert!((kurtosis - 1.8).abs() < 0.03, "{kurtosis}");
         assert!(uniform.iter().all(|v| v.abs() <= 0.125));
+
+        let xavier = drawn(Initial::XavierUniform { fan_in: 300, fan_out: 84 }, 7, "qkv");
+        let (_, variance, _) = moments(&xavier);
+        assert!((variance * 384.0 / 2.0 - 1.0).abs() < 0.02, "{variance}");
+        assert!(xavier.iter().all(|v| v.abs() <= 0.125));
+        let (_, variance, _) = moments(&drawn(Initial::Normal { deviation: 1e-6 }, 7, "token"));
+        assert!((variance / 1e-12 - 1.0).abs() < 0.025, "{variance}");
+    }
+
+    /// facebookresearch/moco-v3's rule, by hand: width 8, so two wavelengths, 1 and 100.
+    #[test]
+    fn positions_are_sines_and_cosines_of_row_and_column() {
+        let mut values = vec![7.0; 5 * 8];
+        fill(Initial::Positions { side: 2, width: 8 }, 1, "pos_embed", &mut values);
+        assert_eq!(values[..8], [0.0; 8]);
+        // The patch in the second row and the first column, and its neighbour to the right.
+        let (sin, cos) = ([1f64.sin(), 0.01f64.sin()], [1f64.cos(), 0.01f64.cos()]);
+        assert_eq!(values[3 * 8..4 * 8], [sin[0], sin[1], cos[0], cos[1], 0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(values[4 * 8..], [sin, cos, sin, cos].concat());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! [`Network::commit_buffers`], so a step that loses a peer half-way has changed nothing.
 
 mod execution;
+mod tokens;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub struct BufferSnapshot<T> {
     num_batches_tracked: u64,
 }
 
-/// A residual network with its projection head, its parameters and all memory of a step.
+/// A backbone with its projection head, its parameters and all memory of a step.
 pub struct Network<T: Real> {
     spec: ModelSpec,
     role: Role,
@@ -71,7 +72,7 @@ pub struct Network<T: Real> {
     program: Program,
     arena: Arena<T>,
     ops: Vec<Op<T>>,
-    /// What the convolutions use by turns.
+    /// What the ops use by turns.
     scratch: AlignedVec<T>,
     parameters: Parameters<T>,
     /// Per tensor that a batch norm reads: sum and sum of squares of each channel, `[2, channels]`.
@@ -270,6 +271,7 @@ impl<T: Real> Network<T> {
                     Node::Conv(_) => self.conv_backward(node, n, accumulate, on_gradient),
                     Node::BatchNorm(_) => self.batch_norm_backward(node, n, peers, on_gradient)?,
                     Node::Linear(_) => self.linear_backward(node, n, on_gradient),
+                    Node::Tokens(_) => self.tokens_backward(node, n, accumulate, on_gradient),
                     Node::MaxPool(_) | Node::AveragePool(_) => self.pool_backward(node, n),
                 },
             }
@@ -396,6 +398,7 @@ fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: us
         }
         Node::AveragePool(_) => Op::AveragePool,
         Node::Linear(_) => Op::Linear,
+        Node::Tokens(_) => Op::Tokens,
     }
 }
 
@@ -412,21 +415,22 @@ fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threa
         }
         Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, threads),
         Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
-        Node::AveragePool(_) | Node::Linear(_) => 0,
+        Node::AveragePool(_) | Node::Linear(_) | Node::Tokens(_) => 0,
     }
 }
 
-/// Numbers that the convolutions want to write while their backward runs, one after the other; without one, none.
+/// Numbers that the ops want to write while they run, one after the other; convolutions in their backward pass only.
 fn scratch_len<T: Real>(graph: &Graph, passes: Passes, options: &NetworkOptions, threads: usize) -> usize {
     let of = |node: &ConvNode| {
         let shape = graph.conv_shape(node, options.max_rows);
         Conv2d::<T>::predicted_scratch_len(&shape, options.kernel_path, options.convolution, threads)
     };
-    let convolutions = graph.nodes.iter().filter_map(|node| match node {
-        Node::Conv(node) if passes == Passes::Both => Some(of(node)),
-        _ => None,
+    let ops = graph.nodes.iter().map(|node| match node {
+        Node::Conv(node) if passes == Passes::Both => of(node),
+        Node::Tokens(node) => tokens::scratch_len(graph, node, passes, threads),
+        _ => 0,
     });
-    convolutions.max().unwrap_or(0)
+    ops.max().unwrap_or(0)
 }
 
 /// For each tensor its channels if a batch norm reads it, 0 otherwise.

@@ -1,7 +1,7 @@
 //! The updates: SGD and AdamW as PyTorch, LARS as SimCLR.
 //!
-//! Biases and batch-norm parameters take no weight decay unless `decay_all` says so, and never LARS's adapted
-//! rate. The state is one or two flat arrays in the places of the parameters, which is all that a checkpoint
+//! Biases and the parameters of norms take no weight decay unless `decay_all` says so, and never LARS's adapted
+//! rate. What is fixed stays as it is. The state is one or two flat arrays in the places of the parameters, which is all that a checkpoint
 //! holds besides the number of updates.
 
 mod rules;
@@ -46,7 +46,7 @@ pub struct OptimizerSpec {
     pub kind: OptimizerKind,
     /// Added to the gradient as `weight_decay * w`; AdamW shrinks the weight instead.
     pub weight_decay: f64,
-    /// Whether biases and batch-norm parameters decay as well.
+    /// Whether biases and the parameters of norms decay as well.
     pub decay_all: bool,
 }
 
@@ -157,6 +157,9 @@ fn update<T: Real, R: Rule<T>>(
     });
     pool.for_each_part(parts.collect(), |_, (part, values, mut slots): (Range<usize>, _, Vec<&mut [T]>)| {
         for (entry_idx, range) in intersections(entries, &part) {
+            if entries[entry_idx].kind == ParameterKind::Fixed {
+                continue;
+            }
             let own = range.start - part.start..range.end - part.start;
             let slots: Vec<&mut [T]> = slots.iter_mut().map(|slot| &mut slot[own.clone()]).collect();
             let values: &mut [T] = values;
@@ -220,7 +223,7 @@ mod tests {
 
     /// A weight of 37 elements, a bias of 5 and a scale of 3.
     fn parameters() -> Parameters<f64> {
-        let kinds = [ParameterKind::Weight, ParameterKind::Bias, ParameterKind::BatchNorm];
+        let kinds = [ParameterKind::Weight, ParameterKind::Bias, ParameterKind::Norm];
         let mut entries = vec![];
         let mut offset = 0;
         for (kind, len) in kinds.into_iter().zip([37, 5, 3]) {

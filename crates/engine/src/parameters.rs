@@ -11,10 +11,13 @@ use crate::network::BufferUpdate;
 pub enum ParameterKind {
     /// Weight of a convolution or a linear layer: decayed, adapted by LARS.
     Weight,
-    /// Bias of a linear layer.
+    /// Bias of a linear layer, or the class token of a vision transformer, which timm counts among them (its
+    /// `no_weight_decay`).
     Bias,
-    /// Scale or shift of a batch norm.
-    BatchNorm,
+    /// Scale or shift of a batch norm or a layer norm.
+    Norm,
+    /// Stays as it was drawn: it has no gradient and no optimizer's state.
+    Fixed,
 }
 
 /// One parameter and its place in the flat arrays.
@@ -116,15 +119,19 @@ impl<T: Real> Parameters<T> {
 
     /// Where the parameters of `other` lie in these arrays and in its own: neighbours in both as one stretch.
     ///
+    /// What is fixed and has another shape there, as the positions of another image size have, is not shared.
+    ///
     /// # Panics
     /// If `other` has a parameter, by name, that is not among these.
     pub fn places_of(&self, other: &Self) -> Vec<(Range<usize>, Range<usize>)> {
         let mut places: Vec<(Range<usize>, Range<usize>)> = Vec::new();
         for theirs in &other.entries {
-            let ours =
-                self.entries.iter().find(|ours| ours.name == theirs.name && ours.shape == theirs.shape);
-            let ours =
-                ours.unwrap_or_else(|| panic!("no parameter {} {:?} to share", theirs.name, theirs.shape));
+            let ours = self.entries.iter().find(|ours| ours.name == theirs.name);
+            let ours = ours.unwrap_or_else(|| panic!("no parameter {} to share", theirs.name));
+            if ours.shape != theirs.shape {
+                assert_eq!(theirs.kind, ParameterKind::Fixed, "another shape of {}", theirs.name);
+                continue;
+            }
             match places.last_mut() {
                 Some((here, there)) if (here.end, there.end) == (ours.offset, theirs.offset) => {
                     (here.end, there.end) = (ours.range().end, theirs.range().end);

@@ -56,7 +56,8 @@ impl Case {
         let number = |key: &str| usize::try_from(json[key].as_u64().unwrap()).unwrap();
         let arch: Arch = text("arch").parse().unwrap();
         let stem: Stem = text("stem").parse().unwrap();
-        let predictor = json["predictor"].as_u64().map(|hidden| Predictor { hidden: hidden as usize });
+        let predictor =
+            json["predictor"].as_u64().map(|hidden| Predictor { hidden: hidden as usize, last_norm: false });
         let spec = ModelSpec { predictor, ..spec(arch, stem, text("head").parse().unwrap(), number("size")) };
         Self { index, spec, rows: number("rows"), json }
     }

@@ -101,7 +101,7 @@ fn deeper_nets_with_both_stems() {
 
 #[test]
 fn a_projector_with_its_predictor() {
-    let predictor = Some(Predictor { hidden: 6 });
+    let predictor = Some(Predictor { hidden: 6, last_norm: false });
     let head = Head::MocoV3 { hidden: 7, out: 5 };
     let spec = ModelSpec { predictor, ..spec(Arch::ResNet20, Stem::Cifar, head, 8) };
     let suffixes =

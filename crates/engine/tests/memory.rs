@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::kernels::Pool;
-use engine::models::{Arch, Head, Stem};
+use engine::models::{Arch, Head, Stem, Vit};
 use engine::network::{BufferUpdate, Network};
 use engine::peers::Alone;
 use support::{noise, options, spec};
@@ -74,4 +74,8 @@ fn memory_is_as_predicted_and_a_step_takes_none() {
     check(Arch::ResNet20, Stem::Cifar, 16, 64);
     check(Arch::ResNet18, Stem::Imagenet, 40, 16);
     check(Arch::ResNet50, Stem::Cifar, 8, 33);
+    for freeze_patch in [true, false] {
+        let vit = Vit { patch: 4, freeze_patch, ..Vit::new(96, 3, 3) };
+        check(Arch::Vit(vit), Stem::Cifar, 32, 16);
+    }
 }

@@ -20,7 +20,7 @@ fn network(spec: &ModelSpec, role: Role) -> Network<f64> {
 
 fn moco() -> ModelSpec {
     let head = Head::MocoV3 { hidden: 9, out: 6 };
-    let predictor = Some(Predictor { hidden: 7 });
+    let predictor = Some(Predictor { hidden: 7, last_norm: false });
     ModelSpec { predictor, ..spec(Arch::ResNet20, Stem::Cifar, head, SIZE) }
 }
 

@@ -3,7 +3,7 @@
 //! `f64`, and `f32` on the reference path, call the library once per element. Otherwise a polynomial is
 //! evaluated on [`LANES`] elements at a time, by the widest instructions of the path.
 
-use engine::kernels::{ChannelPass, KernelPath, LANES, Real, vectorized};
+use engine::kernels::{ChannelPass, KernelPath, LANES, Real, exp, vectorized};
 
 /// `log sum_j exp(x_j)` of a row that arrives in pieces.
 #[derive(Debug, Clone, Copy)]
@@ -131,87 +131,9 @@ impl ChannelPass for TwoExps<'_> {
     }
 }
 
-/// `e^x` within two units in the last place for results that are normal numbers, 0 below those.
-///
-/// `x = k ln 2 + r` with `|r| <= ln 2 / 2`, and `e^r` by the polynomial of Cephes' `expf` (Moshier). Without a
-/// branch, so that the compiler makes vectors of it. `x` must be at most 88; not-a-number stays that.
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    /// Below it, `e^x` is no normal number.
-    const LOWEST: f32 = -87.336_54;
-    /// `ln 2` in two parts, the first of few bits, so that `k` times it is exact.
-    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-    let clamped = if x < LOWEST { LOWEST } else { x };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let k = shifted - ROUND;
-    let r = clamped - k * LN_2[0] - k * LN_2[1];
-    let mut p = COEFFICIENTS[0];
-    for coefficient in &COEFFICIENTS[1..] {
-        p = p * r + coefficient;
-    }
-    let power = p * r * r + r + 1.0;
-    if x < LOWEST { 0.0 } else { times_power(power, shifted) }
-}
-
-/// `2^x`, for `|x| <= 126`, within two units in the last place.
-///
-/// As [`exp`], but with nothing to guard against, and in half the operations: `x = k + r` needs no `ln 2`, and a
-/// polynomial of one degree less, fitted to `2^r` in relative error with its value at 0 exact, is enough.
-#[inline(always)]
-pub(crate) fn exp2(x: f32) -> f32 {
-    #[expect(clippy::approx_constant, reason = "the fit's first coefficient is near ln 2, and not that")]
-    const COEFFICIENTS: [f32; 5] =
-        [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1];
-    let shifted = x + ROUND;
-    let r = x - (shifted - ROUND);
-    let mut p = COEFFICIENTS[0];
-    for coefficient in &COEFFICIENTS[1..] {
-        p = p * r + coefficient;
-    }
-    times_power(p * r + 1.0, shifted)
-}
-
-/// 1.5 * 2^23: added to a small number, it rounds that to an integer in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
-
-/// Multiplies by `2^k`, `shifted` being `k + ROUND`: its lowest bits are `k`, and move into the exponent.
-#[inline(always)]
-fn times_power(value: f32, shifted: f32) -> f32 {
-    f32::from_bits(value.to_bits().wrapping_add(shifted.to_bits() << 23))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_exponential_is_within_two_units_in_the_last_place() {
-        let mut worst = 0f64;
-        for i in 0..2_000_000 {
-            let x = -87.3 + 175.3 * (i as f32 / 2e6);
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst:e}");
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!((exp(-88.0), exp(-1e30), exp(f32::NEG_INFINITY)), (0.0, 0.0, 0.0));
-        assert!(exp(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn powers_of_two_are_within_two_units_in_the_last_place() {
-        let mut worst = 0f64;
-        for i in 0..2_000_000 {
-            let x = -126.0 + 252.0 * (i as f32 / 2e6);
-            let exact = f64::from(x).exp2();
-            worst = worst.max((f64::from(exp2(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst:e}");
-        assert_eq!([exp2(0.0), exp2(-3.0), exp2(7.0)], [1.0, 0.125, 128.0]);
-        assert!(exp2(f32::NAN).is_nan());
-    }
 
     #[test]
     fn a_sum_in_pieces_is_the_sum_on_every_path() {

@@ -4,9 +4,9 @@
 //! so that their range is known beforehand, and unless the temperature is very low there is nothing to take off:
 //! one exponential then serves the softmax of its row and that of its column.
 
-use engine::kernels::{ChannelPass, KernelPath, PANEL, Real, vectorized};
+use engine::kernels::{ChannelPass, KernelPath, PANEL, Real, exp2, vectorized};
 
-use crate::exponential::{add_two_exps, exp2};
+use crate::exponential::add_two_exps;
 
 /// Partial sums of a row, each of every so many columns: as many as a vector has numbers.
 pub(crate) const LANES: usize = engine::kernels::LANES;

@@ -3,7 +3,7 @@
 use config::RunConfig;
 use data::Preprocess;
 use engine::kernels::Convolution;
-use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, Predictor, Stem};
+use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, Predictor, Stem, Vit};
 
 /// The network that a configuration describes.
 pub fn spec(config: &RunConfig) -> ModelSpec {
@@ -14,6 +14,9 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
             config::Arch::ResNet34 => Arch::ResNet34,
             config::Arch::ResNet50 => Arch::ResNet50,
             config::Arch::ResNet20 => Arch::ResNet20,
+            config::Arch::Vit { width, depth, heads } => {
+                Arch::Vit(Vit { width, depth, heads, patch: model.patch, freeze_patch: model.freeze_patch })
+            }
         },
         stem: match model.stem {
             config::Stem::Imagenet => Stem::Imagenet,
@@ -25,6 +28,7 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
             config::Head::Mlp { hidden, out } => Head::Mlp { hidden, out },
             config::Head::Linear { out } => Head::Linear { out },
             config::Head::MocoV3 { hidden, out } => Head::MocoV3 { hidden, out },
+            config::Head::MocoV3Vit { hidden, out } => Head::MocoV3Vit { hidden, out },
         },
         batch_norm: match model.batch_norm {
             config::BatchNorm::Global => BatchNormScope::Global,
@@ -39,11 +43,16 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
 
 /// What follows the head; as wide as a projector of MoCo v3's that it follows, and otherwise as the paper's.
 fn predictor(config: &RunConfig) -> Option<Predictor> {
-    match (config.model.predictor, config.model.head) {
-        (config::Predictor::None, _) => None,
-        (config::Predictor::MocoV3, config::Head::MocoV3 { hidden, .. }) => Some(Predictor { hidden }),
-        (config::Predictor::MocoV3, _) => Some(Predictor { hidden: config::Head::MOCO_V3.0 }),
-    }
+    let last_norm = match config.model.predictor {
+        config::Predictor::None => return None,
+        config::Predictor::MocoV3 => false,
+        config::Predictor::MocoV3Vit => true,
+    };
+    let hidden = match config.model.head {
+        config::Head::MocoV3 { hidden, .. } | config::Head::MocoV3Vit { hidden, .. } => hidden,
+        _ => config::Head::MOCO_V3.0,
+    };
+    Some(Predictor { hidden, last_norm })
 }
 
 /// The second branch of an objective that has one.

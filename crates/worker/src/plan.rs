@@ -71,6 +71,7 @@ impl Plan {
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
         check_jigsaw(config)?;
+        check_patch(config)?;
         check_temperature(config)?;
         check_bank(config, world_size)?;
         let needs = objective::needs(config)?;
@@ -361,6 +362,23 @@ fn check_jigsaw(config: &RunConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// A vision transformer's patches tile what it sees: the views, and with PIRL the patches of the jigsaw as well.
+fn check_patch(config: &RunConfig) -> Result<(), Error> {
+    let patch = config.model.patch;
+    let is_vit = matches!(config.model.arch, config::Arch::Vit { .. });
+    let refuse = |reason| Err(Error::Config { key: "model.patch", value: patch.to_string(), reason });
+    if is_vit && !config.data.size.is_multiple_of(patch) {
+        return refuse(format!("it must divide data.size = {}", config.data.size));
+    }
+    match model::spec(config).jigsaw {
+        Some(jigsaw) if is_vit && !jigsaw.patch_size.is_multiple_of(patch) => refuse(format!(
+            "objective.kind = pirl cuts views of {} pixels into a jigsaw of {} pixels a piece, which it must divide too",
+            config.data.size, jigsaw.patch_size
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// What a bank cannot do: leave one slot out of all, or encode slots anew by statistics that differ between ranks.
 fn check_bank(config: &RunConfig, world_size: usize) -> Result<(), Error> {
     use config::ObjectiveKind::{Npid, Pirl};
@@ -449,6 +467,26 @@ mod tests {
             check_jigsaw(&of_head("simclr-v1")).unwrap_err().to_string(),
             "model.head = simclr-v1: objective.kind = pirl takes a head without batch norm; use linear-128"
         );
+    }
+
+    #[test]
+    fn patches_tile_what_a_transformer_sees() {
+        let of = |patch, size, kind: &str| {
+            let text = format!(
+                "[model]\narch = \"vit-24-2-3\"\npatch = {patch}\nhead = \"linear-8\"\n[data]\nsize = {size}\n\
+                 [objective]\nkind = \"{kind}\"\n"
+            );
+            check_patch(&config(&text)).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(4, 32, "simclr"), Ok(()));
+        assert_eq!(of(16, 224, "pirl"), Ok(()));
+        assert_eq!(of(5, 32, "simclr"), Err("model.patch = 5: it must divide data.size = 32".to_owned()));
+        let jigsaw = of(16, 32, "pirl").unwrap_err();
+        assert!(
+            jigsaw.starts_with("model.patch = 16: objective.kind = pirl cuts views of 32 pixels"),
+            "{jigsaw}"
+        );
+        assert!(check_patch(&config("[data]\nsize = 33\n")).is_ok(), "no transformer");
     }
 
     #[test]

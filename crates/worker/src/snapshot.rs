@@ -9,7 +9,7 @@ use collective::Communicator;
 use engine::models::BatchNormScope;
 use engine::network::Network;
 use engine::optim::Optimizer;
-use engine::parameters::Parameters;
+use engine::parameters::{ParameterEntry, ParameterKind, Parameters};
 use objectives::{Array, ArrayType, Objective};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -143,9 +143,10 @@ impl<'a> Restoration<'a> {
         if let Some(momentum) = self.momentum {
             momentum.finish()?;
         }
-        let entries = &self.network.parameters.entries;
+        let parameters = &*self.network.parameters;
         let slots = self.optimizer.state().into_iter();
-        let names = slots.flat_map(|(slot, _)| entries.iter().map(move |entry| slot_name(slot, &entry.name)));
+        let names =
+            slots.flat_map(|(slot, _)| trained(parameters).map(move |entry| slot_name(slot, &entry.name)));
         all_seen(names.chain([UPDATES.to_owned()]), &self.seen)?;
         Ok(self.objective.restored()?)
     }
@@ -256,10 +257,15 @@ fn network_items<'a>(prefix: &str, parameters: &'a Parameters<f32>) -> Vec<Item<
     items
 }
 
+/// The parameters of which the optimizer keeps something.
+fn trained(parameters: &Parameters<f32>) -> impl Iterator<Item = &ParameterEntry> {
+    parameters.entries.iter().filter(|entry| entry.kind != ParameterKind::Fixed)
+}
+
 fn optimizer_items<'a>(optimizer: &'a Optimizer<f32>, parameters: &'a Parameters<f32>) -> Vec<Item<'a>> {
     let mut items = Vec::new();
     for (slot, values) in optimizer.state() {
-        for entry in &parameters.entries {
+        for entry in trained(parameters) {
             items.push(Item {
                 name: slot_name(slot, &entry.name),
                 shape: &entry.shape,

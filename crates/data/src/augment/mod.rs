@@ -26,12 +26,13 @@ use crate::wide;
 use crate::{Error, Image, Preprocess};
 
 /// The names that [`Augmentation::preset`] knows.
-pub const PRESETS: [&str; 10] = [
+pub const PRESETS: [&str; 11] = [
     "simclr-imagenet",
     "simclr-cifar",
     "moco-v1",
     "moco-v2",
     "moco-v3",
+    "moco-v3-vit",
     "npid",
     "npid-cifar",
     "npidpp",
@@ -196,7 +197,7 @@ impl Augmentation {
     /// Builds the augmentation of a paper, for views of `size` pixels, with values in [0, 1].
     ///
     /// `npid` is lemniscate's ImageNet recipe, `npid-cifar` its CIFAR recipe, `npidpp` and `pirl` are VISSL's.
-    /// `moco-v3` crops from 0.2 of the area on, as for ResNet-50.
+    /// `moco-v3` crops from 0.2 of the area on, as for ResNet-50; `moco-v3-vit` from 0.08, as for transformers.
     ///
     /// # Errors
     /// If no preset has this name.
@@ -216,10 +217,12 @@ impl Augmentation {
             "npidpp" => both(0.08, vec![jitter(1.0, [0.4; 4])]),
             "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), gray]),
             "moco-v2" => both(0.2, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray, blur(0.5)]),
-            "moco-v3" => {
+            "moco-v3" | "moco-v3-vit" => {
+                let smallest_area = if name == "moco-v3" { 0.2 } else { 0.08 };
                 let colours = jitter(0.8, [0.4, 0.4, 0.2, 0.1]);
                 let first = vec![colours.clone(), gray.clone(), blur(1.0)];
-                [first, vec![colours, gray, blur(0.1), Op::Solarize { p: 0.2 }]].map(|ops| cropped(0.2, ops))
+                [first, vec![colours, gray, blur(0.1), Op::Solarize { p: 0.2 }]]
+                    .map(|ops| cropped(smallest_area, ops))
             }
             "none" => return Ok(Augmentation::none(size)),
             _ => return Err(Error::UnknownAugmentation { name: name.to_owned() }),

@@ -9,7 +9,7 @@ use crate::parameters::{BufferEntry, BufferSpec, ParameterEntry, ParameterKind, 
 
 /// A graph under construction. Parameters get their place in the order of the calls, which is PyTorch's.
 pub(crate) struct GraphBuilder {
-    graph: Graph,
+    pub(super) graph: Graph,
 }
 
 /// A norm with its parameters registered, not yet part of a node.
@@ -96,11 +96,11 @@ impl GraphBuilder {
         let channels = self.channels(x);
         let scale = options.scale.then(|| {
             let initial = Initial::Constant(options.initial_scale);
-            self.parameter(format!("{name}.weight"), vec![channels], ParameterKind::BatchNorm, initial)
+            self.parameter(format!("{name}.weight"), vec![channels], ParameterKind::Norm, initial)
         });
         let shift = options.shift.then(|| {
             let initial = Initial::Constant(0.0);
-            self.parameter(format!("{name}.bias"), vec![channels], ParameterKind::BatchNorm, initial)
+            self.parameter(format!("{name}.bias"), vec![channels], ParameterKind::Norm, initial)
         });
         let running_mean = self.buffer(format!("{name}.running_mean"), channels, 0.0);
         self.buffer(format!("{name}.running_var"), channels, 1.0);
@@ -172,12 +172,12 @@ impl GraphBuilder {
         (weight, bias)
     }
 
-    fn tensor(&mut self, shape: TensorShape) -> TensorId {
+    pub(super) fn tensor(&mut self, shape: TensorShape) -> TensorId {
         self.graph.tensors.push(shape);
         TensorId(self.graph.tensors.len() - 1)
     }
 
-    fn parameter(
+    pub(super) fn parameter(
         &mut self,
         name: String,
         shape: Vec<usize>,

@@ -6,8 +6,10 @@
 mod builder;
 pub(crate) mod plan;
 pub(crate) mod program;
+mod tokens;
 
 pub(crate) use builder::{GraphBuilder, LinearOptions, NormOptions, Window};
+pub(crate) use tokens::{AttentionNode, EmbedNode, EmbedOptions, LayerNormNode, TokenLinearNode, TokenNode};
 
 use crate::kernels::ConvShape;
 use crate::parameters::{BufferSpec, ParameterSpec};
@@ -108,6 +110,8 @@ pub(crate) enum Node {
     MaxPool(PoolNode),
     AveragePool(PoolNode),
     Linear(LinearNode),
+    /// What vision transformers are made of.
+    Tokens(TokenNode),
 }
 
 impl BatchNormNode {
@@ -128,6 +132,7 @@ impl Node {
             Self::Conv(node) => vec![node.x],
             Self::MaxPool(node) | Self::AveragePool(node) => vec![node.x],
             Self::Linear(node) => vec![node.x],
+            Self::Tokens(node) => node.inputs(),
             Self::BatchNorm(node) => match &node.shortcut {
                 Shortcut::None => vec![node.main.x],
                 Shortcut::Identity(x) => vec![node.main.x, *x],
@@ -142,6 +147,7 @@ impl Node {
             Self::Conv(node) => node.y,
             Self::MaxPool(node) | Self::AveragePool(node) => node.y,
             Self::Linear(node) => node.y,
+            Self::Tokens(node) => node.output(),
             Self::BatchNorm(node) => node.y,
         }
     }
@@ -155,6 +161,7 @@ impl Node {
             Self::MaxPool(_) | Self::AveragePool(_) => vec![],
             Self::Linear(node) if node.relu => vec![node.x, node.y],
             Self::Linear(node) => vec![node.x],
+            Self::Tokens(node) => node.backward_reads(),
             Self::BatchNorm(node) => {
                 let mut reads: Vec<_> = node.norms().map(|norm| norm.x).collect();
                 // With an addend the mask is the sign of the output; alone it follows from the input.
@@ -213,6 +220,7 @@ impl Graph {
                 passes * 2.0 * (y.len() * taps) as f64
             }
             Node::Linear(linear) => 6.0 * (self.shape(linear.x).len() * self.shape(linear.y).len()) as f64,
+            Node::Tokens(node) => node.flops_per_row(self),
             Node::BatchNorm(_) | Node::MaxPool(_) | Node::AveragePool(_) => 0.0,
         };
         self.nodes.iter().map(flops).sum()

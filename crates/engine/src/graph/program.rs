@@ -3,8 +3,8 @@
 //! The backward pass is the forward pass in reverse. Three things save memory on the way:
 //!
 //! - A normalised activation that only convolutions read (inside a block) is never stored: their *prologue*
-//!   normalises what they read, both times. Any other of a batch norm without shortcut is not kept: it is
-//!   *replayed* in one memory pass, just before the backward pass reads it.
+//!   normalises what they read, both times. Any other of a batch norm without shortcut, and what a layer norm or a GELU
+//!   makes of tokens, is not kept: it is *replayed* in one memory pass, just before the backward pass reads it.
 //! - The gradient of a convolution's output is never stored: the norm behind it *makes* it from the gradient of
 //!   its own output, block by block, as the convolution's backward pass reads it. So norms hand the buffer of
 //!   their output's gradient on to the convolutions; where a shortcut joined, it is also the shortcut's gradient,
@@ -12,7 +12,7 @@
 //! - Buffers that are never alive together share memory ([`super::plan`]).
 
 use super::plan::Lifetime;
-use super::{BatchNormNode, Graph, Node, Shortcut, TensorId};
+use super::{BatchNormNode, Graph, Node, Shortcut, TensorId, TokenNode};
 
 /// Index of a buffer: a value or a gradient, over one stretch of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct BufferId(pub usize);
 /// One thing that the backward pass does. The forward pass just runs the nodes in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BackwardStep {
-    /// Computes a batch norm's output once more.
+    /// Computes a node's output once more.
     Replay { node: usize },
     /// Runs a node's backward; its input's gradient already holds another consumer's share if `accumulate`.
     Backward { node: usize, accumulate: bool },
@@ -95,7 +95,7 @@ impl Program {
         for (node_idx, node) in graph.nodes.iter().enumerate().rev() {
             for tensor in node.backward_reads() {
                 let is_there = program.replayed[tensor.0].is_some() || program.prologues[tensor.0].is_some();
-                if let Some(maker) = lone_norm(graph, tensor).filter(|_| !is_there) {
+                if let Some(maker) = replayed_by(graph, tensor).filter(|_| !is_there) {
                     time += 1;
                     program.backward.push(BackwardStep::Replay { node: maker });
                     program.replayed[tensor.0] = Some(program.buffer(graph.shape(tensor).len()));
@@ -173,6 +173,7 @@ impl Program {
                     }
                 }
             }
+            Node::Tokens(node) => return self.place_token_gradients(graph, node, d_y),
             Node::Conv(_) | Node::MaxPool(_) | Node::AveragePool(_) | Node::Linear(_) => {
                 let x = node.inputs()[0];
                 if x != graph.images {
@@ -189,9 +190,40 @@ impl Program {
         false
     }
 
+    /// As [`Program::place_gradients`], of an op over tokens.
+    fn place_token_gradients(&mut self, graph: &Graph, node: &TokenNode, d_y: BufferId) -> bool {
+        match node {
+            // Images need none.
+            TokenNode::Embed(_) => false,
+            TokenNode::LayerNorm(node) => {
+                let accumulate = self.gradients[node.x.0].is_some();
+                self.gradient(graph, node.x);
+                accumulate
+            }
+            TokenNode::Linear(node) => {
+                if let Some(addend) = node.addend {
+                    self.hand_on(addend, d_y);
+                }
+                self.first_gradient(graph, node.x)
+            }
+            TokenNode::Gelu(node) => {
+                self.hand_on(node.x, d_y);
+                false
+            }
+            TokenNode::Attention(node) => self.first_gradient(graph, node.x),
+        }
+    }
+
+    /// Makes room for the gradient of a tensor that has no other reader; so nothing is added to what is there.
+    fn first_gradient(&mut self, graph: &Graph, tensor: TensorId) -> bool {
+        assert!(self.gradients[tensor.0].is_none(), "only layer norms add to a gradient of tokens");
+        self.gradient(graph, tensor);
+        false
+    }
+
     /// Lets the gradient of `tensor` live in `buffer`.
     fn hand_on(&mut self, tensor: TensorId, buffer: BufferId) {
-        assert!(self.gradients[tensor.0].is_none(), "a batch norm's backward overwrites, it is the first");
+        assert!(self.gradients[tensor.0].is_none(), "what is handed on is the first share");
         self.gradients[tensor.0] = Some(buffer);
     }
 
@@ -251,6 +283,13 @@ fn lone_norm(graph: &Graph, tensor: TensorId) -> Option<usize> {
         node.output() == tensor
             && matches!(node, Node::BatchNorm(norm) if matches!(norm.shortcut, Shortcut::None))
     })
+}
+
+/// The node that computes `tensor` once more for the backward pass.
+fn replayed_by(graph: &Graph, tensor: TensorId) -> Option<usize> {
+    let replays = |node: &Node| matches!(node, Node::Tokens(node) if node.is_replayed());
+    let of_tokens = || graph.nodes.iter().position(|node| node.output() == tensor && replays(node));
+    lone_norm(graph, tensor).or_else(of_tokens)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 use bytemuck::Pod;
 
+use super::exponential::{exp, normal, normal_f64};
+
 /// A real number the engine computes in: `f32` to train, `f64` to check.
 pub trait Real:
     Pod
@@ -38,6 +40,10 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Natural exponential.
     fn exp(self) -> Self;
+    /// Natural exponential of at most 88, for passes over many numbers.
+    fn exp_in_pass(self) -> Self;
+    /// Cumulative probability and density of the normal distribution.
+    fn normal(self) -> (Self, Self);
 
     /// `slice` as `f32` if that is what it holds: the door to the fast kernels.
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
@@ -46,7 +52,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($type:ident, $widen:expr, |$slice:ident| $as_f32:expr) => {
+    ($type:ident, $widen:expr, ($exp:expr, $normal:expr), |$slice:ident| $as_f32:expr) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -69,6 +75,14 @@ macro_rules! real {
                 $type::exp(self)
             }
             #[inline(always)]
+            fn exp_in_pass(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn normal(self) -> (Self, Self) {
+                $normal(self)
+            }
+            #[inline(always)]
             fn as_f32($slice: &[Self]) -> Option<&[f32]> {
                 $as_f32
             }
@@ -80,5 +94,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, f64::from, |slice| Some(slice));
-real!(f64, std::convert::identity, |_slice| None);
+real!(f32, f64::from, (exp, normal), |slice| Some(slice));
+real!(f64, std::convert::identity, (f64::exp, normal_f64), |_slice| None);

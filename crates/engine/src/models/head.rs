@@ -19,10 +19,12 @@ pub(super) fn head(builder: &mut GraphBuilder, features: TensorId, spec: &ModelS
         Head::Linear { out } => builder.linear("head.0", features, out, LAST),
         Head::MocoV3 { hidden, out } => {
             let y = hidden_layer(builder, ("head", 0), features, hidden);
-            let y = builder.linear("head.3", y, out, BEFORE_NORM);
-            let options = NormOptions { scale: false, shift: false, ..NormOptions::default() };
-            let norm = builder.norm("head.4", y, &options);
-            builder.batch_norm(norm, Shortcut::None, false)
+            plain_norm_layer(builder, ("head", 3), y, out)
+        }
+        Head::MocoV3Vit { hidden, out } => {
+            let y = hidden_layer(builder, ("head", 0), features, hidden);
+            let y = hidden_layer(builder, ("head", 3), y, hidden);
+            plain_norm_layer(builder, ("head", 6), y, out)
         }
     }
 }
@@ -31,9 +33,13 @@ pub(super) fn head(builder: &mut GraphBuilder, features: TensorId, spec: &ModelS
 pub(super) fn trained(builder: &mut GraphBuilder, features: TensorId, spec: &ModelSpec) -> TensorId {
     let mut embeddings = head(builder, features, spec);
     if let Some(predictor) = spec.predictor {
-        // facebookresearch/moco-v3 for residual nets: no linear has a bias, and no norm follows the last.
+        // facebookresearch/moco-v3: no linear has a bias, and for residual nets no norm follows the last.
         let y = hidden_layer(builder, ("predictor", 0), embeddings, predictor.hidden);
-        embeddings = builder.linear("predictor.3", y, spec.embedding_width(), BEFORE_NORM);
+        embeddings = if predictor.last_norm {
+            plain_norm_layer(builder, ("predictor", 3), y, spec.embedding_width())
+        } else {
+            builder.linear("predictor.3", y, spec.embedding_width(), BEFORE_NORM)
+        };
     }
     if spec.jigsaw.is_some() {
         let (features, out) = (builder.channels(features), spec.embedding_width());
@@ -65,6 +71,19 @@ fn hidden_layer(
     let y = builder.linear(&format!("{sequential}.{first}"), x, width, BEFORE_NORM);
     let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, &NormOptions::default());
     builder.batch_norm(norm, Shortcut::None, true)
+}
+
+/// Linear-BN, the norm without scale and shift, as the module `first` and the one behind it of a `Sequential`.
+fn plain_norm_layer(
+    builder: &mut GraphBuilder,
+    (sequential, first): (&str, usize),
+    x: TensorId,
+    width: usize,
+) -> TensorId {
+    let y = builder.linear(&format!("{sequential}.{first}"), x, width, BEFORE_NORM);
+    let options = NormOptions { scale: false, shift: false, ..NormOptions::default() };
+    let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, &options);
+    builder.batch_norm(norm, Shortcut::None, false)
 }
 
 /// `hidden_layers` times Linear-BN-ReLU at the features' width, then Linear-BN with a scale but no shift

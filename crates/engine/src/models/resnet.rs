@@ -24,6 +24,7 @@ fn layout(arch: Arch) -> Layout {
         Arch::ResNet34 => Layout { block: Block::Basic, stem_width: 64, stages: &[3, 4, 6, 3] },
         Arch::ResNet50 => Layout { block: Block::Bottleneck, stem_width: 64, stages: &[3, 4, 6, 3] },
         Arch::ResNet20 => Layout { block: Block::Basic, stem_width: 16, stages: &[3, 3, 3] },
+        Arch::Vit(_) => unreachable!("a vision transformer is no residual net"),
     }
 }
 

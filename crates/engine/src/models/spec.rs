@@ -15,7 +15,7 @@ pub struct UnknownName {
     pub expected: &'static str,
 }
 
-/// The residual networks that can be built.
+/// The backbones that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arch {
     /// torchvision's `resnet18`.
@@ -27,9 +27,41 @@ pub enum Arch {
     /// He's CIFAR network: three stages of three basic blocks, widths 16, 32, 64, projection shortcuts
     /// where the shape changes (option B).
     ResNet20,
+    /// A vision transformer.
+    Vit(Vit),
 }
 
-/// How the input enters the residual stages.
+/// A vision transformer: timm's `VisionTransformer` with a class token as the features, biases everywhere and hidden
+/// layers four times as wide as a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Vit {
+    /// Width of a token, a multiple of 4 and of `heads`.
+    pub width: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Heads of each attention.
+    pub heads: usize,
+    /// Side of a square patch, in pixels; it divides the image's.
+    pub patch: usize,
+    /// Whether the patches' layer stays as it was drawn, for stability (MoCo v3, section 4.2).
+    pub freeze_patch: bool,
+}
+
+impl Vit {
+    /// timm's and DeiT's `vit_tiny_patch16`.
+    pub const TINY: Self = Self::new(192, 12, 3);
+    /// MoCo v3's `vit_small`, of 12 heads; timm's `vit_small_patch16` has 6, and the same shapes.
+    pub const SMALL: Self = Self::new(384, 12, 12);
+    /// `vit_base_patch16`, timm's and MoCo v3's.
+    pub const BASE: Self = Self::new(768, 12, 12);
+
+    /// Of patches of 16 pixels, all of it trained.
+    pub const fn new(width: usize, depth: usize, heads: usize) -> Self {
+        Self { width, depth, heads, patch: 16, freeze_patch: false }
+    }
+}
+
+/// How the input enters the residual stages; vision transformers have none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stem {
     /// 7x7 convolution of stride 2, then a 3x3 max pool of stride 2.
@@ -64,6 +96,13 @@ pub enum Head {
         /// Width of the embeddings.
         out: usize,
     },
+    /// MoCo v3's projector of vision transformers: one more Linear, BN, ReLU in front.
+    MocoV3Vit {
+        /// Width between the linear layers.
+        hidden: usize,
+        /// Width of the embeddings.
+        out: usize,
+    },
 }
 
 /// MoCo v3's predictor behind the head: Linear, BN, ReLU, Linear back to the width of the embeddings, without biases.
@@ -71,6 +110,8 @@ pub enum Head {
 pub struct Predictor {
     /// Width between the two linear layers.
     pub hidden: usize,
+    /// Whether a BN without scale and shift follows: behind vision transformers.
+    pub last_norm: bool,
 }
 
 /// PIRL's second branch: the backbone sees the patches of a jigsaw, and a head of its own joins them.
@@ -106,9 +147,9 @@ pub enum BatchNormScope {
 /// Everything that decides a network's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// The residual network.
+    /// The backbone.
     pub arch: Arch,
-    /// Its entrance.
+    /// The entrance of a residual network.
     pub stem: Stem,
     /// Its projection head.
     pub head: Head,
@@ -138,6 +179,7 @@ impl ModelSpec {
             Arch::ResNet18 | Arch::ResNet34 => 512,
             Arch::ResNet50 => 2048,
             Arch::ResNet20 => 64,
+            Arch::Vit(vit) => vit.width,
         }
     }
 
@@ -145,7 +187,10 @@ impl ModelSpec {
     pub fn embedding_width(&self) -> usize {
         match self.head {
             Head::SimclrV1 | Head::SimclrV2 => SIMCLR_WIDTH,
-            Head::Mlp { out, .. } | Head::Linear { out } | Head::MocoV3 { out, .. } => out,
+            Head::Mlp { out, .. }
+            | Head::Linear { out }
+            | Head::MocoV3 { out, .. }
+            | Head::MocoV3Vit { out, .. } => out,
         }
     }
 
@@ -171,12 +216,28 @@ impl ModelSpec {
 
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ResNet18 => "resnet18",
-            Self::ResNet34 => "resnet34",
-            Self::ResNet50 => "resnet50",
-            Self::ResNet20 => "resnet20",
-        })
+        match self {
+            Self::ResNet18 => f.write_str("resnet18"),
+            Self::ResNet34 => f.write_str("resnet34"),
+            Self::ResNet50 => f.write_str("resnet50"),
+            Self::ResNet20 => f.write_str("resnet20"),
+            Self::Vit(vit) => vit.fmt(f),
+        }
+    }
+}
+
+/// The names of transformers whose shape has one.
+const VITS: [(&str, Vit); 3] = [("vit-ti16", Vit::TINY), ("vit-s16", Vit::SMALL), ("vit-b16", Vit::BASE)];
+
+/// Names the shape; the patch is not part of it.
+impl fmt::Display for Vit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, depth, heads, .. } = *self;
+        let shape = |vit: &Vit| (vit.width, vit.depth, vit.heads);
+        match VITS.iter().find(|(_, vit)| shape(vit) == shape(self)) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "vit-{width}-{depth}-{heads}"),
+        }
     }
 }
 
@@ -184,6 +245,12 @@ impl FromStr for Arch {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
+        if let Some((_, vit)) = VITS.iter().find(|(known, _)| *known == name) {
+            return Ok(Self::Vit(*vit));
+        }
+        if let Some(vit) = vit_of_shape(name) {
+            return Ok(Self::Vit(vit));
+        }
         match name {
             "resnet18" => Ok(Self::ResNet18),
             "resnet34" => Ok(Self::ResNet34),
@@ -192,10 +259,20 @@ impl FromStr for Arch {
             _ => Err(UnknownName {
                 part: "architecture",
                 name: name.to_owned(),
-                expected: "resnet18, resnet34, resnet50 or resnet20",
+                expected: "resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 or \
+                           vit-<width>-<depth>-<heads>, the width a multiple of 4 and of the heads",
             }),
         }
     }
+}
+
+/// The transformer that `vit-<width>-<depth>-<heads>` names, if it can be.
+fn vit_of_shape(name: &str) -> Option<Vit> {
+    let numbers: Result<Vec<usize>, _> = name.strip_prefix("vit-")?.split('-').map(str::parse).collect();
+    let [width, depth, heads] = numbers.ok()?[..] else { return None };
+    let is_possible = width > 0 && depth > 0 && heads > 0;
+    let fits = is_possible && width.is_multiple_of(4) && width.is_multiple_of(heads);
+    fits.then(|| Vit::new(width, depth, heads))
 }
 
 impl fmt::Display for Stem {
@@ -228,6 +305,10 @@ impl fmt::Display for Head {
             Self::Linear { out } => write!(f, "linear-{out}"),
             Self::MocoV3 { hidden, out } if (*hidden, *out) == MOCO_V3_WIDTHS => f.write_str("moco-v3"),
             Self::MocoV3 { hidden, out } => write!(f, "moco-v3-{hidden}-{out}"),
+            Self::MocoV3Vit { hidden, out } if (*hidden, *out) == MOCO_V3_WIDTHS => {
+                f.write_str("moco-v3-vit")
+            }
+            Self::MocoV3Vit { hidden, out } => write!(f, "moco-v3-vit-{hidden}-{out}"),
         }
     }
 }
@@ -239,7 +320,8 @@ impl FromStr for Head {
         let unknown = || UnknownName {
             part: "head",
             name: name.to_owned(),
-            expected: "simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3 or moco-v3-<hidden>-<out>",
+            expected: "simclr-v1, simclr-v2, mlp-<hidden>-<out>, linear-<out>, moco-v3, moco-v3-<hidden>-<out>, \
+                       moco-v3-vit or moco-v3-vit-<hidden>-<out>",
         };
         let width = |text: &str| text.parse().ok().filter(|&width: &usize| width > 0).ok_or_else(unknown);
         let parts: Vec<&str> = name.split('-').collect();
@@ -249,6 +331,10 @@ impl FromStr for Head {
             ["mlp", hidden, out] => Ok(Self::Mlp { hidden: width(hidden)?, out: width(out)? }),
             ["linear", out] => Ok(Self::Linear { out: width(out)? }),
             ["moco", "v3"] => Ok(Self::MocoV3 { hidden: MOCO_V3_WIDTHS.0, out: MOCO_V3_WIDTHS.1 }),
+            ["moco", "v3", "vit"] => Ok(Self::MocoV3Vit { hidden: MOCO_V3_WIDTHS.0, out: MOCO_V3_WIDTHS.1 }),
+            ["moco", "v3", "vit", hidden, out] => {
+                Ok(Self::MocoV3Vit { hidden: width(hidden)?, out: width(out)? })
+            }
             ["moco", "v3", hidden, out] => Ok(Self::MocoV3 { hidden: width(hidden)?, out: width(out)? }),
             _ => Err(unknown()),
         }
@@ -289,15 +375,26 @@ mod tests {
         for name in ["simclr-v1", "simclr-v2", "mlp-512-128", "linear-64", "moco-v3", "moco-v3-64-32"] {
             assert_eq!(name.parse::<Head>().unwrap().to_string(), name);
         }
-        for name in ["resnet18", "resnet34", "resnet50", "resnet20"] {
+        for name in ["moco-v3-vit", "moco-v3-vit-64-32"] {
+            assert_eq!(name.parse::<Head>().unwrap().to_string(), name);
+        }
+        for name in ["resnet18", "resnet34", "resnet50", "resnet20", "vit-s16", "vit-384-12-6", "vit-24-2-3"]
+        {
             assert_eq!(name.parse::<Arch>().unwrap().to_string(), name);
         }
-        for name in ["mlp-0-128", "mlp-512", "linear-", "simclr", "linear--3"] {
+        assert_eq!("vit-384-12-12".parse::<Arch>().unwrap(), Arch::Vit(Vit::SMALL));
+        for name in
+            ["vit-384-12", "vit-384-12-5", "vit-6-1-1", "vit-0-1-1", "vit-24-0-3", "vit-x-1-1", "vit-"]
+        {
+            assert_eq!(name.parse::<Arch>().unwrap_err().name, name);
+        }
+        for name in ["mlp-0-128", "mlp-512", "linear-", "simclr", "linear--3", "moco-v3-vit-0-3"] {
             assert_eq!(name.parse::<Head>().unwrap_err().name, name);
         }
         assert_eq!(
             "resnet19".parse::<Arch>().unwrap_err().to_string(),
-            "unknown architecture `resnet19`, expected resnet18, resnet34, resnet50 or resnet20"
+            "unknown architecture `resnet19`, expected resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 \
+             or vit-<width>-<depth>-<heads>, the width a multiple of 4 and of the heads"
         );
     }
 }

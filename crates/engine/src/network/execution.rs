@@ -15,6 +15,9 @@ use crate::peers::{PeerError, Peers};
 
 impl<T: Real> Network<T> {
     pub(super) fn forward_node(&mut self, node_idx: usize, n: usize, pass: Pass) {
+        if matches!(self.graph.nodes[node_idx], Node::Tokens(_)) {
+            return self.forward_tokens(node_idx, n);
+        }
         let Self { graph, program, arena, ops, parameters, team, channel_sums: all_sums, .. } = self;
         let value = |tensor| program.value(tensor);
         let (earlier, rest) = ops.split_at_mut(node_idx);
@@ -56,9 +59,12 @@ impl<T: Real> Network<T> {
     }
 
     pub(super) fn replay(&mut self, node_idx: usize, n: usize) {
+        if matches!(self.graph.nodes[node_idx], Node::Tokens(_)) {
+            return self.replay_tokens(node_idx, n);
+        }
         let Self { graph, program, arena, ops, team, .. } = self;
         let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &ops[node_idx]) else {
-            unreachable!("only batch norms are replayed")
+            unreachable!("only norms and ops over tokens are replayed")
         };
         batch_norm_forward(team, op, node, arena, (&|tensor| program.kept(tensor), n));
     }
@@ -245,7 +251,7 @@ pub(super) fn gradient_of(program: &Program, tensor: TensorId) -> BufferId {
     program.d_value(tensor).expect("everything but the images has a gradient")
 }
 
-fn weight<'a, T>(graph: &Graph, parameters: &'a Parameters<T>, id: ParameterId) -> &'a [T] {
+pub(super) fn weight<'a, T>(graph: &Graph, parameters: &'a Parameters<T>, id: ParameterId) -> &'a [T] {
     &parameters.values[graph.parameters[id.0].entry.range()]
 }
 

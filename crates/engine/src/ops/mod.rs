@@ -2,11 +2,16 @@
 //!
 //! An op gets slices and a [`Team`]; where its data lives is the network's business.
 
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
+pub(crate) mod embed;
+pub(crate) mod gelu;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
 mod passes;
 pub(crate) mod pool;
 mod statistics;
+pub(crate) mod token_linear;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +48,7 @@ pub(crate) enum Op<T: Real> {
     MaxPool(MaxPool),
     AveragePool,
     Linear,
+    Tokens,
 }
 
 /// Cuts rows of `width` elements into one piece per thread; the same cut for any data of as many rows.

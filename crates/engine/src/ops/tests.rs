@@ -1,5 +1,7 @@
 //! Every op's gradient against central differences, in f64, at odd shapes.
 
+mod tokens;
+
 use std::sync::Arc;
 
 use super::batch_norm::{BackwardViews, ForwardViews};

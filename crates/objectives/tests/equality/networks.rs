@@ -152,7 +152,7 @@ impl Reducer<'_> {
                 let parameters = network.parameters_mut();
                 for entry in &parameters.entries {
                     let gradient = &mut parameters.gradients[entry.range()];
-                    if entry.kind == ParameterKind::BatchNorm {
+                    if entry.kind == ParameterKind::Norm {
                         communicator.all_reduce_sum(gradient).unwrap();
                     }
                     communicator.all_reduce_sum(gradient).unwrap();

@@ -1,7 +1,7 @@
 //! `himpun bench step`: the trainer's own step, from images to updated weights.
 
 use engine::kernels::{Convolution, KernelPath, Pool, peak_flops};
-use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
+use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use objectives::{NtXent, Objective};
@@ -20,7 +20,7 @@ const EMBEDDING: usize = 128;
 pub struct StepOptions {
     /// The backbone.
     pub arch: Arch,
-    /// Its entrance; unset: CIFAR's below 64 pixels.
+    /// The entrance of a residual network; unset: CIFAR's below 64 pixels.
     pub stem: Option<Stem>,
     /// How convolutions are computed.
     pub convolution: Convolution,
@@ -75,6 +75,12 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
     }
     if size == 0 {
         let reason = "give at least one pixel".to_owned();
+        return Err(Error::Config { key: "--size", value: size.to_string(), reason });
+    }
+    if let Arch::Vit(Vit { patch, .. }) = options.arch
+        && (patch == 0 || !size.is_multiple_of(patch))
+    {
+        let reason = format!("patches of {patch} pixels do not tile it; give a multiple, or another --patch");
         return Err(Error::Config { key: "--size", value: size.to_string(), reason });
     }
     let pool = pool(options.threads);
@@ -165,6 +171,18 @@ mod tests {
         assert!((report.gflops / report.peak_gflops / report.share_of_peak - 1.0).abs() < 1e-9, "{report:?}");
         assert!(report.share_of_peak > 0.0 && report.share_of_peak < 1.0, "{report:?}");
         assert!(report.peak_memory_bytes > report.predicted_memory_bytes, "{report:?}");
+    }
+
+    #[test]
+    fn a_transformer_is_timed_in_patches_that_tile_its_images() {
+        let vit = |patch| Arch::Vit(Vit { patch, ..Vit::new(24, 2, 3) });
+        let report = bench_step(&StepOptions { arch: vit(4), ..options(4) }).unwrap();
+        assert!(
+            report.gflops > 0.0 && report.peak_memory_bytes > report.predicted_memory_bytes,
+            "{report:?}"
+        );
+        let error = bench_step(&StepOptions { arch: vit(3), ..options(4) }).unwrap_err();
+        assert!(error.to_string().starts_with("--size = 8: patches of 3 pixels"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use engine::kernels::{Convolution, KernelPath};
-use engine::models::{Arch, Stem};
+use engine::models::{Arch, Stem, Vit};
 use worker::bench::{StepOptions, bench_step};
 
 use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show};
@@ -12,7 +12,7 @@ use crate::layers::Device;
 /// What to time.
 #[derive(Args)]
 pub struct Arguments {
-    /// Backbone: resnet18, resnet34, resnet50 or resnet20
+    /// Backbone: resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 or vit-<width>-<depth>-<heads>
     #[arg(long)]
     arch: Arch,
     /// What to compute on
@@ -30,6 +30,9 @@ pub struct Arguments {
     /// How images enter the net: cifar or imagenet [default: cifar below 64 pixels]
     #[arg(long)]
     stem: Option<Stem>,
+    /// Side of a transformer's patches, in pixels [default: 16]
+    #[arg(long, value_name = "PX")]
+    patch: Option<usize>,
     /// Views of a step; two of each image
     #[arg(long, value_name = "ROWS")]
     batch: usize,
@@ -83,8 +86,20 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         return Err(Failure::usage("--dtype bf16 needs CUDA, and this version has no CUDA device support")
             .hint("use --dtype f32"));
     }
+    let arch = match (arguments.arch, arguments.patch) {
+        (Arch::Vit(vit), Some(patch)) => Arch::Vit(Vit { patch, ..vit }),
+        (arch, None) => arch,
+        (arch, Some(_)) => {
+            return Err(Failure::usage(format!("--patch is of transformers, and {arch} is none"))
+                .hint("leave it out, or give a transformer, --arch vit-s16"));
+        }
+    };
+    if let (Arch::Vit(_), Some(_)) = (arch, arguments.stem) {
+        return Err(Failure::usage(format!("--stem is of residual networks, and {arch} is none"))
+            .hint("leave it out; --patch says how images enter a transformer"));
+    }
     let report = bench_step(&StepOptions {
-        arch: arguments.arch,
+        arch,
         stem: arguments.stem,
         convolution: match arguments.convolution {
             config::Convolution::Auto => Convolution::Auto,
