@@ -7,7 +7,7 @@ mod support;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
+use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::BufferUpdate;
 use engine::peers::{Alone, PeerError, Peers};
 use support::{network, noise, relative_error, spec};
@@ -126,6 +126,8 @@ fn a_split_batch_gives_the_gradients_of_the_whole() {
     check(&spec(Arch::ResNet20, Stem::Cifar, Head::Mlp { hidden: 9, out: 5 }, 8), &[1, 4, 2]);
     check(&spec(Arch::ResNet18, Stem::Imagenet, Head::SimclrV2, 33), &[1, 2]);
     check(&spec(Arch::ResNet50, Stem::Cifar, Head::Linear { out: 6 }, 9), &[2, 1]);
+    let vit = Arch::Vit(Vit { patch: 4, ..Vit::new(24, 2, 3) });
+    check(&spec(vit, Stem::Cifar, Head::MocoV3Vit { hidden: 9, out: 5 }, 12), &[3, 1, 2]);
 }
 
 /// With local statistics each rank is a run of its own, and the whole batch is something else.
