@@ -448,6 +448,9 @@ mod tests {
                 "nor on whether the input has one"
             );
             check_handed_on(&dx);
+            let mut again = vec![7.0; y.len()];
+            conv.forward($pool, n, input, &w, &mut again, None);
+            assert_eq!(again, y, "nor does the forward pass on what ran before it");
             dx.extend(accumulated);
             Passes { y, sums, dx, dw }
         }};
