@@ -315,7 +315,10 @@ impl Pass<'_> {
                 let chunks = first..first + source.lattice.channels / lanes;
                 first = chunks.end;
                 if source.phase.has(point, side) && target.phase.has(point, side) {
-                    // Phases that have a point stand side by side.
+                    assert!(
+                        terms.is_empty() || terms.end == chunks.start,
+                        "phases with a point side by side"
+                    );
                     terms = if terms.is_empty() { chunks } else { terms.start..chunks.end };
                 }
             }

@@ -144,6 +144,9 @@ macro_rules! passes {
         assert_eq!(dw, plain, "the gradient of the weights does not depend on where that of the output is");
         assert_eq!(dw, backward(OutputGradient::Plain(&dy), None, false), "nor on whether the input has one");
         check_handed_on(&dx);
+        let mut again = vec![7.0; y.len()];
+        conv.forward($pool, n, input, &w, &mut again, None);
+        assert_eq!(again, y, "nor does the forward pass on what ran before it");
         dx.extend(accumulated);
         Passes { y, sums, dx, dw }
     }};
