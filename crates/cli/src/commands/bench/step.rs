@@ -12,7 +12,7 @@ use crate::layers::Device;
 /// What to time.
 #[derive(Args)]
 pub struct Arguments {
-    /// Backbone: resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 or vit-<width>-<depth>-<heads>
+    /// Backbone: resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 or vit-WIDTH-DEPTH-HEADS
     #[arg(long)]
     arch: Arch,
     /// What to compute on
