@@ -62,28 +62,28 @@ pub(super) fn jigsaw(builder: &mut GraphBuilder, features: TensorId, spec: &Mode
 }
 
 /// Linear-BN-ReLU as the modules `first` and the two behind it of a `Sequential`.
-fn hidden_layer(
-    builder: &mut GraphBuilder,
-    (sequential, first): (&str, usize),
-    x: TensorId,
-    width: usize,
-) -> TensorId {
-    let y = builder.linear(&format!("{sequential}.{first}"), x, width, BEFORE_NORM);
-    let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, &NormOptions::default());
-    builder.batch_norm(norm, Shortcut::None, true)
+fn hidden_layer(builder: &mut GraphBuilder, place: (&str, usize), x: TensorId, width: usize) -> TensorId {
+    norm_layer(builder, place, x, width, &NormOptions::default(), true)
 }
 
-/// Linear-BN, the norm without scale and shift, as the module `first` and the one behind it of a `Sequential`.
-fn plain_norm_layer(
+/// Linear-BN, the norm without scale and shift.
+fn plain_norm_layer(builder: &mut GraphBuilder, place: (&str, usize), x: TensorId, width: usize) -> TensorId {
+    let options = NormOptions { scale: false, shift: false, ..NormOptions::default() };
+    norm_layer(builder, place, x, width, &options, false)
+}
+
+/// Linear-BN, and a ReLU if asked for, as the module `first` and those behind it of a `Sequential`.
+fn norm_layer(
     builder: &mut GraphBuilder,
     (sequential, first): (&str, usize),
     x: TensorId,
     width: usize,
+    options: &NormOptions,
+    relu: bool,
 ) -> TensorId {
     let y = builder.linear(&format!("{sequential}.{first}"), x, width, BEFORE_NORM);
-    let options = NormOptions { scale: false, shift: false, ..NormOptions::default() };
-    let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, &options);
-    builder.batch_norm(norm, Shortcut::None, false)
+    let norm = builder.norm(&format!("{sequential}.{}", first + 1), y, options);
+    builder.batch_norm(norm, Shortcut::None, relu)
 }
 
 /// `hidden_layers` times Linear-BN-ReLU at the features' width, then Linear-BN with a scale but no shift
@@ -94,8 +94,6 @@ fn simclr(builder: &mut GraphBuilder, features: TensorId, out: usize, hidden_lay
     for layer in 0..hidden_layers {
         x = hidden_layer(builder, ("head", 3 * layer), x, width);
     }
-    let y = builder.linear(&format!("head.{}", 3 * hidden_layers), x, out, BEFORE_NORM);
     let options = NormOptions { shift: false, ..NormOptions::default() };
-    let norm = builder.norm(&format!("head.{}", 3 * hidden_layers + 1), y, &options);
-    builder.batch_norm(norm, Shortcut::None, false)
+    norm_layer(builder, ("head", 3 * hidden_layers), x, out, &options, false)
 }
