@@ -1,7 +1,8 @@
 //! The micro-kernel: a strip of a matrix product, held in registers while it is summed.
 //!
-//! A strip has up to [`InstructionSet::rows`] rows and one or two vectors of columns. Each term
-//! loads one row of the packed panel `b` and multiplies it by one number of `a` per row:
+//! A strip has one or two vectors of columns, and up to [`InstructionSet::rows`] rows or, one vector wide, twice as
+//! many ([`strip_rows`]): sums that are too few wait for each other. Each term loads one row of the packed panel `b`
+//! and multiplies it by one number of `a` per row:
 //!
 //! ```text
 //! c[c_offset(row) + column] = sum over runs, over l < len:
@@ -14,10 +15,21 @@
 
 #![expect(unsafe_code, reason = "bounds are asserted once per run instead of once per term")]
 
+use std::ops::Range;
+
 use super::simd::{InstructionSet, MAX_LANES, MAX_ROWS, Simd, Task, add_lanes};
 
 /// The widest strip.
 pub(super) const MAX_WIDTH: usize = 2 * MAX_LANES;
+
+/// Rows of the longest strip.
+const MAX_STRIP_ROWS: usize = 2 * MAX_ROWS;
+
+/// Rows that a strip of `width` columns has at most. Long ones are worth it if the rows are `even`: runs of the window
+/// whose pixels are a vector apart, or terms of a weight gradient that lie side by side.
+pub(super) fn strip_rows(isa: InstructionSet, width: usize, even: bool) -> usize {
+    if even && width == isa.lanes() { 2 * isa.rows() } else { isa.rows() }
+}
 
 /// What the numbers of a strip are sums of.
 #[derive(Clone, Copy)]
@@ -39,8 +51,8 @@ pub(super) struct Terms<'a> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Rows {
     pub(super) count: usize,
-    pub(super) a_offsets: [usize; MAX_ROWS],
-    pub(super) c_offsets: [usize; MAX_ROWS],
+    pub(super) a_offsets: [usize; MAX_STRIP_ROWS],
+    pub(super) c_offsets: [usize; MAX_STRIP_ROWS],
 }
 
 impl Rows {
@@ -50,6 +62,21 @@ impl Rows {
         self.a_offsets[self.count] = a;
         self.c_offsets[self.count] = c;
         self.count += 1;
+    }
+
+    /// Whether there are `count` rows, each of which begins `distance` behind the one before.
+    #[inline(always)]
+    fn are_even(&self, count: usize, distance: usize) -> bool {
+        self.count == count && (0..count).all(|row| self.a_offsets[row] == self.a_offsets[0] + row * distance)
+    }
+
+    /// Some of the rows.
+    fn part(&self, range: Range<usize>) -> Self {
+        let mut part = Self::default();
+        for row in range {
+            part.push(self.a_offsets[row], self.c_offsets[row]);
+        }
+        part
     }
 }
 
@@ -87,11 +114,36 @@ impl Task for Strip<'_, '_, '_> {
         let Self { terms, rows, target } = self;
         match (S::ROWS, terms.width / S::LANES) {
             (8, 2) => run::<S, 8, 2>(simd, terms, rows, target),
-            (8, 1) => run::<S, 8, 1>(simd, terms, rows, target),
+            (8, 1) => run_narrow::<S, 16, 8>(simd, terms, rows, target),
             (6, 2) => run::<S, 6, 2>(simd, terms, rows, target),
-            (6, 1) => run::<S, 6, 1>(simd, terms, rows, target),
+            (6, 1) => run_narrow::<S, 12, 6>(simd, terms, rows, target),
             _ => unreachable!("a strip of {} columns", terms.width),
         }
+    }
+}
+
+/// Computes a strip that is one vector wide: of `LONG` rows if one register holds where they all begin, and otherwise
+/// of `SHORT` rows at a time.
+#[inline(always)]
+fn run_narrow<S: Simd, const LONG: usize, const SHORT: usize>(
+    simd: S,
+    terms: &Terms<'_>,
+    rows: &Rows,
+    target: &mut Target<'_>,
+) {
+    let distance = if terms.step == 1 { S::LANES } else { 1 };
+    if rows.are_even(LONG, distance) {
+        let first = rows.a_offsets[0];
+        let mut tile = [[simd.splat(0.0); 1]; LONG];
+        match terms.step {
+            1 => sum(simd, terms, 1, &|row| first + row * S::LANES, &mut tile),
+            step => sum(simd, terms, step, &|row| first + row, &mut tile),
+        }
+        return write_tile(simd, &tile, rows, target);
+    }
+    for first in (0..rows.count).step_by(SHORT) {
+        let rows = rows.part(first..rows.count.min(first + SHORT));
+        run::<S, SHORT, 1>(simd, terms, &rows, target);
     }
 }
 
@@ -115,10 +167,21 @@ fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(
         }
         step => sum(simd, terms, step, &|row| offsets[row], &mut tile),
     }
+    write_tile(simd, &tile, rows, target);
+}
+
+/// Writes the rows and columns of a tile that exist.
+#[inline(always)]
+fn write_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    tile: &[[S::Vector; VECTORS]; ROWS],
+    rows: &Rows,
+    target: &mut Target<'_>,
+) {
     if target.columns == VECTORS * S::LANES {
-        write(simd, &tile, rows, target);
+        write(simd, tile, rows, target);
     } else {
-        write_columns(simd, &tile, rows, target);
+        write_columns(simd, tile, rows, target);
     }
 }
 

@@ -5,7 +5,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::Panels;
 use super::simd::InstructionSet;
-use super::strip::{Rows, Target, Terms, strip};
+use super::strip::{Rows, Target, Terms, strip, strip_rows};
 
 /// Bytes of framed images that every panel visits before the next pixels are begun: a part of a second-level cache.
 const SOURCE_BYTES: usize = 256 << 10;
@@ -93,9 +93,10 @@ impl Taps {
                     accumulate: accumulate || lines.start > 0,
                     sums: None,
                 };
-                for first in (0..self.depth).step_by(isa.rows()) {
+                let most = strip_rows(isa, panel.width, self.run.is_multiple_of(2 * isa.rows()));
+                for first in (0..self.depth).step_by(most) {
                     let mut rows = Rows::default();
-                    for row in first..(first + isa.rows()).min(self.depth) {
+                    for row in first..(first + most).min(self.depth) {
                         rows.push(row / self.run * self.row + row % self.run, row * panel.width);
                     }
                     strip(isa, &terms, &rows, &mut target);

@@ -8,7 +8,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::{Panel, Panels};
 use super::simd::InstructionSet;
-use super::strip::{Rows, Target, Terms, strip};
+use super::strip::{Rows, Target, Terms, strip, strip_rows};
 
 /// Bytes of a panel that are used at a time, so that they stay in the near cache.
 const PANEL_BYTES: usize = 128 << 10;
@@ -153,13 +153,12 @@ impl Window {
                     _ => None,
                 },
             };
-            self.for_each_strip(isa.rows(), rows.clone(), panel, |rows| {
-                strip(isa, &terms, rows, &mut target)
-            });
+            let most = strip_rows(isa, panel.width, self.source.pixel == isa.lanes());
+            self.for_each_strip(most, rows.clone(), panel, |rows| strip(isa, &terms, rows, &mut target));
         }
     }
 
-    fn for_each_strip(&self, strip_rows: usize, rows: Range<usize>, panel: Panel, mut f: impl FnMut(&Rows)) {
+    fn for_each_strip(&self, most: usize, rows: Range<usize>, panel: Panel, mut f: impl FnMut(&Rows)) {
         let mut strip = Rows::default();
         for row in rows {
             let (image, y) = (row / self.height, row % self.height);
@@ -167,7 +166,7 @@ impl Window {
             let mut c = self.target.start + image * self.target.image + y * self.target.row + panel.first;
             for _ in 0..self.width {
                 strip.push(a, c);
-                if strip.count == strip_rows {
+                if strip.count == most {
                     f(&strip);
                     strip.count = 0;
                 }

@@ -237,6 +237,9 @@ fn the_layers_of_a_residual_network_agree_with_the_reference() {
     for (side, c_in, c_out, kernel, stride, pad) in [
         (32, 3, 64, 7, 2, 3),
         (32, 3, 16, 3, 1, 1),
+        (32, 16, 16, 3, 1, 1),
+        (19, 16, 16, 3, 1, 1),
+        (24, 8, 8, 3, 1, 1),
         (14, 64, 64, 3, 1, 1),
         (14, 64, 128, 3, 2, 1),
         (14, 64, 128, 1, 2, 0),
