@@ -1,6 +1,6 @@
 //! Bad input: one clear error that names the key, file or peer, and the remedy.
 
-use crate::support::{fail, folder_of_images, himpun, metrics, output, tiny_run};
+use crate::support::{fail, folder_of_images, himpun, metrics, output, succeed, tiny_run};
 
 #[track_caller]
 fn check(set: &str, words: &[&str]) {
@@ -72,6 +72,27 @@ fn a_corrupt_image_is_reported_once_and_replaced() {
     assert_eq!(metrics(&run).last().unwrap()["corrupt_images"], 1);
     let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
     assert_eq!(events.matches("a/0003.png").count(), 1, "{events}");
+}
+
+/// Two batches of four leave most of the slots to be encoded anew in the second step.
+#[test]
+fn a_corrupt_image_that_only_a_refresh_has_met_is_reported_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = folder_of_images(directory.path(), 40);
+    for i in 0..20 {
+        std::fs::write(images.join(format!("a/{i:04}.png")), b"not an image").unwrap();
+    }
+    let run = directory.path().join("run");
+    let mut command = himpun();
+    command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(2)).arg("--data").arg(&images);
+    let set =
+        ["objective.kind=npid", "bank.refresh_age=2", "train.global_batch=4", "data.max_corrupt_share=1"];
+    succeed(command.args(set.iter().flat_map(|pair| ["--set", pair])));
+    assert_eq!(metrics(&run).last().unwrap()["corrupt_images"], 20);
+    let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    for i in 0..20 {
+        assert_eq!(events.matches(&format!("a/{i:04}.png")).count(), 1, "{events}");
+    }
 }
 
 #[test]

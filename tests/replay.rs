@@ -1,6 +1,6 @@
 //! The contract's replay: ten steps of ours against PyTorch's float64, views and all.
 
-use crate::support::{assert_quiet, exported, himpun, metrics, succeed};
+use crate::support::{assert_quiet, exported, himpun, metrics, succeed, write_images};
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
@@ -98,18 +98,6 @@ fn check_weights(run: &Path, directory: &Path, golden: &SafeTensors) {
     let relative = (difference / norm).sqrt();
     let bound = 8.0 * numbers(golden, "weights_relative_error_f32")[0] + 1e-5;
     assert!(relative <= bound, "{run:?}: {relative:e} from PyTorch, allowed {bound:e}");
-}
-
-fn write_images(folder: &Path, golden: &SafeTensors) {
-    std::fs::create_dir(folder).unwrap();
-    let images = golden.tensor("images").unwrap();
-    let &[_, height, width, channels] = images.shape() else {
-        panic!("images of shape {:?}", images.shape())
-    };
-    for (i, pixels) in images.data().chunks_exact(height * width * channels).enumerate() {
-        let image = image::RgbImage::from_raw(width as u32, height as u32, pixels.to_vec()).unwrap();
-        image.save(folder.join(format!("{i:04}.png"))).unwrap();
-    }
 }
 
 #[track_caller]

@@ -2,14 +2,16 @@
 
 use crate::support::{assert_quiet, himpun, metrics, succeed, tiny_run};
 
-/// `CONTRACT.md`, "Across world sizes": the first 20 losses agree to 1e-4, uneven shares included.
-#[test]
-fn losses_agree_over_world_sizes() {
+/// Trains for 20 steps with each number of workers, with `set` beside the settings of a tiny run.
+#[track_caller]
+fn check(set: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let losses = |workers: usize| -> Vec<f64> {
         let run = directory.path().join(format!("workers-{workers}"));
         let workers = workers.to_string();
-        succeed(himpun().args(["train", "--workers", &workers, "--out"]).arg(&run).args(tiny_run(20)));
+        let mut command = himpun();
+        command.args(["train", "--workers", &workers, "--out"]).arg(&run).args(tiny_run(20));
+        succeed(command.args(set.iter().flat_map(|pair| ["--set", pair])));
         assert_quiet(&run, &[]);
         metrics(&run).iter().map(|row| row["loss"].as_f64().unwrap()).collect()
     };
@@ -24,4 +26,16 @@ fn losses_agree_over_world_sizes() {
             );
         }
     }
+}
+
+/// `CONTRACT.md`, "Across world sizes": the first 20 losses agree to 1e-4, uneven shares included.
+#[test]
+fn losses_agree_over_world_sizes() {
+    check(&[]);
+}
+
+/// At a smaller rate: the rounding of a transformer's first steps grows faster.
+#[test]
+fn losses_of_a_vision_transformer_agree_over_world_sizes() {
+    check(&["model.arch=vit-32-2-2", "model.patch=4", "optimizer.lr=0.001"]);
 }

@@ -48,6 +48,21 @@ crop small 0 0 32 32 32 | hue 0.2
 crop small 0 0 32 32 32 | hue 0.5
 crop small 0 0 32 32 32 | grayscale
 crop small 0 0 32 32 32 | solarize
+crop small 0 0 32 32 32 | solarize 0.0
+crop small 0 0 32 32 32 | solarize 0.3
+crop small 0 0 32 32 32 | posterize 4
+crop small 0 0 32 32 32 | posterize 7
+crop small 0 0 32 32 32 | posterize 8
+crop small 0 0 32 32 32 | sharpness 0.1
+crop small 0 0 32 32 32 | sharpness 1.0
+crop small 0 0 32 32 32 | sharpness 1.9
+crop large 10 8 31 40 48 | sharpness 0.7
+crop small 0 0 32 32 32 | autocontrast
+crop small 0 0 32 32 32 | posterize 4 | autocontrast
+crop small 9 4 3 3 3 | autocontrast
+crop small 9 4 2 2 2 | sharpness 0.5
+crop small 0 0 32 32 32 | photometric 4 1.7 0.4
+crop small 0 0 32 32 32 | photometric 6 0.4 0.7 | grayscale
 crop small 0 0 32 32 32 | blur 3 0.1
 crop small 0 0 32 32 32 | blur 3 0.7
 crop small 0 0 32 32 32 | blur 7 2.0
@@ -101,7 +116,17 @@ def apply(image, step):
         case "grayscale":
             return F.rgb_to_grayscale(image, num_output_channels=3)
         case "solarize":
-            return F.solarize(image, 0.5)
+            return F.solarize(image, float(arguments[0]) if arguments else 0.5)
+        case "posterize":
+            return F.posterize(image, int(arguments[0]))
+        case "sharpness":
+            return F.adjust_sharpness(image, float(arguments[0]))
+        case "autocontrast":
+            return F.autocontrast(image)
+        case "photometric":
+            # The order of VISSL's ImgPilRandomPhotometric.
+            image = F.adjust_sharpness(F.posterize(image, int(arguments[0])), float(arguments[1]))
+            return F.autocontrast(F.solarize(image, float(arguments[2])))
         case "blur":
             return F.gaussian_blur(image, [int(arguments[0])] * 2, [float(arguments[1])] * 2)
         case "patch":

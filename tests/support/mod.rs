@@ -288,6 +288,19 @@ pub fn folder_of_images(directory: &Path, n: usize) -> PathBuf {
     root
 }
 
+/// Writes the `images` of a golden file, `[n, height, width, 3]`, as PNG files in their order.
+pub fn write_images(folder: &Path, golden: &safetensors::SafeTensors) {
+    std::fs::create_dir(folder).unwrap();
+    let images = golden.tensor("images").unwrap();
+    let &[_, height, width, channels] = images.shape() else {
+        panic!("images of shape {:?}", images.shape())
+    };
+    for (i, pixels) in images.data().chunks_exact(height * width * channels).enumerate() {
+        let image = image::RgbImage::from_raw(width as u32, height as u32, pixels.to_vec()).unwrap();
+        image.save(folder.join(format!("{i:04}.png"))).unwrap();
+    }
+}
+
 /// 600 small images in ten class folders, made once for all tests.
 pub fn images_in_classes() -> &'static Path {
     static IMAGES: LazyLock<PathBuf> = LazyLock::new(|| {

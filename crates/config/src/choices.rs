@@ -283,7 +283,7 @@ choices! {
         NpidCifar = "npid-cifar",
         /// The same as VISSL has it: crops from 0.08 of the area, no gray.
         Npidpp = "npidpp",
-        /// Pretext-invariant representations': crop, flip, jitter, gray.
+        /// Pretext-invariant representations': crop, flip, jitter, VISSL's photometric operation, gray.
         Pirl = "pirl",
     }
 }

@@ -138,7 +138,13 @@ pub(crate) const KEYS: &[Key] = &[
     key!(objective.uniformity, "weight of the uniformity", " of at least 0", |w| *w >= 0.0),
     key!(bank.dtype, "f32 or bf16"),
     key!(bank.storage, "memory, or mapped: in a file"),
-    key!(bank.refresh_age, "steps after which an unseen slot is encoded anew; 0: never"),
+    // At 1 every step would encode the whole data set, and a bank remembers nothing.
+    key!(
+        bank.refresh_age,
+        "steps after which an unseen slot is encoded anew; 0: never",
+        ", 0 or at least 2",
+        |age| *age != 1
+    ),
     key!(bank.mirror, "the next rank keeps a copy of each rank's slots"),
     key!(optimizer.kind, "update rule"),
     key!(optimizer.lr, "learning rate after the warm-up", " greater than 0", |lr| *lr > 0.0),

@@ -237,6 +237,7 @@ mod tests {
             "cluster.orphan_ttl=5",
             "cluster.orphan_ttl = 5: expected a duration such as \"15min\", \"30s\" or \"500ms\"",
         );
+        check("bank.refresh_age=1", "bank.refresh_age = 1: expected a whole number, 0 or at least 2");
         check("run.seed=-1", "run.seed = -1: expected a whole number");
         check("run.epochs=0", "run.epochs = 0: expected a whole number from 1 to 4294967295");
         check(

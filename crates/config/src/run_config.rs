@@ -123,7 +123,7 @@ pub struct Bank {
     pub dtype: BankDtype,
     /// Where a rank's slots are.
     pub storage: BankStorage,
-    /// Steps after which a slot that was not seen is encoded anew; 0: never.
+    /// Steps after which a slot that was not seen is encoded anew, at least 2; 0: never.
     pub refresh_age: u64,
     /// Whether the next rank keeps a copy of each rank's slots.
     pub mirror: bool,

@@ -33,6 +33,8 @@ pub enum Purpose {
     JigsawPlace = 8,
     /// Order of the patches.
     JigsawOrder = 9,
+    /// Whether to apply VISSL's photometric operation, and by how much.
+    Photometric = 10,
     /// Order of the images in an epoch.
     Order = 16,
     /// Which image stands in for a corrupt one.

@@ -189,7 +189,8 @@ impl Bank {
     ///
     /// A slot's turn comes every `age / 2` steps, at a time of its own, so that each step re-encodes about
     /// `2 n / age` images at most and nothing has to be searched. It is due if it would be older than `age` when its next
-    /// turn comes. So no slot that is read is ever older than `age`, at any world size.
+    /// turn comes. So no slot that is read is ever older than `age`, at any world size, as long as all that are due are
+    /// refreshed; one that is not is due again at its next turn.
     pub(crate) fn due(&self, step: u64, age: u64) -> Vec<usize> {
         let period = (age / 2).max(1);
         let first = (step % period) as usize;

@@ -48,10 +48,17 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// Notes a step and the corrupt images that were replaced in it.
-    pub fn note_step(&mut self, busy: Duration, waited: Duration, replaced: Vec<Replaced>) {
+    /// Notes a step and the corrupt images that were replaced or left out in it.
+    pub fn note_step(
+        &mut self,
+        busy: Duration,
+        waited: Duration,
+        replaced: Vec<Replaced>,
+        left_out: &[(String, String)],
+    ) {
         self.rates.add(busy, waited);
         self.met.extend(replaced);
+        self.note_left_out(left_out);
     }
 
     /// Writes a row; collective.
@@ -66,8 +73,7 @@ impl<'a> Journal<'a> {
         evaluated: Option<Evaluated>,
     ) -> Result<(), Error> {
         if let Some(evaluated) = &evaluated {
-            let corrupt = evaluated.corrupt.iter().cloned();
-            self.met.extend(corrupt.map(|(path, reason)| Replaced { path, reason }));
+            self.note_left_out(&evaluated.corrupt);
         }
         let traffic = self.gather(trainer).map_err(Error::Collective)?;
         let rates = std::mem::take(&mut self.rates);
@@ -92,6 +98,12 @@ impl<'a> Journal<'a> {
         let row: MetricRow = row.into_proto(self.global_batch, self.plan.views());
         self.session.metrics(row);
         Ok(())
+    }
+
+    /// Notes corrupt images of which nobody remembers that they were met before: evaluations and refreshes try them again.
+    fn note_left_out(&mut self, corrupt: &[(String, String)]) {
+        let unknown = corrupt.iter().filter(|(path, _)| !self.known.contains(path)).cloned();
+        self.met.extend(unknown.map(|(path, reason)| Replaced { path, reason }));
     }
 
     /// Tells all ranks what each did, and rank 0 which corrupt images are new.

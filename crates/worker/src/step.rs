@@ -30,7 +30,7 @@ use gradients::{Bucket, scatter};
 use layout::Layout;
 use momentum::MomentumEncoder;
 use patches::PatchBranch;
-use refresh::Refresh;
+use refresh::{Fresh, Refresh};
 use statistics::ChunkStatistics;
 
 /// PyTorch's batch-norm momentum.
@@ -84,6 +84,8 @@ pub struct Outcome {
     pub loss: f64,
     /// What else the objective has to say, by name; the same on every rank.
     pub metrics: Vec<(&'static str, f64)>,
+    /// Images of this rank's slots that were to be encoded anew and cannot be decoded: path and reason.
+    pub corrupt: Vec<(String, String)>,
 }
 
 /// What the networks made of this rank's images.
@@ -185,17 +187,18 @@ impl Trainer {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
         self.backward(&needs, batch, &objective)?;
-        self.refresh_slots(step)?;
-        Ok(Outcome { loss: objective.loss, metrics: objective.metrics })
+        let corrupt = self.refresh_slots(step)?;
+        Ok(Outcome { loss: objective.loss, metrics: objective.metrics, corrupt })
     }
 
     /// Stages fresh features of slots that would grow too old, by the weights before the update. The passes of the step
-    /// are over: their activations make room.
-    fn refresh_slots(&mut self, step: u64) -> Result<(), Error> {
-        let Some(refresh) = &self.refresh else { return Ok(()) };
+    /// are over: their activations make room. Returns the images that cannot be decoded.
+    fn refresh_slots(&mut self, step: u64) -> Result<Vec<(String, String)>, Error> {
+        let Some(refresh) = &self.refresh else { return Ok(Vec::new()) };
         let due = self.objective.due(step);
-        let (slots, embeddings) = refresh.encode(&mut self.network, &self.pool, &due)?;
-        self.objective.refresh(&slots, &embeddings, &mut self.communicator).map_err(Error::from_objective)
+        let Fresh { slots, embeddings, corrupt } = refresh.encode(&mut self.network, &self.pool, &due)?;
+        self.objective.refresh(&slots, &embeddings, &mut self.communicator).map_err(Error::from_objective)?;
+        Ok(corrupt)
     }
 
     /// Encodes this rank's images, chunk by chunk; the activations of the last chunk stay.

@@ -101,8 +101,9 @@ pub fn train(
         let learning_rate = plan.schedule.lr(step);
         step += 1;
         let outcome = trainer.step(step, &step_batch(&batch), learning_rate)?;
+        let replaced = std::mem::take(&mut batch.replaced);
+        journal.note_step(begun.elapsed(), waited, replaced, &outcome.corrupt);
         let loss = Loss { outcome, learning_rate };
-        journal.note_step(begun.elapsed(), waited, std::mem::take(&mut batch.replaced));
         loader.recycle(batch);
 
         let evaluated = match &evaluation {

@@ -37,10 +37,10 @@ pub fn grayscale(planes: &mut Planes) {
     wide::run(Grayscale { planes });
 }
 
-/// Inverts the values from 0.5 on.
-pub fn solarize(planes: &mut Planes) {
+/// Inverts the values from `threshold` on.
+pub fn solarize(planes: &mut Planes, threshold: f32) {
     planes.values.iter_mut().for_each(|value| {
-        if *value >= 0.5 {
+        if *value >= threshold {
             *value = 1.0 - *value;
         }
     });

@@ -3,7 +3,7 @@
 //! Misra and van der Maaten 2019 (arXiv:1912.01991), section 3.2 and figure 3, with the numbers of VISSL's
 //! `pirl_jigsaw_4node_resnet50`: a crop of 0.6 to 1 of the area is resized to 255 x 255 and cut into 3 x 3 cells of 85;
 //! from each comes a patch of 64 x 64 at a random place; the patches are mirrored and coloured one by one, as VISSL's
-//! transforms do it, and permuted. VISSL's photometric operation is left out.
+//! transforms do it, and permuted.
 //!
 //! For other sizes of the views the patch keeps its share, [`Jigsaw::of`].
 

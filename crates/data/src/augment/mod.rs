@@ -6,19 +6,21 @@
 //! differ. What each operation draws comes from [`crate::random`], so a view is a function of its [`ViewKey`].
 //!
 //! Differences to the methods' own programs, all of them torchvision's: the crop is resized bilinearly (the
-//! SimCLR code: bicubic), blur has a finite kernel (MoCo's is Pillow's approximation), and a crop has no
-//! `min_object_covered`.
+//! SimCLR code: bicubic), blur has a finite kernel (MoCo's is Pillow's approximation), a crop has no
+//! `min_object_covered`, and `b` bits are kept as multiples of `1 / 2^b` (VISSL: of `2^(8 - b) / 255`).
 
 mod blur;
 mod color;
 mod crop;
 mod jigsaw;
+mod photometric;
 mod resize;
 
 pub use blur::gaussian_blur;
 pub use color::{Adjust, adjust, grayscale, solarize};
 pub use crop::{CropBox, RandomCrop};
 pub use jigsaw::{Jigsaw, PATCHES};
+pub use photometric::{autocontrast, posterize, sharpen};
 pub(crate) use resize::{Axis, Shrink, resize};
 
 use crate::random::{Draws, Purpose};
@@ -97,6 +99,12 @@ pub enum Op {
         /// Probability.
         p: f64,
     },
+    /// VISSL's: 4 to 8 bits are kept, sharpness times U[0.1, 1.9], values from a threshold on of 0 to 256 of 255 are
+    /// inverted, and each channel is stretched.
+    Photometric {
+        /// Probability.
+        p: f64,
+    },
 }
 
 /// What an operation does to one view, with every parameter drawn.
@@ -115,6 +123,15 @@ pub enum Applied {
     },
     /// Bright values are inverted.
     Solarize,
+    /// Fewer levels, another sharpness, values from a threshold on inverted, and all of the range taken.
+    Photometric {
+        /// Bits of a value.
+        bits: u32,
+        /// Factor of the sharpness.
+        sharpness: f32,
+        /// What is inverted first.
+        threshold: f32,
+    },
 }
 
 /// Which view: everything its random numbers depend on.
@@ -215,7 +232,7 @@ impl Augmentation {
             // In lemniscate's cifar.py the flip is commented out.
             "npid-cifar" => both(0.2, vec![gray, jitter(1.0, [0.4; 4])]).map(unflipped),
             "npidpp" => both(0.08, vec![jitter(1.0, [0.4; 4])]),
-            "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), gray]),
+            "pirl" => both(0.08, vec![jitter(1.0, [0.4, 0.4, 0.4, 0.2]), Op::Photometric { p: 0.66 }, gray]),
             "moco-v2" => both(0.2, vec![jitter(0.8, [0.4, 0.4, 0.4, 0.1]), gray, blur(0.5)]),
             "moco-v3" | "moco-v3-vit" => {
                 let smallest_area = if name == "moco-v3" { 0.2 } else { 0.08 };
@@ -362,6 +379,14 @@ impl Op {
                 draws.chance(p).then(|| Applied::Blur { kernel, sigma: draws.uniform(0.1, 2.0) as f32 })
             }
             Op::Solarize { p } => key.draws(Purpose::Solarize).chance(p).then_some(Applied::Solarize),
+            Op::Photometric { p } => {
+                let mut draws = key.draws(Purpose::Photometric);
+                draws.chance(p).then(|| Applied::Photometric {
+                    bits: 4 + draws.below(5) as u32,
+                    sharpness: draws.uniform(0.1, 1.9) as f32,
+                    threshold: draws.below(257) as f32 / 255.0,
+                })
+            }
         }
     }
 }
@@ -398,7 +423,13 @@ impl Scratch {
                 blur::kernel(*kernel, *sigma, &mut self.kernel);
                 gaussian_blur(&mut self.planes, &self.kernel, &mut self.spare);
             }
-            Applied::Solarize => solarize(&mut self.planes),
+            Applied::Solarize => solarize(&mut self.planes, 0.5),
+            Applied::Photometric { bits, sharpness, threshold } => {
+                posterize(&mut self.planes, *bits);
+                sharpen(&mut self.planes, *sharpness, &mut self.spare);
+                solarize(&mut self.planes, *threshold);
+                autocontrast(&mut self.planes);
+            }
         }
     }
 }

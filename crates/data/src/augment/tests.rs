@@ -39,7 +39,16 @@ fn run(case: &str, golden: &SafeTensors<'_>) -> Vec<f32> {
             "saturation" => adjusts.push(Adjust::Saturation(argument(1))),
             "hue" => adjusts.push(Adjust::Hue(argument(1))),
             "grayscale" => scratch.apply(&Applied::Grayscale),
-            "solarize" => scratch.apply(&Applied::Solarize),
+            "solarize" if step.len() == 1 => scratch.apply(&Applied::Solarize),
+            "solarize" => solarize(&mut scratch.planes, argument(1)),
+            "posterize" => posterize(&mut scratch.planes, number(step[1]) as u32),
+            "sharpness" => sharpen(&mut scratch.planes, argument(1), &mut scratch.spare),
+            "autocontrast" => autocontrast(&mut scratch.planes),
+            "photometric" => scratch.apply(&Applied::Photometric {
+                bits: number(step[1]) as u32,
+                sharpness: argument(2),
+                threshold: argument(3),
+            }),
             "blur" => scratch.apply(&Applied::Blur { kernel: number(step[1]), sigma: argument(2) }),
             "patch" => {
                 std::mem::swap(&mut scratch.planes, &mut scratch.sheet);
@@ -67,7 +76,7 @@ fn run(case: &str, golden: &SafeTensors<'_>) -> Vec<f32> {
 fn every_operation_agrees_with_torchvision() {
     let golden = SafeTensors::deserialize(GOLDEN).unwrap();
     let cases: Vec<&str> = golden.names().into_iter().filter(|name| !name.starts_with("image ")).collect();
-    assert_eq!(cases.len(), 49);
+    assert_eq!(cases.len(), 64);
     for case in cases {
         let expected = golden.tensor(case).unwrap();
         let expected = expected.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -178,6 +187,33 @@ fn other_operations_are_drawn_as_published() {
 }
 
 #[test]
+fn the_photometric_operation_is_drawn_as_published() {
+    const N: usize = 20_000;
+    let (mut bits, mut thresholds) = ([0; 9], [0; 257]);
+    let mut sharpnesses = Vec::new();
+    for key in keys(N) {
+        match (Op::Photometric { p: 0.66 }).draw(key) {
+            Some(Applied::Photometric { bits: of_view, sharpness, threshold }) => {
+                bits[of_view as usize] += 1;
+                thresholds[(threshold * 255.0).round() as usize] += 1;
+                sharpnesses.push(f64::from(sharpness));
+            }
+            None => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let n = sharpnesses.len();
+    check_share("photometric", n, N, 0.66);
+    check_uniform("sharpness", &sharpnesses, 0.1 - 1e-7, 1.9 + 1e-7);
+    for (kept, &hits) in bits.iter().enumerate() {
+        check_share(&format!("{kept} bits"), hits, n, if kept < 4 { 0.0 } else { 0.2 });
+    }
+    for (threshold, &hits) in thresholds.iter().enumerate() {
+        check_share(&format!("threshold {threshold}"), hits, n, 1.0 / 257.0);
+    }
+}
+
+#[test]
 fn crops_are_drawn_as_published() {
     const N: usize = 20_000;
     let crop = RandomCrop { area: [0.08, 1.0], aspect: [0.75, 4.0 / 3.0] };
@@ -224,6 +260,7 @@ fn presets_are_the_published_ones() {
     check(names(&ops("simclr-cifar", 32)[0]), "Jitter Grayscale");
     check(names(&ops("simclr-imagenet", 224)[1]), "Jitter Grayscale Blur");
     check(names(&ops("moco-v1", 224)[0]), "Grayscale Jitter");
+    check(names(&ops("pirl", 224)[0]), "Jitter Photometric Grayscale");
     check(names(&ops("moco-v3", 224)[1]), "Jitter Grayscale Blur Solarize");
     assert_eq!(ops("simclr-imagenet", 224)[0][2], Op::Blur { p: 0.5, kernel: 23 });
     assert_eq!(ops("moco-v3", 32)[0][2], Op::Blur { p: 1.0, kernel: 3 });

@@ -325,7 +325,7 @@ fn refreshed(age: u64, world_size: usize) -> (Vec<f64>, Vec<Saved>) {
 fn a_refresh_bounds_the_age_of_what_is_read_at_any_world_size() {
     let (ages, _) = refreshed(0, 1);
     assert_eq!(ages[59], 60.0, "the images that are never in a batch grow old");
-    for age in [1, 2, 5, 12] {
+    for age in [1, 2, 3, 5, 12] {
         let alone = refreshed(age, 1);
         let oldest = alone.0.iter().fold(0f64, |oldest, &age| oldest.max(age));
         assert!(oldest <= age as f64 && oldest > 0.5 * age as f64, "{oldest} steps where {age} are allowed");

@@ -1,4 +1,7 @@
 //! Fresh features of slots that no batch has brought for a while.
+//!
+//! A slot whose image cannot be decoded stays as it is, older than its bound, until the loader shows another image in
+//! its place. It is tried again at each of its turns, and told like any corrupt image.
 
 use data::{Dataset, Preprocess};
 use engine::kernels::Pool;
@@ -16,18 +19,22 @@ pub struct Refresh {
     pub preprocess: Preprocess,
 }
 
+/// What was made of the slots that were due.
+pub struct Fresh {
+    /// Those whose images can be decoded.
+    pub slots: Vec<usize>,
+    /// `[slots, d]`, as the network gives them: not normalised.
+    pub embeddings: Vec<f32>,
+    /// The images of the others: path and reason.
+    pub corrupt: Vec<(String, String)>,
+}
+
 impl Refresh {
-    /// Returns the slots among `due` whose images can be decoded, and their embeddings. A training pass of `network`
-    /// under way is lost; what it has staged is not.
+    /// Encodes the images of the slots `due`. A training pass of `network` under way is lost; what it has staged is not.
     ///
     /// # Errors
     /// If a file cannot be read at all.
-    pub fn encode(
-        &self,
-        network: &mut Network<f32>,
-        pool: &Pool,
-        due: &[usize],
-    ) -> Result<(Vec<usize>, Vec<f32>), Error> {
+    pub fn encode(&self, network: &mut Network<f32>, pool: &Pool, due: &[usize]) -> Result<Fresh, Error> {
         let max_rows = network.max_rows();
         let mut images = Images::new(pool, &self.dataset, Look::Plain(&self.preprocess), max_rows);
         let (mut found, mut embeddings) = (Features::default(), Vec::new());
@@ -37,6 +44,6 @@ impl Refresh {
                 embeddings.extend_from_slice(network.forward_eval(images.rows(n), n).embeddings);
             }
         }
-        Ok((found.indices, embeddings))
+        Ok(Fresh { slots: found.indices, embeddings, corrupt: found.corrupt })
     }
 }

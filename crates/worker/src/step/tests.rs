@@ -11,7 +11,7 @@ use crate::train::step_batch;
 use checkpoint::{State, Tensor};
 use config::RunConfig;
 use data::{Batch, Loader};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 /// Small enough that rounding does not grow from step to step.
@@ -65,11 +65,12 @@ enum Fault {
     },
 }
 
-/// What a rank has seen: its losses and other metrics, how often it failed, all that a checkpoint would hold of it, its shard of that, and
-/// the exchanges of the small communicator after each step.
+/// What a rank has seen: its losses and other metrics, the images that it could not encode anew, how often it failed, all
+/// that a checkpoint would hold of it, its shard of that, and the exchanges of the small communicator after each step.
 struct Seen {
     losses: Vec<f64>,
     metrics: Vec<Vec<(&'static str, f64)>>,
+    corrupt: BTreeSet<String>,
     failures: usize,
     state: BTreeMap<String, Vec<u8>>,
     shard: Vec<Tensor>,
@@ -137,7 +138,7 @@ impl<'a> Episode<'a> {
         }
         let options = plan.loader_options(self.steps.start);
         let mut loader = Loader::new(plan.dataset.clone(), plan.augmentation.clone(), options).unwrap();
-        let (mut losses, mut metrics) = (Vec::new(), Vec::new());
+        let (mut losses, mut metrics, mut corrupt) = (Vec::new(), Vec::new(), BTreeSet::new());
         let (mut sequences, mut failures) = (Vec::new(), 0);
         for step in self.steps.clone() {
             let batch = loader.next_batch().unwrap();
@@ -161,10 +162,11 @@ impl<'a> Episode<'a> {
             let outcome = outcome.unwrap();
             losses.push(outcome.loss);
             metrics.push(outcome.metrics);
+            corrupt.extend(outcome.corrupt.into_iter().map(|(path, _)| path));
             sequences.push(trainer.communicator.sequence());
         }
         let shard = Parts::of(&trainer).shard(rank, self.world_size);
-        Seen { losses, metrics, failures, state: state(&trainer), shard, sequences }
+        Seen { losses, metrics, corrupt, failures, state: state(&trainer), shard, sequences }
     }
 }
 
@@ -318,6 +320,27 @@ fn no_slot_that_is_read_is_older_than_its_bound() {
     for (rank, expected) in episode(Fault::Everywhere { from }).iter().zip(&undisturbed) {
         assert_eq!(rank.failures, 4);
         assert!(rank.state == expected.state, "another state");
+    }
+}
+
+/// A batch brings a slot once an epoch, which is three steps: in six of them it is due at least once.
+#[test]
+fn a_slot_whose_image_cannot_be_decoded_stays_old_and_is_told() {
+    let images = tempfile::tempdir().unwrap();
+    fixtures::images(images.path(), &[("a", [200, 0, 0]), ("b", [0, 200, 0]), ("c", [0, 0, 200])], 8);
+    let broken: BTreeSet<String> =
+        ["a/001.png", "a/006.png", "b/000.png", "c/003.png", "c/007.png"].map(str::to_owned).into();
+    broken.iter().for_each(|path| std::fs::write(images.path().join(path), "no image").unwrap());
+    let mut config = config("npid of all", "resnet20");
+    config.data.source = images.path().to_str().unwrap().to_owned();
+    config.data.max_corrupt_share = 0.5;
+    config.bank.refresh_age = 2;
+    for world_size in [1, 2] {
+        let ranks = Episode { steps: 0..6, ..Episode::new(&config, world_size) }.run();
+        let told: BTreeSet<String> = ranks.iter().flat_map(|rank| rank.corrupt.clone()).collect();
+        assert_eq!(told, broken, "{world_size} ranks");
+        let ages = ranks[0].metrics.iter().flatten().filter(|(name, _)| *name == "bank_age_max");
+        assert!(ages.map(|(_, age)| *age).fold(0.0, f64::max) > 2.0, "{world_size} ranks");
     }
 }
 
