@@ -149,6 +149,8 @@ impl<T: Real> Queries<'_, T> {
     ) {
         let width = self.width;
         let rows = &mut rows[..slots.len() * width];
+        // All on their way at once: one after the other, each copy would wait for its row.
+        slots.iter().for_each(|&slot| shard.prefetch(slot));
         for (&slot, row) in slots.iter().zip(rows.chunks_exact_mut(width)) {
             shard.read(slot..slot + 1, row);
             part.ages.add(step - u64::from(shard.written(slot)));

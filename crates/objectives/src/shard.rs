@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use engine::kernels::Real;
+use engine::kernels::{AlignedVec, Real, prefetch};
 use memmap2::MmapMut;
 
 use crate::Error;
@@ -23,24 +23,24 @@ pub struct Shard {
     restored: [Coverage; 2],
 }
 
-/// Bytes that begin where any number may.
+/// Bytes that begin where any number may; in memory, on large pages, for they are read at random.
 #[derive(Debug)]
 enum Bytes {
-    Memory(Vec<u64>),
+    Memory(AlignedVec<u8>),
     Mapped(MmapMut),
 }
 
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            Self::Memory(words) => bytemuck::cast_slice(words),
+            Self::Memory(bytes) => bytes,
             Self::Mapped(bytes) => bytes,
         }
     }
 
     fn get_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::Memory(words) => bytemuck::cast_slice_mut(words),
+            Self::Memory(bytes) => bytes,
             Self::Mapped(bytes) => bytes,
         }
     }
@@ -55,7 +55,7 @@ impl Shard {
                 assert_eq!(mapped.len(), bytes, "mapped bytes for slots {slots:?}");
                 Bytes::Mapped(mapped)
             }
-            None => Bytes::Memory(vec![0; bytes.div_ceil(size_of::<u64>())]),
+            None => Bytes::Memory(AlignedVec::zeroed(bytes)),
         };
         let written = vec![0; slots.len()];
         let mut shard = Self { spec, slots: slots.clone(), rows, written, restored: Default::default() };
@@ -96,6 +96,14 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Begins to bring a slot's row near, which [`Shard::read`] shall find there.
+    ///
+    /// # Panics
+    /// If it is not here.
+    pub(crate) fn prefetch(&self, slot: usize) {
+        prefetch(&self.rows.get()[self.bytes_of(&(slot..slot + 1))]);
     }
 
     /// The step that last wrote a slot.

@@ -5,6 +5,7 @@
     reason = "tells bytemuck that a line is plain bytes, and the system which pages to make large"
 )]
 
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
@@ -64,6 +65,12 @@ fn ask_for_huge_pages(memory: &mut [MaybeUninit<Line>]) {
 
 #[cfg(not(target_os = "linux"))]
 fn ask_for_huge_pages(_memory: &mut [MaybeUninit<Line>]) {}
+
+impl<T> fmt::Debug for AlignedVec<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedVec").field("len", &self.len).finish_non_exhaustive()
+    }
+}
 
 impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];

@@ -7,7 +7,7 @@
 //!
 //! Start reading at `conv` for what is computed, at `direct` and `winograd` for how it is divided,
 //! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `planes`,
-//! `pool`, `products`, `row_block`, `simd`, `strip`, `tiles` and `vectorized`.
+//! `pool`, `prefetch`, `products`, `row_block`, `simd`, `strip`, `tiles` and `vectorized`.
 //!
 //! Results depend on the path and on the number of threads, never on timing: work is divided
 //! statically and partial sums are added in thread order.
@@ -27,6 +27,7 @@ mod peak;
 mod phases;
 mod planes;
 mod pool;
+mod prefetch;
 mod products;
 mod prologue;
 mod real;
@@ -51,6 +52,7 @@ pub use packed::{PANEL, Packed, PackedGemm};
 pub use path::KernelPath;
 pub use peak::peak_flops;
 pub use pool::{Pool, split};
+pub use prefetch::prefetch;
 pub use prologue::{Input, Prologue};
 pub use real::Real;
 pub use row_block::{RowBlock, RowBlocks, RowSums};
