@@ -3,7 +3,7 @@
     python3 tests/learning.py --images cifar10.tar.zst
 
 Runs `himpun train --preset METHOD-cifar10-small` for every method and seed, one after the other, in target/learning (or
-`--runs`): on two cores and one seed about an hour. A run that was stopped goes on from its newest checkpoint, one that is
+`--runs`): on two cores and one seed over an hour. A run that was stopped goes on from its newest checkpoint, one that is
 complete is not repeated. Writes the table of what is complete into README.md, between its two comments `learning`, and
 fails if a method is not 10 points above the untrained net, whose batch-norm statistics were set by one pass.
 """
