@@ -1,6 +1,7 @@
 //! Two-dimensional convolution and its two gradients, NHWC.
 
 use super::backward::{Backward, InputGradient, OutputGradient, Then};
+use super::dense::DenseConv;
 use super::direct::DirectConv;
 use super::path::KernelPath;
 use super::pool::Pool;
@@ -94,6 +95,8 @@ enum Method<T> {
     /// In `f32` only.
     Direct(Box<DirectConv>),
     /// In `f32` only.
+    Dense(Box<DenseConv>),
+    /// In `f32` only.
     Winograd(Box<WinogradConv>),
 }
 
@@ -112,6 +115,7 @@ impl<T: Real> Conv2d<T> {
         let method = match choice {
             Choice::Reference => Method::Reference(ReferenceConv::new(shape)),
             Choice::Direct(isa) => Method::Direct(Box::new(DirectConv::new(shape, isa, threads))),
+            Choice::Dense(isa) => Method::Dense(Box::new(DenseConv::new(shape, isa, threads))),
             Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
         };
         Self { shape, threads, scratch_len: choice.scratch_len::<T>(&shape, threads), method }
@@ -127,6 +131,7 @@ impl<T: Real> Conv2d<T> {
         match Choice::new::<T>(shape, path, convolution) {
             Choice::Reference => ReferenceConv::<T>::predicted_bytes(shape),
             Choice::Direct(isa) => DirectConv::predicted_bytes(shape, isa, threads),
+            Choice::Dense(isa) => DenseConv::predicted_bytes(shape, isa, threads),
             Choice::Winograd(isa) => WinogradConv::predicted_bytes(shape, isa, threads),
         }
     }
@@ -153,6 +158,7 @@ impl<T: Real> Conv2d<T> {
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
         match &mut self.method {
             Method::Direct(direct) => direct.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums),
+            Method::Dense(dense) => dense.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums),
             Method::Winograd(winograd) => {
                 winograd.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums)
             }
@@ -202,6 +208,7 @@ impl<T: Real> Conv2d<T> {
                 return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
             }
             Method::Direct(direct) => &mut |backward| direct.backward(pool, n, backward),
+            Method::Dense(dense) => &mut |backward| dense.backward(pool, n, backward),
             Method::Winograd(winograd) => &mut |backward| winograd.backward(pool, n, backward),
         };
         let make = |images, made: &mut [f32]| match d_y {
@@ -257,6 +264,7 @@ impl<T: Real> Conv2d<T> {
 enum Choice {
     Reference,
     Direct(InstructionSet),
+    Dense(InstructionSet),
     Winograd(InstructionSet),
 }
 
@@ -270,6 +278,7 @@ impl Choice {
             Convolution::Auto if WinogradConv::applies(shape, isa) && WinogradConv::pays(shape) => {
                 Self::Winograd(isa)
             }
+            Convolution::Auto | Convolution::Direct if DenseConv::pays(shape) => Self::Dense(isa),
             Convolution::Auto | Convolution::Direct => Self::Direct(isa),
         }
     }
@@ -278,6 +287,7 @@ impl Choice {
         match self {
             Self::Reference => ReferenceConv::<T>::scratch_len(shape),
             Self::Direct(isa) => DirectConv::scratch_len(shape, isa, threads),
+            Self::Dense(isa) => DenseConv::scratch_len(shape, isa, threads),
             Self::Winograd(isa) => WinogradConv::scratch_len(shape, isa, threads),
         }
     }

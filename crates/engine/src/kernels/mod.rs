@@ -15,6 +15,7 @@
 mod aligned;
 mod backward;
 mod conv;
+mod dense;
 mod direct;
 mod division;
 mod exponential;

@@ -15,9 +15,6 @@ const SOURCE_BYTES: usize = 256 << 10;
 const FEWEST_PIXELS: usize = 256;
 const MOST_PIXELS: usize = 1024;
 
-/// Pixels in a run, at most, where the image's rows do not matter.
-const LINE_PIXELS: usize = 256;
-
 /// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
 #[derive(Clone, Debug)]
 pub(super) struct Taps {
@@ -27,9 +24,11 @@ pub(super) struct Taps {
     run: usize,
     /// Distance of two such runs.
     row: usize,
-    /// Where each row of windows begins, over the images of a block.
+    /// Where each row of windows begins, over the images of a block; empty where it does not matter.
     runs: Vec<usize>,
-    /// Windows in a row.
+    /// Whether every pixel is a window: then it does not matter where a row or an image ends, and long runs take less time.
+    is_one_run: bool,
+    /// Windows in a row; one where it does not matter.
     len: usize,
     /// Distance of two windows.
     step: usize,
@@ -43,13 +42,9 @@ impl Taps {
         let frame = Frame::input(shape);
         let ConvShape { c_in, kernel, stride, pad, .. } = *shape;
         let run = kernel * c_in;
-        // Where every pixel is a window it does not matter where a row ends, and longer runs take less time.
-        let (lines, len, line) = if (kernel, stride, pad) == (1, 1, 0) {
-            let len = longest_line(shape.h * shape.w);
-            (shape.h * shape.w / len, len, len * c_in)
-        } else {
-            (shape.out_h(), shape.out_w(), stride * frame.row())
-        };
+        let is_one_run = (kernel, stride, pad) == (1, 1, 0);
+        let (lines, len) = if is_one_run { (0, 1) } else { (shape.out_h(), shape.out_w()) };
+        let line = stride * frame.row();
         let floats = stride * stride * c_in;
         let pixels = (SOURCE_BYTES / size_of::<f32>() / floats).clamp(FEWEST_PIXELS, MOST_PIXELS);
         Self {
@@ -57,6 +52,7 @@ impl Taps {
             run,
             row: frame.row(),
             runs: (0..images).flat_map(|n| (0..lines).map(move |y| n * frame.len() + y * line)).collect(),
+            is_one_run,
             len,
             step: stride * c_in,
             lines_at_once: (pixels / len).max(1),
@@ -79,10 +75,15 @@ impl Taps {
             for panel in panels.iter() {
                 let dy = &dy[panel.range(windows)];
                 let line = self.len * panel.width;
+                let whole = [lines.start * self.step];
+                let (runs, len) = match self.is_one_run {
+                    true => (&whole[..], lines.len()),
+                    false => (&self.runs[lines.clone()], self.len),
+                };
                 let terms = Terms {
                     a: source,
-                    runs: &self.runs[lines.clone()],
-                    len: self.len,
+                    runs,
+                    len,
                     step: self.step,
                     b: &dy[lines.start * line..lines.end * line],
                     width: panel.width,
@@ -104,9 +105,4 @@ impl Taps {
             }
         }
     }
-}
-
-/// The most pixels, up to [`LINE_PIXELS`], that divide an image.
-fn longest_line(pixels: usize) -> usize {
-    (1..=pixels.min(LINE_PIXELS)).rev().find(|&line| pixels.is_multiple_of(line)).unwrap_or(1)
 }

@@ -193,7 +193,9 @@ fn choices(shape: &ConvShape) -> Vec<Choice> {
     let isas = fast.into_iter().filter(|path| path.is_available()).map(InstructionSet::new);
     let choices = isas.flat_map(|isa| {
         let winograd = WinogradConv::applies(shape, isa).then_some(Choice::Winograd(isa));
-        [Some(Choice::Direct(isa)), winograd].into_iter().flatten()
+        // Right on every map, if not fast; but its matrix grows with the square of the map.
+        let dense = (shape.h * shape.w <= 16).then_some(Choice::Dense(isa));
+        [Some(Choice::Direct(isa)), dense, winograd].into_iter().flatten()
     });
     std::iter::once(Choice::Reference).chain(choices).collect()
 }
@@ -247,6 +249,9 @@ fn the_layers_of_a_residual_network_agree_with_the_reference() {
         (9, 272, 40, 1, 1, 0),
         (7, 128, 128, 3, 1, 1),
         (4, 512, 64, 3, 1, 1),
+        (2, 64, 64, 3, 1, 1),
+        (2, 32, 64, 3, 2, 1),
+        (1, 64, 64, 3, 1, 1),
     ] {
         let shape = ConvShape { n: 6, h: side, w: side, c_in, c_out, kernel, stride, pad };
         let data = Data::new(&mut numbers, &shape, 6);
@@ -303,10 +308,13 @@ fn winograd_is_chosen_where_it_applies_and_pays() {
         ConvShape { stride: 2, c_in: 16, c_out: 16, ..shape },
         ConvShape { stride: 2, h: 3, w: 3, ..shape },
         ConvShape { c_in: 3, ..shape },
-        ConvShape { h: 2, w: 2, ..shape },
         ConvShape { c_in: 8, c_out: 8, ..shape },
     ] {
         let choice = choose(&unfit, KernelPath::Portable, Convolution::Auto);
         assert!(matches!(choice, Choice::Direct(_)), "{unfit:?}: {choice:?}");
+    }
+    for convolution in [Convolution::Auto, Convolution::Direct] {
+        let choice = choose(&ConvShape { h: 2, w: 2, ..shape }, KernelPath::Portable, convolution);
+        assert!(matches!(choice, Choice::Dense(_)), "{choice:?}");
     }
 }
