@@ -290,18 +290,6 @@ impl<T: Real> Network<T> {
         self.parameters.update_buffers(&self.staged, update);
     }
 
-    /// Lets the statistics of the last training pass of `patches` enter this network's, whose backbone is the same one:
-    /// as a second forward call would, in PyTorch.
-    ///
-    /// # Panics
-    /// If that was done already, there was no such pass, or `patches` is not of the patches of a jigsaw.
-    pub fn commit_buffers_of(&mut self, patches: &mut Self, update: BufferUpdate) {
-        assert!(patches.is_staged, "statistics of a batch are committed once");
-        assert_eq!(patches.role, Role::Patches, "the backbone alone is shared");
-        patches.is_staged = false;
-        self.parameters.update_buffers(&patches.staged, update);
-    }
-
     /// The statistics of the last training pass, in the places of the running ones: mean and unbiased variance.
     ///
     /// # Panics

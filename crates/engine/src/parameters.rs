@@ -142,7 +142,7 @@ impl<T: Real> Parameters<T> {
         places
     }
 
-    /// Lets a batch's `statistics` enter the running ones: all of them, or those of the backbone, which come first.
+    /// Lets a batch's `statistics` enter the running ones.
     pub(crate) fn update_buffers(&mut self, statistics: &[f64], update: BufferUpdate) {
         let share = match update {
             BufferUpdate::Momentum(momentum) => momentum,

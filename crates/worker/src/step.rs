@@ -152,12 +152,8 @@ impl Trainer {
 
     /// Makes everything that the step has staged so. Nothing here waits for a peer, and nothing can fail.
     fn commit(&mut self, learning_rate: f64) {
-        let update = BufferUpdate::Momentum(BATCH_NORM_MOMENTUM);
         self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
-        self.network.commit_buffers(update);
-        if let Some(patches) = &mut self.patches {
-            self.network.commit_buffers_of(&mut patches.network, update);
-        }
+        self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
         if let Some(momentum) = &mut self.momentum {
             momentum.commit();
         }
@@ -255,7 +251,7 @@ impl Trainer {
         let (n, width) = (self.own_images(), self.network.spec().embedding_width());
         let views: Vec<usize> = (0..needs.queries.len()).collect();
         let n_chunks = self.layout.n_chunks();
-        let (mut of_images, mut of_patches) = (ChunkStatistics::default(), ChunkStatistics::default());
+        let mut statistics = ChunkStatistics::default();
         self.others.fill(0.0);
         let rank = self.communicator.rank();
         for (chunk, own) in self.layout.own(rank).iter().enumerate() {
@@ -277,18 +273,11 @@ impl Trainer {
                 self.last_backward(&d_queries)?;
             }
             if n_chunks > 1 {
-                let images = self.layout.images_of(chunk);
-                of_images.add(&self.network, &images, rank);
-                if let Some(patches) = &self.patches {
-                    of_patches.add(&patches.network, &images, rank);
-                }
+                statistics.add(&self.network, &self.layout.images_of(chunk), rank);
             }
         }
         if n_chunks > 1 {
-            of_images.stage(&mut self.network);
-            if let Some(patches) = &mut self.patches {
-                of_patches.stage(&mut patches.network);
-            }
+            statistics.stage(&mut self.network);
         }
         Ok(())
     }

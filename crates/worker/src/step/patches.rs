@@ -9,6 +9,9 @@ use std::ops::Range;
 use crate::Error;
 
 /// The network of the patches. It has copies of the trained parameters, and adds its gradients to theirs.
+///
+/// Patches are normalised by statistics of their own, and leave none behind: the encoder will see images, never patches.
+/// In VISSL, whose trunk runs forward twice, both enter the running statistics.
 pub struct PatchBranch {
     /// Backbone and the jigsaw's head.
     pub network: Network<f32>,
