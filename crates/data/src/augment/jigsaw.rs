@@ -42,10 +42,10 @@ pub struct Jigsaw {
 impl Jigsaw {
     /// Builds the jigsaw that goes with an augmentation: mirrored, coloured and normalised as its first view.
     ///
-    /// The patch is the multiple of 4 nearest to 2/7 of the views' side, at least 8, and the cell the patch times
-    /// 85/64, rounded: cells of 85 with patches of 64 for views of 224, of 11 and 8 for 32.
+    /// The patch is the multiple of 4 nearest to 2/7 of the views' side, at least 4, and the cell the patch times
+    /// 85/64, rounded: cells of 85 with patches of 64 for views of 224, of 11 and 8 for 32, of 5 and 4 for 16.
     pub fn of(augmentation: &Augmentation) -> Jigsaw {
-        let patch = ((augmentation.size + 7) / 14 * 4).max(8);
+        let patch = ((augmentation.size + 7) / 14 * 4).max(4);
         let view = &augmentation.views[0];
         let area = [0.6, 1.0];
         Jigsaw {
@@ -213,13 +213,16 @@ mod tests {
         check(224, 85, 64);
         check(32, 11, 8);
         check(28, 11, 8);
-        check(8, 11, 8);
+        check(21, 11, 8);
+        check(20, 5, 4);
+        check(16, 5, 4);
+        check(1, 5, 4);
         check(64, 27, 20);
         check(96, 37, 28);
         for size in 8..=1024 {
             let Jigsaw { cell, patch, .. } = jigsaw(size);
-            assert!(patch.is_multiple_of(4) && patch >= 8 && cell > patch, "{size}: {cell}, {patch}");
-            assert!(size < 28 || patch.abs_diff(2 * size / 7) <= 3, "{size}: {patch}");
+            assert!(patch.is_multiple_of(4) && cell > patch, "{size}: {cell}, {patch}");
+            assert!(patch.abs_diff(2 * size / 7) <= 3, "{size}: {patch}");
         }
     }
 
