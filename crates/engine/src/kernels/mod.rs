@@ -5,7 +5,7 @@
 //! register-blocked micro-kernel does all the work, compiled once per instruction set and chosen at
 //! run time.
 //!
-//! Start reading at `conv` for what is computed, at `direct` and `winograd` for how it is divided,
+//! Start reading at `conv` for what is computed, at `direct`, `dense` and `winograd` for how it is divided,
 //! and at `strip` for how it is made fast. The only `unsafe` code of the crate lives here, in `aligned`, `planes`,
 //! `pool`, `prefetch`, `products`, `row_block`, `simd`, `strip`, `tiles` and `vectorized`.
 //!

@@ -24,10 +24,9 @@ pub(super) struct Taps {
     run: usize,
     /// Distance of two such runs.
     row: usize,
-    /// Where each row of windows begins, over the images of a block; empty where it does not matter.
+    /// Where each row of windows begins, over the images of a block. Empty where every pixel is a window: then it does not
+    /// matter where a row or an image ends, and long runs take less time.
     runs: Vec<usize>,
-    /// Whether every pixel is a window: then it does not matter where a row or an image ends, and long runs take less time.
-    is_one_run: bool,
     /// Windows in a row; one where it does not matter.
     len: usize,
     /// Distance of two windows.
@@ -42,8 +41,8 @@ impl Taps {
         let frame = Frame::input(shape);
         let ConvShape { c_in, kernel, stride, pad, .. } = *shape;
         let run = kernel * c_in;
-        let is_one_run = (kernel, stride, pad) == (1, 1, 0);
-        let (lines, len) = if is_one_run { (0, 1) } else { (shape.out_h(), shape.out_w()) };
+        let is_every_pixel = (kernel, stride, pad) == (1, 1, 0);
+        let (lines, len) = if is_every_pixel { (0, 1) } else { (shape.out_h(), shape.out_w()) };
         let line = stride * frame.row();
         let floats = stride * stride * c_in;
         let pixels = (SOURCE_BYTES / size_of::<f32>() / floats).clamp(FEWEST_PIXELS, MOST_PIXELS);
@@ -52,7 +51,6 @@ impl Taps {
             run,
             row: frame.row(),
             runs: (0..images).flat_map(|n| (0..lines).map(move |y| n * frame.len() + y * line)).collect(),
-            is_one_run,
             len,
             step: stride * c_in,
             lines_at_once: (pixels / len).max(1),
@@ -75,10 +73,10 @@ impl Taps {
             for panel in panels.iter() {
                 let dy = &dy[panel.range(windows)];
                 let line = self.len * panel.width;
-                let whole = [lines.start * self.step];
-                let (runs, len) = match self.is_one_run {
-                    true => (&whole[..], lines.len()),
-                    false => (&self.runs[lines.clone()], self.len),
+                let all = [lines.start * self.step];
+                let (runs, len) = match &self.runs[..] {
+                    [] => (&all[..], lines.len()),
+                    runs => (&runs[lines.clone()], self.len),
                 };
                 let terms = Terms {
                     a: source,
