@@ -257,7 +257,7 @@ fn any_number_of_ranks_trains_a_vision_transformer() {
         momentum_schedule = "cosine"
         [optimizer]
         kind = "adamw"
-        lr = 1e-4
+        lr = 1e-5
         weight_decay = 0.1
         decay_all = true
         "#,
