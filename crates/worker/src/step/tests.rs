@@ -23,7 +23,7 @@ const METHODS: [(&str, &str, &str, &str); 8] = [
     ("simclr in chunks", "chunk = 4", "head = \"mlp-16-8\"", "kind = \"simclr\""),
     ("npid", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
     ("npid of all", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
-    ("pirl in chunks", "chunk = 4", "head = \"linear-8\"", "kind = \"pirl\"\nnegatives = 20"),
+    ("pirl in chunks", "chunk = 4", "head = \"moco-v3-16-8\"", "kind = \"pirl\"\nnegatives = 20"),
     ("moco", "", "head = \"mlp-16-8\"", MOCO),
     ("moco in chunks", "chunk = 4", "head = \"mlp-16-8\"", MOCO),
     (
@@ -316,8 +316,9 @@ fn a_jigsaw_leaves_no_statistics() {
         let config =
             RunConfig { train: config("pirl in chunks", "resnet20").train, ..config(method, "resnet20") };
         let seen = Episode { steps: 0..1, ..Episode::new(&config, 1) }.run().remove(0);
-        let of_norms = |name: &str| name.contains(".running_") || name.ends_with(".num_batches_tracked");
-        seen.state.into_iter().filter(|(name, _)| of_norms(name)).collect::<Vec<_>>()
+        let is_statistic = |name: &str| name.contains(".running_") || name.ends_with(".num_batches_tracked");
+        let of_backbone = |name: &str| name.starts_with("model.backbone.") && is_statistic(name);
+        seen.state.into_iter().filter(|(name, _)| of_backbone(name)).collect::<Vec<_>>()
     };
     let of_views = statistics("npid");
     assert!(!of_views.is_empty());
