@@ -33,10 +33,12 @@ pub(super) fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = 
     range.step_by(block).map(move |start| start..(start + block).min(end))
 }
 
-/// Cuts `0..len` into blocks of nearly the same size.
-pub(super) fn even_blocks(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts `0..len` into blocks of nearly the same size, all but the last of whole `strips`, of which `most` is a multiple
+/// unless it is `len`.
+pub(super) fn even_blocks(len: usize, most: usize, strips: usize) -> impl Iterator<Item = Range<usize>> {
     let count = len.div_ceil(most);
-    (0..count).map(move |index| split(len, count, index))
+    let strips_of = move |index| split(len.div_ceil(strips), count, index);
+    (0..count).map(strips_of).map(move |of| of.start * strips..len.min(of.end * strips))
 }
 
 /// Where a weight lies in `[c_out, c_in, kh, kw]`, as the rows and columns of a product see it:

@@ -272,7 +272,12 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if self.accumulate { self.collect::<S, true>(simd) } else { self.collect::<S, false>(simd) }
+        match (self.accumulate, self.sums.is_some()) {
+            (false, false) => self.collect::<S, false, false>(simd),
+            (false, true) => self.collect::<S, false, true>(simd),
+            (true, false) => self.collect::<S, true, false>(simd),
+            (true, true) => self.collect::<S, true, true>(simd),
+        }
     }
 }
 
@@ -281,7 +286,7 @@ where
     Output: Map<R, 4> + Map<C, 4>,
 {
     #[inline(always)]
-    fn collect<S: Simd, const ACCUMULATE: bool>(mut self, simd: S) {
+    fn collect<S: Simd, const ACCUMULATE: bool, const SUMS: bool>(mut self, simd: S) {
         let Lattice { h, w, channels, first: start, row, pixel, .. } = self.lattice;
         assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
         for channel in (0..self.channels.len()).step_by(S::LANES) {
@@ -294,7 +299,7 @@ where
                         ReadPoints::<SIDE>::new::<S>(self.products, self.planes.plane, offset, [R, C]);
                     let image = &mut self.images[self.lattice.image(place)];
                     let to = place.y * row + place.x * pixel + start + self.channels.start + channel;
-                    let mut sink = Pixel::<S, ACCUMULATE> {
+                    let mut sink = Pixel::<S, ACCUMULATE, SUMS> {
                         tile: image.as_mut_ptr().wrapping_add(to),
                         row,
                         pixel,
@@ -323,7 +328,7 @@ where
 }
 
 /// One vector of channels of the pixels of a tile.
-struct Pixel<S: Simd, const ACCUMULATE: bool> {
+struct Pixel<S: Simd, const ACCUMULATE: bool, const SUMS: bool> {
     /// In the first pixel.
     tile: *mut f32,
     /// Distance of two rows of the image.
@@ -333,12 +338,12 @@ struct Pixel<S: Simd, const ACCUMULATE: bool> {
     /// Rows and columns that lie within the image.
     rows: usize,
     columns: usize,
-    /// Of what was written.
+    /// Of what was written, if anybody wants `SUMS`.
     sum: S::Vector,
     squares: S::Vector,
 }
 
-impl<S: Simd, const ACCUMULATE: bool> Sink<S> for Pixel<S, ACCUMULATE> {
+impl<S: Simd, const ACCUMULATE: bool, const SUMS: bool> Sink<S> for Pixel<S, ACCUMULATE, SUMS> {
     #[inline(always)]
     fn write(&mut self, simd: S, row: usize, column: usize, mut vector: S::Vector) {
         if row >= self.rows || column >= self.columns {
@@ -351,7 +356,9 @@ impl<S: Simd, const ACCUMULATE: bool> Sink<S> for Pixel<S, ACCUMULATE> {
         }
         // SAFETY: `Collect` has checked the image, its channels and how much of the tile lies within it.
         unsafe { simd.store(to, vector) };
-        self.sum = simd.add(self.sum, vector);
-        self.squares = simd.mul_add(vector, vector, self.squares);
+        if SUMS {
+            self.sum = simd.add(self.sum, vector);
+            self.squares = simd.mul_add(vector, vector, self.squares);
+        }
     }
 }

@@ -172,7 +172,7 @@ impl WinogradConv {
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
                 let d_y = d_y.of(chunk.clone(), shape.output_len(), scratch);
-                for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block) {
+                for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
                     add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
                 }
                 if width > 0 {
@@ -342,7 +342,7 @@ impl Pass<'_> {
         let half = sums.len() / 2;
         let (sum, squares) = sums.split_at_mut(half);
         let count = target.len() / self.targets[0].lattice.image * plan.tiles.per_image();
-        for tiles in blocks(0..count, plan.block) {
+        for tiles in even_blocks(count, plan.block, plan.rows) {
             let mut chunk = 0;
             for part in &self.sources {
                 part.spread(isa, (plan.tiles, tiles.clone()), source, (image_planes, chunk), images);

@@ -71,7 +71,8 @@ impl Plan {
             rows: isa.rows(),
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
-            block: fitting.clamp(fewest, most).min(all),
+            // No strip of a whole block has rows that do not exist.
+            block: fitting.clamp(fewest, most).next_multiple_of(2 * isa.rows()).min(all),
             gradient_block: GRADIENT_TILES.min(all),
             chunk: chunk.max(GRADIENT_TILES.div_ceil(per_image)).min(images),
         }
