@@ -5,15 +5,34 @@
 /// Bytes that travel together.
 const LINE: usize = 64;
 
+/// Numbers that do.
+pub(super) const LINE_LEN: usize = LINE / size_of::<f32>();
+
+/// How near, as x86-64 encodes it: `_MM_HINT_T0`, the nearest cache.
+const NEAREST: i32 = 3;
+
+/// `_MM_HINT_T1`: the second-level cache.
+const SECOND_LEVEL: i32 = 2;
+
 /// Begins to bring these bytes near, where the machine has a way to ask for that; changes nothing that can be read.
 #[inline]
 pub fn prefetch(bytes: &[u8]) {
+    ask::<NEAREST>(bytes);
+}
+
+/// The same, into the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_far(numbers: &[f32]) {
+    ask::<SECOND_LEVEL>(bytemuck::cast_slice(numbers));
+}
+
+#[inline(always)]
+fn ask<const HINT: i32>(bytes: &[u8]) {
     for line in bytes.chunks(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction is a hint, which x86-64 always has, and the address one of `bytes`.
         unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _no_way_to_ask = line;

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::phases::{Phase, with_sizes};
 use super::planes::{GAP, Planes};
+use super::prefetch::{LINE_LEN, prefetch_far};
 use super::simd::{MAX_ROWS, Simd, Task};
 use super::strip::{MAX_WIDTH, Run, add_run};
 use super::transforms::{CollectWeights, Map, POINTS, WeightGradient};
@@ -27,6 +28,9 @@ pub(super) struct Multiply<'a> {
     /// In groups of [`Simd::ROWS`] tiles.
     pub(super) product_planes: Planes,
     pub(super) products: &'a mut [f32],
+    /// Pixels that are read and written next. They are fetched meanwhile: a product is bound by arithmetic, the transforms
+    /// around it by memory.
+    pub(super) ahead: [&'a [f32]; 2],
 }
 
 impl Task for Multiply<'_> {
@@ -55,6 +59,11 @@ impl Multiply<'_> {
         assert!(weight_planes.chunks == VECTORS && product_planes.chunks == VECTORS);
         let chunk = S::ROWS * S::LANES;
         let group = chunks * chunk;
+        let n_strips = strips * self.terms.len();
+        let mut ahead = self.ahead.map(|pixels| {
+            let share = pixels.len().div_ceil(n_strips);
+            pixels.chunks(share.next_multiple_of(LINE_LEN).max(LINE_LEN))
+        });
         for (point, terms) in self.terms.iter().enumerate() {
             assert!(terms.end <= chunks, "vectors {terms:?} of {chunks}");
             if terms.is_empty() {
@@ -64,6 +73,7 @@ impl Multiply<'_> {
             let weights = self.weights.as_ptr().wrapping_add(point * weight_planes.plane);
             let products = self.products.as_mut_ptr().wrapping_add(point * product_planes.plane);
             for strip in 0..strips {
+                ahead.iter_mut().filter_map(Iterator::next).for_each(prefetch_far);
                 let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
                 let images = images.wrapping_add(strip * (ROWS / S::ROWS) * group);
                 for index in terms.clone() {

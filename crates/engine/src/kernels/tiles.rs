@@ -38,6 +38,12 @@ impl Tiles {
         self.h.div_ceil(4) * self.w.div_ceil(4)
     }
 
+    /// Where some tiles lie in images of `image` numbers, to within a row of tiles.
+    pub(super) fn numbers(&self, tiles: &Range<usize>, image: usize) -> Range<usize> {
+        let per_image = self.per_image();
+        tiles.start * image / per_image..tiles.end * image / per_image
+    }
+
     #[inline(always)]
     fn place(&self, tile: usize) -> Place {
         let (image, tile) = (tile / self.per_image(), tile % self.per_image());
