@@ -1,6 +1,7 @@
 //! Whole steps: any number of ranks makes the same, a failure anywhere changes nothing.
 
 mod accumulation;
+mod calculus;
 mod shuffle;
 
 use super::*;
@@ -18,10 +19,19 @@ use std::sync::Mutex;
 const LR: f64 = 0.002;
 
 /// Every objective, small: name, and what it sets of `train`, `model` and `objective`.
-const METHODS: [(&str, &str, &str, &str); 8] = [
+const METHODS: [(&str, &str, &str, &str); 12] = [
     ("simclr", "", "head = \"mlp-16-8\"", "kind = \"simclr\""),
     ("simclr in chunks", "chunk = 4", "head = \"mlp-16-8\"", "kind = \"simclr\""),
+    ("supcon", "", "head = \"mlp-16-8\"", "kind = \"supcon\""),
+    ("dcl in chunks", "chunk = 4", "head = \"simclr-v1\"", "kind = \"dcl\""),
+    ("align-uniform", "", "head = \"mlp-16-8\"", "kind = \"align-uniform\""),
     ("npid", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 20"),
+    (
+        "npid with a moving normalizer",
+        "",
+        "head = \"linear-8\"",
+        "kind = \"npid\"\nnegatives = 20\nnormalizer = \"ema\"\nproximal = 0.1",
+    ),
     ("npid of all", "", "head = \"linear-8\"", "kind = \"npid\"\nnegatives = 0\nestimator = \"softmax\""),
     ("pirl in chunks", "chunk = 4", "head = \"moco-v3-16-8\"", "kind = \"pirl\"\nnegatives = 20"),
     ("moco", "", "head = \"mlp-16-8\"", MOCO),
@@ -38,9 +48,10 @@ const MOCO: &str = "kind = \"moco\"\nqueue = 17\nmomentum = 0.9";
 
 fn config(method: &str, arch: &str) -> RunConfig {
     let (_, train, model, objective) = METHODS.iter().find(|(name, ..)| *name == method).unwrap();
+    let of_arch = if arch.starts_with("vit") { "patch = 4" } else { "stem = \"cifar\"" };
     let text = format!(
         "[run]\nsteps = 5\n[train]\nglobal_batch = 7\n{train}\n[data]\nsize = 8\n[model]\narch = \"{arch}\"\n\
-         stem = \"cifar\"\n{model}\n[objective]\n{objective}\n[optimizer]\nlr = {LR}\n"
+         {of_arch}\n{model}\n[objective]\n{objective}\n[optimizer]\nlr = {LR}\n"
     );
     RunConfig::from_toml(&text).unwrap()
 }
@@ -293,11 +304,14 @@ fn a_failure_at_any_collective_leaves_nothing_behind() {
     for (method, ..) in METHODS {
         let config = config(method, "resnet20");
         let first = Episode { steps: 0..2, ..Episode::new(&config, 2) }.run().remove(0);
-        let n = first.sequences[1] - first.sequences[0];
+        let (n_first, n) = (first.sequences[0], first.sequences[1] - first.sequences[0]);
         let everywhere = (0..n, Fault::Everywhere { from: 0 }, n as usize);
+        // The first step may have more: it estimates the normalizer.
+        let first =
+            (1..if n_first == n { 1 } else { n_first }).map(|from| (0..1, Fault::Everywhere { from }, 1));
         // The gradients of a step travel in two exchanges.
         let gradients = [2, 3].map(|sequence| (0..3, Fault::Gradients { sequence }, 1));
-        for (steps, fault, failures) in [everywhere].into_iter().chain(gradients) {
+        for (steps, fault, failures) in [everywhere].into_iter().chain(first).chain(gradients) {
             let undisturbed = Episode { steps: steps.clone(), ..Episode::new(&config, 2) }.run();
             let ranks = Episode { steps, fault, ..Episode::new(&config, 2) }.run();
             for (rank, expected) in ranks.iter().zip(&undisturbed) {

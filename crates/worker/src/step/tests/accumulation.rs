@@ -1,5 +1,6 @@
 //! A step in chunks against PyTorch: tests/golden/accumulation.py says what is compared.
 
+use super::calculus::second_step;
 use super::*;
 use crate::plan::Plan;
 use safetensors::SafeTensors;
@@ -99,4 +100,21 @@ fn a_step_in_chunks_is_pytorchs() {
         check_digest(&entry.name, &parameters.buffer_values[entry.range()], digest);
     }
     assert_eq!(parameters.num_batches_tracked, 1);
+}
+
+/// Layer norm knows no other rows: a transformer's batch is the same in one piece and in chunks.
+#[test]
+fn without_batch_norm_chunks_change_nothing() {
+    for method in ["simclr", "moco"] {
+        let whole = config(method, "vit-16-2-2");
+        let from = checkpoint(&Episode { steps: 0..1, ..Episode::new(&whole, 1) }.run());
+        let mut cut = whole.clone();
+        cut.train.chunk = 3;
+        let [(loss, whole), (loss_cut, cut)] =
+            [&whole, &cut].map(|config| second_step(config, &from, |_| {}));
+        assert!((loss / loss_cut - 1.0).abs() < 1e-6, "{method}: {loss} {loss_cut}");
+        let gradients = |trainer: &Trainer| trainer.network.parameters().gradients.clone();
+        let difference = relative_difference(&gradients(&whole), &gradients(&cut));
+        assert!(difference > 0.0 && difference < 1e-5, "{method}: gradients differ by {difference}");
+    }
 }
