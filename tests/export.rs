@@ -1,4 +1,4 @@
-//! A vision transformer as other programs get it: PyTorch's names, shapes and types, and PyTorch's features.
+//! Encoders as other programs get them: PyTorch's names, shapes and types, and PyTorch's features.
 
 use crate::support::{assert_quiet, himpun, succeed, write_images};
 use checkpoint::{Description, Staging, Tensor};
@@ -54,15 +54,72 @@ fn a_vision_transformer_is_that_of_pytorch() {
         assert!(exported(&with_theirs, format) == expected, "{format}: other values");
     }
 
+    check_features(&with_theirs, &images, &numbers(&golden, "features"));
+}
+
+/// Written by `golden/resnets.py`, which uses the same settings and draws the same weights.
+#[test]
+fn resnets_are_torchvisions() {
+    let golden = SafeTensors::deserialize(include_bytes!("golden/resnets.safetensors")).unwrap();
+    for arch in ["resnet18", "resnet50"] {
+        let directory = tempfile::tempdir().unwrap();
+        let (images, run) = (directory.path().join("images"), directory.path().join("run"));
+        write_images(&images, &golden);
+        let mut command = himpun();
+        command.args(["train", "--workers", "2", "--data"]).arg(&images).arg("--out").arg(&run);
+        let arch_key = format!("model.arch={arch}");
+        let settings = ["run.steps=1", "train.global_batch=8", &arch_key, "model.stem=imagenet", "data.size=32"];
+        let more = ["data.mean=[0.5,0.4,0.3]", "data.std=[0.25,0.2,0.3]", "eval.knn_every=0"];
+        succeed(command.args(settings.iter().chain(&more).flat_map(|pair| ["--set", pair])));
+
+        let form = golden.tensor(&format!("{arch}.form")).unwrap();
+        let form: Vec<(String, String, Vec<usize>)> = serde_json::from_slice(form.data()).unwrap();
+        let theirs: Dict = form.into_iter().map(|(name, dtype, shape)| drawn(name, &dtype, shape)).collect();
+        let of_backbone = theirs.iter().map(|(name, value)| (format!("backbone.{name}"), value.clone()));
+        let with_theirs = with_weights(&run, &of_backbone.collect());
+        assert!(exported(&with_theirs, "torchvision") == theirs, "{arch}: other names, shapes or values");
+        check_features(&with_theirs, &images, &numbers(&golden, &format!("{arch}.features")));
+    }
+}
+
+/// As `drawn` of `golden/resnets.py`.
+fn drawn(name: String, dtype: &str, shape: Vec<usize>) -> (String, (Dtype, Vec<usize>, Vec<u8>)) {
+    if dtype == "int64" {
+        return (name, (Dtype::I64, shape, 3i64.to_le_bytes().to_vec()));
+    }
+    let key = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |key, byte| (key ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let noise = |i: u64| {
+        let x = key.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    };
+    let (centre, bound) = match name.rsplit('.').next() {
+        _ if shape.len() > 1 => (0.0, (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt()),
+        Some("weight" | "running_var") => (1.0, 0.5),
+        _ => (0.0, 0.2),
+    };
+    let numbers = 1..=shape.iter().product::<usize>() as u64;
+    let bytes = numbers.flat_map(|i| ((centre + bound * noise(i)) as f32).to_le_bytes()).collect();
+    (name, (Dtype::F32, shape, bytes))
+}
+
+/// The features that `himpun embed` makes are PyTorch's, to 1e-4 of the largest, or of 1.
+#[track_caller]
+fn check_features(checkpoint: &Path, images: &Path, theirs: &[f32]) {
+    let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("features.safetensors");
     let mut command = himpun();
-    command.args(["embed", "--checkpoint"]).arg(&with_theirs).arg("--data").arg(&images);
+    command.args(["embed", "--checkpoint"]).arg(checkpoint).arg("--data").arg(images);
     succeed(command.arg("--out").arg(&file));
     let bytes = std::fs::read(file).unwrap();
-    let (ours, theirs) = (numbers(&SafeTensors::deserialize(&bytes).unwrap()), numbers(&golden));
+    let ours = numbers(&SafeTensors::deserialize(&bytes).unwrap(), "features");
     assert_eq!(ours.len(), theirs.len());
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        assert!((ours - theirs).abs() < 1e-4, "{ours} where PyTorch has {theirs}");
+    let largest = theirs.iter().fold(1f32, |largest, value| largest.max(value.abs()));
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert!((ours - theirs).abs() < 1e-4 * largest, "{ours} where PyTorch has {theirs}");
     }
 }
 
@@ -111,7 +168,7 @@ fn with_weights(run: &Path, weights: &Dict) -> PathBuf {
     staging.commit(description).unwrap().path
 }
 
-fn numbers(tensors: &SafeTensors) -> Vec<f32> {
-    let features = tensors.tensor("features").unwrap();
+fn numbers(tensors: &SafeTensors, name: &str) -> Vec<f32> {
+    let features = tensors.tensor(name).unwrap();
     features.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }

@@ -4,8 +4,8 @@
 
 Runs `himpun train --preset METHOD-cifar10-small` for every method and seed, one after the other, in target/learning (or
 `--runs`): on two cores and one seed over an hour. A run that was stopped goes on from its newest checkpoint, one that is
-complete is not repeated. Writes the table of what is complete into README.md, between its two comments `learning`, and
-fails if a method is not 10 points above the untrained net, whose batch-norm statistics were set by one pass.
+complete is not repeated. Once all are complete, writes their table into README.md, between its two comments `learning`.
+Fails if a method is not 10 points above the untrained net, whose batch-norm statistics were set by one pass.
 """
 
 import argparse
@@ -24,7 +24,11 @@ MARKS = ("<!-- learning -->\n", "<!-- /learning -->\n")
 def train(arguments, method, seed):
     """The directory of the complete run."""
     run = arguments.runs / f"{method}-cifar10-small-{seed}"
-    done = run.with_suffix(".json")
+    done, preset = run.with_suffix(".json"), run.with_suffix(".toml")
+    text = subprocess.check_output([arguments.himpun, "presets", "show", f"{method}-cifar10-small"], text=True)
+    if run.exists() and (not preset.exists() or preset.read_text() != text):
+        sys.exit(f"error: {run} was made by another preset of that name; remove it, or take another `--runs`")
+    preset.write_text(text)
     if done.exists() and done.read_text().strip():
         return run
     command = [arguments.himpun, "train", "--json"]
@@ -99,7 +103,8 @@ def main():
             print(row(train(arguments, method, seed)), flush=True)
     complete = [run for method in METHODS for run in sorted(arguments.runs.glob(f"{method}-cifar10-small-*.json"))]
     runs = [done.with_suffix("") for done in complete if done.read_text().strip()]
-    write(arguments.readme, [row(run) for run in runs])
+    if {run.name.split("-cifar10-small")[0] for run in runs} == set(METHODS):
+        write(arguments.readme, [row(run) for run in runs])
     short = [run.name for run in runs if not met(measure(run))]
     if short:
         sys.exit(f"not {GAIN_IN_POINTS:.0f} points above the untrained net within {MINUTES:.0f} minutes: {', '.join(short)}")

@@ -154,6 +154,34 @@ fn objectives_that_keep_nothing() {
     assert!(row["uniformity"].as_f64().is_some_and(|uniformity| uniformity < 0.0), "{row}");
 }
 
+/// Each small preset as it is, cut to 30 steps of 64 of 600 images, runs, resumes in the middle, and keeps its loss finite.
+#[test]
+fn small_presets_are_for_any_few_images() {
+    const PRESETS: [&str; 10] =
+        ["simclr", "npid", "npidpp", "pirl", "moco-v1", "moco-v2", "moco-v3", "moco-v3-vit", "supcon", "dcl"];
+    let directory = tempfile::tempdir().unwrap();
+    for preset in PRESETS.map(|name| format!("{name}-cifar10-small")) {
+        let run = directory.path().join(&preset);
+        let cut = ["run.steps=30", "train.global_batch=64", "run.stop_after=17"];
+        let mut command = himpun();
+        command
+            .args(["train", "--preset", &preset, "--data"])
+            .arg(images_in_classes())
+            .arg("--out")
+            .arg(&run);
+        succeed(command.args(cut.iter().flat_map(|pair| ["--set", pair])));
+        let mut command = himpun();
+        succeed(command.args(["train", "--set", "run.stop_after=0", "--resume"]).arg(&run));
+        let rows = metrics(&run);
+        let steps: Vec<u64> =
+            rows.iter().filter_map(|row| row["step"].as_u64()).filter(|step| *step > 0).collect();
+        assert_eq!(steps, (1..=30).collect::<Vec<_>>(), "{preset}");
+        for row in rows.iter().filter(|row| row["step"] != 0) {
+            assert!(row["loss"].as_f64().is_some_and(f64::is_finite), "{preset}: {row}");
+        }
+    }
+}
+
 /// PyTorch's values for chunks are held by the worker's own tests; here chunks run and resume.
 #[test]
 fn simclr_in_chunks() {

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-# name, images, width, temperature, classes, weight of uniformity
+# name, images, width, temperature, classes
 CASES = [
-    ("few", 8, 16, 0.5, 3, 1.0),
-    ("many", 33, 20, 0.1, 4, 0.25),
-    ("sharp", 20, 7, 0.02, 40, 3.0),
+    ("few", 8, 16, 0.5, 3),
+    ("many", 33, 20, 0.1, 4),
+    ("sharp", 20, 7, 0.02, 40),
 ]
 
 
@@ -45,28 +45,27 @@ def dcl(u, temperature):
     return (logits.masked_fill(excluded, -torch.inf).logsumexp(dim=1) - positives).mean()
 
 
-def align_uniform(u, weight):
+def align_uniform(u, temperature):
     first, second = u.chunk(2)
     alignment = (first - second).norm(dim=1).pow(2).mean()
-    uniformity = torch.pdist(u).pow(2).mul(-2).exp().mean().log()
-    return alignment + weight * uniformity
+    uniformity = torch.pdist(u).pow(2).mul(-0.5 / temperature).exp().mean().log()
+    return alignment + uniformity
 
 
 def main():
     torch.manual_seed(0)
     tensors = {}
-    for name, images, width, temperature, classes, weight in CASES:
+    for name, images, width, temperature, classes in CASES:
         z = torch.randn(2 * images, width, dtype=torch.float64) * torch.rand(2 * images, 1, dtype=torch.float64) * 3
         labels = torch.randint(classes, (images,))
         losses = {
             "supcon": lambda u: supcon(u, temperature, labels),
             "dcl": lambda u: dcl(u, temperature),
-            "align-uniform": lambda u: align_uniform(u, weight),
+            "align-uniform": lambda u: align_uniform(u, temperature),
         }
         tensors[f"{name}/z"] = z
         tensors[f"{name}/labels"] = labels.double()
         tensors[f"{name}/temperature"] = torch.tensor([temperature], dtype=torch.float64)
-        tensors[f"{name}/weight"] = torch.tensor([weight], dtype=torch.float64)
         for loss_name, compute in losses.items():
             leaf = z.clone().requires_grad_()
             loss = compute(normalize(leaf))

@@ -152,27 +152,44 @@ choices! {
     }
 }
 
-choices! {
-    /// `objective.kind`: the loss.
-    ObjectiveKind {
-        /// NT-Xent over the gathered batch.
-        Simclr = "simclr",
-        /// Non-parametric instance discrimination: a memory bank of one slot per image.
-        Npid = "npid",
-        /// Pretext-invariant representations: the bank, and a jigsaw of each image.
-        Pirl = "pirl",
-        /// Momentum contrast with a queue of keys (versions 1 and 2).
-        Moco = "moco",
-        /// Momentum contrast of version 3: keys of the batch, a predictor, both views.
-        MocoV3 = "moco-v3",
-        /// Supervised contrast: positives are the images of the same class.
-        Supcon = "supcon",
-        /// Decoupled contrast: NT-Xent without the positive in the denominator.
-        Dcl = "dcl",
-        /// Alignment and uniformity on the sphere.
-        AlignUniform = "align-uniform",
-    }
+/// The register of losses of two views that keep nothing: what each is, its name in a configuration, and where it is in
+/// `crates/objectives/src`. A line here is all that a new file there needs.
+#[macro_export]
+macro_rules! losses {
+    ($with:ident) => {
+        $with! {
+            /// NT-Xent over the gathered batch.
+            Simclr = "simclr", nt_xent::NtXent;
+            /// Supervised contrast: positives are the images of the same class.
+            Supcon = "supcon", supcon::SupCon;
+            /// Decoupled contrast: NT-Xent without the positive in the denominator.
+            Dcl = "dcl", dcl::Dcl;
+            /// Alignment and uniformity on the sphere.
+            AlignUniform = "align-uniform", align_uniform::AlignUniform;
+        }
+    };
 }
+
+macro_rules! objective_kinds {
+    ($($(#[$doc:meta])* $Kind:ident = $name:literal, $module:ident::$Loss:ident;)+) => {
+        choices! {
+            /// `objective.kind`: the loss.
+            ObjectiveKind {
+                $($(#[$doc])* $Kind = $name,)+
+                /// Non-parametric instance discrimination: a memory bank of one slot per image.
+                Npid = "npid",
+                /// Pretext-invariant representations: the bank, and a jigsaw of each image.
+                Pirl = "pirl",
+                /// Momentum contrast with a queue of keys (versions 1 and 2).
+                Moco = "moco",
+                /// Momentum contrast of version 3: keys of the batch, a predictor, both views.
+                MocoV3 = "moco-v3",
+            }
+        }
+    };
+}
+
+losses!(objective_kinds);
 
 choices! {
     /// `objective.estimator`: what is made of a positive and its negatives from the bank.

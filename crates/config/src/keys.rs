@@ -135,7 +135,6 @@ pub(crate) const KEYS: &[Key] = &[
     key!(objective.momentum, "share of the momentum encoder that stays", " from 0 to 1", |m| (0.0..=1.0)
         .contains(m)),
     key!(objective.momentum_schedule, "constant, or cosine: to 1 at the end"),
-    key!(objective.uniformity, "weight of the uniformity", " of at least 0", |w| *w >= 0.0),
     key!(bank.dtype, "f32 or bf16"),
     key!(bank.storage, "memory, or mapped: in a file"),
     // At 1 every step would encode the whole data set, and a bank remembers nothing.

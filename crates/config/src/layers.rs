@@ -197,7 +197,7 @@ mod tests {
         check("objective.temperature=inf", "objective.temperature = inf: expected a number greater than 0");
         check(
             "objective.kind=byol",
-            "objective.kind = \"byol\": expected one of simclr, npid, pirl, moco, moco-v3, supcon, dcl, align-uniform",
+            "objective.kind = \"byol\": expected one of simclr, supcon, dcl, align-uniform, npid, pirl, moco, moco-v3",
         );
         check(
             "schedule.milestones=[3, 3]",
@@ -273,10 +273,11 @@ mod tests {
 
     #[test]
     fn what_a_preset_says_of_a_kind_that_is_replaced_falls_away() {
-        let replaced = set(&["objective.kind=align-uniform"]).unwrap();
+        let to_dcl = ["objective.kind=dcl", "objective.temperature=0.3"].map(str::to_owned);
+        let replaced = resolve(&Layers { preset: Some("moco-v2-cifar10-small"), ..layers(&to_dcl) }).unwrap();
         assert_eq!(replaced.objective, {
-            let kind = crate::ObjectiveKind::AlignUniform;
-            crate::Objective { kind, ..crate::Objective::default() }
+            let kind = crate::ObjectiveKind::Dcl;
+            crate::Objective { kind, temperature: 0.3, ..crate::Objective::default() }
         });
         assert_eq!(
             refused("objective.jigsaw_weight=0.3"),

@@ -2,7 +2,7 @@
 
 use crate::keys::{KEYS, Key};
 use crate::run_config::RunConfig;
-use crate::{Arch, Error, ObjectiveKind};
+use crate::{Arch, Error};
 
 /// A key and the values with which another one goes.
 type Condition = (&'static str, &'static [&'static str]);
@@ -21,7 +21,6 @@ const OWNERS: &[(&str, &[Condition])] = &[
     ("model.patch", &[OF_VIT]),
     ("model.freeze_patch", &[OF_VIT]),
     ("model.predictor", &[("objective.kind", &["moco-v3"])]),
-    ("objective.temperature", &[("objective.kind", WITH_TEMPERATURE)]),
     ("objective.negatives", &[OF_BANK]),
     ("objective.estimator", &[OF_BANK]),
     ("objective.normalizer", &[OF_BANK, OF_NCE]),
@@ -33,7 +32,6 @@ const OWNERS: &[(&str, &[Condition])] = &[
     ("objective.queue", &[("objective.kind", &["moco"])]),
     ("objective.momentum", &[OF_MOMENTUM]),
     ("objective.momentum_schedule", &[OF_MOMENTUM]),
-    ("objective.uniformity", &[("objective.kind", &["align-uniform"])]),
     ("bank.dtype", &[OF_BANK]),
     ("bank.storage", &[OF_BANK]),
     ("bank.refresh_age", &[OF_BANK]),
@@ -42,9 +40,6 @@ const OWNERS: &[(&str, &[Condition])] = &[
     ("schedule.milestones", &[("schedule.kind", &["step"])]),
     ("schedule.gamma", &[("schedule.kind", &["step"])]),
 ];
-
-/// All kinds but `align-uniform`, which stands last.
-const WITH_TEMPERATURE: &[&str] = ObjectiveKind::NAMES.split_at(ObjectiveKind::NAMES.len() - 1).0;
 
 /// Whether a key means anything in this configuration.
 pub(crate) fn goes(config: &RunConfig, name: &str) -> bool {
@@ -113,7 +108,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(ObjectiveKind::NAMES.last(), Some(&"align-uniform"), "the one without a temperature");
     }
 
     #[track_caller]
@@ -140,11 +134,6 @@ mod tests {
         refused(
             "[schedule]\nmilestones = [3]\n",
             "`schedule.milestones` does not go with schedule.kind = cosine; leave it out, or set schedule.kind = step",
-        );
-        refused(
-            "[objective]\nkind = \"align-uniform\"\ntemperature = 0.1\n",
-            "`objective.temperature` does not go with objective.kind = align-uniform; leave it out, or set \
-             objective.kind = simclr or npid or pirl or moco or moco-v3 or supcon or dcl",
         );
     }
 
@@ -189,7 +178,7 @@ mod tests {
         check("simclr", &["temperature"]);
         check("dcl", &["temperature"]);
         check("supcon", &["temperature"]);
-        check("align-uniform", &["uniformity"]);
+        check("align-uniform", &["temperature"]);
         check("moco", &["momentum", "momentum_schedule", "queue", "temperature"]);
         check("moco-v3", &["momentum", "momentum_schedule", "temperature"]);
         let bank = ["estimator", "exclude_positive", "feature_momentum"];

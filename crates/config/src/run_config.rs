@@ -112,8 +112,6 @@ pub struct Objective {
     pub momentum: f64,
     /// Whether that share grows.
     pub momentum_schedule: MomentumSchedule,
-    /// Weight of the uniformity. Of `align-uniform`.
-    pub uniformity: f64,
 }
 
 /// The memory bank of `npid` and `pirl`: one slot per image, shared out over the ranks.
@@ -265,7 +263,6 @@ impl Default for Objective {
             queue: 65_536,
             momentum: 0.999,
             momentum_schedule: MomentumSchedule::Constant,
-            uniformity: 1.0,
         }
     }
 }

@@ -334,7 +334,11 @@ impl Contrast {
                 slots: self.bank.spec().slots,
                 exclude_positive: self.spec.exclude_positive,
             };
-            return queries.against_drawn(compute, draw, &batch.images, shard);
+            let (sums, mut ages) = queries.against_drawn(compute, draw, &batch.images, shard);
+            // Each image's own slot is read as well.
+            let own = batch.images.iter().filter(|(_, slot)| shard.slots().contains(slot));
+            own.for_each(|&(_, slot)| ages.add(step - u64::from(shard.written(slot))));
+            return (sums, ages);
         }
         let first = shard.slots().start;
         let place = |&(_, slot): &Image| shard.slots().contains(&slot).then(|| slot - first);

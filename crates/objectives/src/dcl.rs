@@ -20,6 +20,7 @@ use engine::kernels::Real;
 use crate::gather::gather_rows;
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows, partner};
 use crate::softmax::Softmax;
+use crate::two_views::Loss;
 use crate::unit::UnitRows;
 use crate::{Compute, Encoded, Error, ObjectiveStep};
 
@@ -30,12 +31,14 @@ pub struct Dcl {
     pub temperature: f64,
 }
 
-impl Dcl {
-    /// See [`crate::Objective::forward_backward`].
-    ///
+impl Loss for Dcl {
+    fn new(temperature: f64) -> Self {
+        Self { temperature }
+    }
+
     /// # Panics
     /// Also if there is but one image on all ranks, which leaves no negative.
-    pub(crate) fn forward_backward<T: Real + Number>(
+    fn forward_backward<T: Real + Number>(
         &self,
         compute: Compute<'_>,
         encoded: &Encoded<'_, T>,
@@ -52,5 +55,9 @@ impl Dcl {
             target.copy_from_slice(&global[partner(&own, i) * width..][..width]);
         })?;
         Ok(ObjectiveStep::new(step.loss, local.project(step.d_unit)))
+    }
+
+    fn chance_loss(&self, global_images: usize) -> f64 {
+        ((2 * global_images - 2) as f64).ln()
     }
 }

@@ -37,13 +37,13 @@ pub mod state;
 pub mod supcon;
 mod tile;
 mod tournament;
+pub mod two_views;
 pub mod unit;
 mod weigh;
 
 use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 
-pub use align_uniform::AlignUniform;
 pub use bank::{Bank, BankSpec, BankType, Storage};
 use contrast::Contrast;
 pub use contrast::{ContrastSpec, Normalizer};
@@ -58,13 +58,14 @@ pub use positives::MIN_TEMPERATURE;
 pub use queue::Queue;
 pub use state::{Array, ArrayType};
 pub use supcon::SupCon;
+pub use two_views::{Loss, TwoViews};
 pub use weigh::Estimator;
 
 /// What the embeddings of a batch are trained towards.
 #[derive(Debug)]
 pub enum Objective {
-    /// SimCLR: each view is to be told from all other views but its own pair's.
-    Simclr(NtXent),
+    /// SimCLR, SupCon, DCL and others: losses of the batch's two views alone.
+    TwoViews(TwoViews),
     /// MoCo v1 and v2: each query is to be told its key from a queue of earlier ones.
     Moco(Moco),
     /// MoCo v3: from the keys of the same batch.
@@ -73,12 +74,6 @@ pub enum Objective {
     Npid(Npid),
     /// PIRL: each image and its jigsaw.
     Pirl(Pirl),
-    /// SupCon: all rows of a label are positives of each other.
-    SupCon(SupCon),
-    /// DCL: SimCLR whose positive is not among the candidates.
-    Dcl(Dcl),
-    /// Alignment of views and uniformity of all rows; the worked example of adding an objective.
-    AlignUniform(AlignUniform),
 }
 
 /// How parameter gradients of the ranks become the gradient of the loss.
@@ -164,8 +159,7 @@ impl Objective {
     pub fn needs(&self) -> Needs {
         let views = |queries, keys| Needs { queries, keys, jigsaw: false, labels: false };
         match self {
-            Self::Simclr(_) | Self::Dcl(_) | Self::AlignUniform(_) => views(&[0, 1], &[]),
-            Self::SupCon(_) => Needs { labels: true, ..views(&[0, 1], &[]) },
+            Self::TwoViews(loss) => loss.needs(),
             Self::Moco(_) => views(&[0], &[1]),
             Self::MocoV3(_) => views(&[0, 1], &[0, 1]),
             Self::Npid(_) => views(&[0], &[]),
@@ -190,17 +184,11 @@ impl Objective {
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
         match self {
-            Self::Simclr(nt_xent) => {
-                let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
-                Ok(nt_xent.forward_backward(compute, encoded.queries, &rows, communicator)?)
-            }
+            Self::TwoViews(loss) => loss.forward_backward(compute, encoded, communicator),
             Self::Moco(moco) => moco.forward_backward(compute, encoded, communicator),
             Self::MocoV3(moco) => moco.forward_backward(compute, encoded, communicator),
             Self::Npid(npid) => npid.forward_backward(compute, encoded, communicator),
             Self::Pirl(pirl) => pirl.forward_backward(compute, encoded, communicator),
-            Self::SupCon(supcon) => supcon.forward_backward(compute, encoded, communicator),
-            Self::Dcl(dcl) => dcl.forward_backward(compute, encoded, communicator),
-            Self::AlignUniform(loss) => loss.forward_backward(compute, encoded, communicator),
         }
     }
 
@@ -219,23 +207,16 @@ impl Objective {
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::Simclr(_)
-            | Self::Moco(_)
-            | Self::MocoV3(_)
-            | Self::Npid(_)
-            | Self::Pirl(_)
-            | Self::SupCon(_)
-            | Self::Dcl(_)
-            | Self::AlignUniform(_) => Reduction::Sum,
+            Self::TwoViews(_) | Self::Moco(_) | Self::MocoV3(_) | Self::Npid(_) | Self::Pirl(_) => {
+                Reduction::Sum
+            }
         }
     }
 
     /// The loss of embeddings that say nothing, with `global_images` images over all ranks.
     pub fn chance_loss(&self, global_images: usize) -> f64 {
         match self {
-            Self::Simclr(_) | Self::SupCon(_) => ((2 * global_images - 1) as f64).ln(),
-            Self::Dcl(_) => ((2 * global_images - 2) as f64).ln(),
-            Self::AlignUniform(loss) => loss.chance_loss(),
+            Self::TwoViews(loss) => loss.chance_loss(global_images),
             Self::Moco(moco) => ((moco.queue().len() + 1) as f64).ln(),
             Self::MocoV3(moco) => moco.chance_loss(global_images),
             Self::Npid(npid) => npid.contrast().chance_loss(),

@@ -17,14 +17,20 @@
 //! both terms included, and no gradient is exchanged. The similarity matrix is visited in tiles, twice, and
 //! never stored: memory is `O(M d)`. It is symmetric: a tile between two blocks of this rank's own rows is
 //! computed once for both, which halves the forward and takes a third off the backward of a rank alone.
+//!
+//! - **Keeps** nothing.
+//! - **Gathers** the unit rows of all ranks, then their `lse`.
+//! - **Reduction**: a rank's gradient is complete, divided by the rows `M` of all ranks; parameter gradients are summed.
+//! - **Chance**: `ln(M - 1)`.
 
-use collective::{Communicator, Error, Number};
+use collective::{Communicator, Number};
 use engine::kernels::Real;
 
 use crate::pairs::{BLOCK_ROWS, Pairs, own_blocks, partner};
 use crate::softmax::Softmax;
+use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep};
 
 /// The normalised-temperature cross entropy.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +64,9 @@ impl NtXent {
         (2.0 * share_of_pairs + 1.0) * 2.0 * (m * m * width) as f64
     }
 
-    /// See [`crate::Objective::forward_backward`].
+    /// Loss and gradient of this rank's embeddings.
+    ///
+    /// - `embeddings`: `[rows[rank], d]`, not normalised; `rows`: of every rank
     ///
     /// # Errors
     /// If a peer is lost or the group was aborted.
@@ -71,7 +79,7 @@ impl NtXent {
         embeddings: &[T],
         rows: &[usize],
         communicator: &mut Communicator,
-    ) -> Result<ObjectiveStep<T>, Error> {
+    ) -> Result<ObjectiveStep<T>, collective::Error> {
         let n = rows[communicator.rank()];
         assert!(n > 0 && embeddings.len().is_multiple_of(n), "{} embeddings in {n} rows", embeddings.len());
         let local = UnitRows::new(embeddings, embeddings.len() / n);
@@ -96,7 +104,7 @@ impl NtXent {
         unit: &[T],
         rows: &[usize],
         communicator: &mut Communicator,
-    ) -> Result<UnitGradient<T>, Error> {
+    ) -> Result<UnitGradient<T>, collective::Error> {
         let rank = communicator.rank();
         assert!(rows.iter().all(|&n| n >= 2 && n % 2 == 0), "every rank has two views of an image: {rows:?}");
         assert!(unit.len().is_multiple_of(rows[rank]), "{} numbers in {} rows", unit.len(), rows[rank]);
@@ -118,5 +126,25 @@ impl NtXent {
                 target.copy_from_slice(&global[partner(&own, i) * width..][..width]);
             },
         )
+    }
+}
+
+impl Loss for NtXent {
+    fn new(temperature: f64) -> Self {
+        Self::new(temperature)
+    }
+
+    fn forward_backward<T: Real + Number>(
+        &self,
+        compute: Compute<'_>,
+        encoded: &Encoded<'_, T>,
+        communicator: &mut Communicator,
+    ) -> Result<ObjectiveStep<T>, Error> {
+        let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
+        Ok(self.forward_backward(compute, encoded.queries, &rows, communicator)?)
+    }
+
+    fn chance_loss(&self, global_images: usize) -> f64 {
+        ((2 * global_images - 1) as f64).ln()
     }
 }

@@ -25,6 +25,7 @@ use engine::kernels::Real;
 use crate::gather::{gather_numbers, gather_rows};
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows};
 use crate::softmax::Softmax;
+use crate::two_views::Loss;
 use crate::unit::UnitRows;
 use crate::{Compute, Encoded, Error, ObjectiveStep};
 
@@ -42,9 +43,14 @@ struct Class {
     sum: Vec<f64>,
 }
 
-impl SupCon {
-    /// See [`crate::Objective::forward_backward`].
-    pub(crate) fn forward_backward<T: Real + Number>(
+impl Loss for SupCon {
+    const NEEDS_LABELS: bool = true;
+
+    fn new(temperature: f64) -> Self {
+        Self { temperature }
+    }
+
+    fn forward_backward<T: Real + Number>(
         &self,
         compute: Compute<'_>,
         encoded: &Encoded<'_, T>,
@@ -75,5 +81,9 @@ impl SupCon {
             }
         })?;
         Ok(ObjectiveStep::new(step.loss, local.project(step.d_unit)))
+    }
+
+    fn chance_loss(&self, global_images: usize) -> f64 {
+        ((2 * global_images - 1) as f64).ln()
     }
 }

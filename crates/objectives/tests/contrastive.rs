@@ -6,7 +6,8 @@ use std::thread;
 
 use collective::{Number, loopback};
 use engine::kernels::{KernelPath, Pool, Real};
-use objectives::{AlignUniform, Compute, Dcl, Encoded, Objective, ObjectiveStep, SupCon};
+use objectives::align_uniform::AlignUniform;
+use objectives::{Compute, Dcl, Encoded, Objective, ObjectiveStep, SupCon, TwoViews};
 use safetensors::SafeTensors;
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/contrastive.safetensors");
@@ -30,17 +31,12 @@ impl Kind {
         }
     }
 
-    /// `knob` is the temperature, or the weight of uniformity.
-    fn objective(self, knob: f64) -> Objective {
-        match self {
-            Self::SupCon => Objective::SupCon(SupCon { temperature: knob }),
-            Self::Dcl => Objective::Dcl(Dcl { temperature: knob }),
-            Self::AlignUniform => Objective::AlignUniform(AlignUniform { weight: knob }),
-        }
-    }
-
-    fn knob(self) -> &'static str {
-        if self == Self::AlignUniform { "weight" } else { "temperature" }
+    fn objective(self, temperature: f64) -> Objective {
+        Objective::TwoViews(match self {
+            Self::SupCon => TwoViews::Supcon(SupCon { temperature }),
+            Self::Dcl => TwoViews::Dcl(Dcl { temperature }),
+            Self::AlignUniform => TwoViews::AlignUniform(AlignUniform { temperature }),
+        })
     }
 }
 
@@ -78,7 +74,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Loss and gradient of all ranks, the gradient's rows in the order of the global batch.
-    fn step<T: Real + Number>(&self, kind: Kind, knob: f64, path: KernelPath) -> (f64, Vec<f64>) {
+    fn step<T: Real + Number>(&self, kind: Kind, temperature: f64, path: KernelPath) -> (f64, Vec<f64>) {
         let width = self.width();
         let counts: Vec<usize> = self.ranks.iter().map(Vec::len).collect();
         let group = loopback(self.ranks.len(), 1).unwrap();
@@ -93,7 +89,7 @@ impl<'a> Batch<'a> {
                         .collect();
                     let labels: Vec<u32> = self.ranks[rank].iter().map(|&image| self.labels[image]).collect();
                     let pool = Pool::new(2, &[]);
-                    let mut objective = kind.objective(knob);
+                    let mut objective = kind.objective(temperature);
                     let labels = if objective.needs().labels { &labels[..] } else { &[] };
                     let encoded = Encoded { labels, ..Encoded::of_queries(1, counts, &queries) };
                     let compute = Compute { pool: &pool, path };
@@ -138,9 +134,9 @@ fn values_are_pytorchs_on_every_path() {
     for case in CASES {
         let z = golden(case, "z");
         let labels: Vec<u32> = golden(case, "labels").into_iter().map(|label| label as u32).collect();
+        let temperature = golden(case, "temperature")[0];
         let batch = Batch::alone(&z, &labels);
         for kind in KINDS {
-            let knob = golden(case, kind.knob())[0];
             let expected = golden(case, &format!("{}/loss", kind.name()))[0];
             let expected_d_z = golden(case, &format!("{}/d_z", kind.name()));
             let check = |(loss, d_z): (f64, Vec<f64>), tolerance: f64, what: KernelPath| {
@@ -149,11 +145,14 @@ fn values_are_pytorchs_on_every_path() {
                 let d_z = distance(&d_z, &expected_d_z);
                 assert!(d_z < 10.0 * tolerance, "{case} {kind:?} {what}: d_z off by {d_z:e}");
             };
-            check(batch.step::<f64>(kind, knob, KernelPath::Reference), 1e-12, KernelPath::Reference);
-            let logits = if kind == Kind::AlignUniform { 4.0 } else { 1.0 / knob };
+            check(batch.step::<f64>(kind, temperature, KernelPath::Reference), 1e-12, KernelPath::Reference);
             for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
                 // Logits are rounded to 24 bits.
-                check(batch.step::<f32>(kind, knob, path), 3e-7 * logits.max(5.0), path);
+                check(
+                    batch.step::<f32>(kind, temperature, path),
+                    3e-7 * f64::max(1.0 / temperature, 5.0),
+                    path,
+                );
             }
         }
     }
@@ -162,7 +161,7 @@ fn values_are_pytorchs_on_every_path() {
 const IMAGES: usize = 11;
 const WIDTH: usize = 4;
 const LABELS: [u32; IMAGES] = [0, 1, 0, 2, 2, 0, 3, 1, 2, 0, 1];
-const KNOB: f64 = 0.4;
+const TEMPERATURE: f64 = 0.4;
 
 fn central_differences(z: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let moved = |i: usize, h: f64| {
@@ -177,10 +176,12 @@ fn central_differences(z: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
 fn gradients_of_any_world_size_match_central_differences() {
     let z = noise(1, 2 * IMAGES * WIDTH);
     for kind in KINDS {
-        let loss = |z: &[f64]| Batch::alone(z, &LABELS).step::<f64>(kind, KNOB, KernelPath::Reference).0;
+        let loss =
+            |z: &[f64]| Batch::alone(z, &LABELS).step::<f64>(kind, TEMPERATURE, KernelPath::Reference).0;
         let expected = central_differences(&z, loss);
         for counts in [&[IMAGES][..], &[6, 5], &[1, 10], &[5, 1, 5], &[4, 1, 3, 3]] {
-            let (_, d_z) = Batch::dealt(&z, &LABELS, counts).step::<f64>(kind, KNOB, KernelPath::Reference);
+            let (_, d_z) =
+                Batch::dealt(&z, &LABELS, counts).step::<f64>(kind, TEMPERATURE, KernelPath::Reference);
             let off = distance(&d_z, &expected);
             assert!(off < 1e-8, "{kind:?} {counts:?}: off by {off:e}");
         }
@@ -191,11 +192,11 @@ fn gradients_of_any_world_size_match_central_differences() {
 fn any_world_size_and_order_computes_what_one_rank_computes() {
     let z = noise(2, 2 * IMAGES * WIDTH);
     for kind in KINDS {
-        let alone = Batch::alone(&z, &LABELS).step::<f64>(kind, KNOB, KernelPath::Reference);
+        let alone = Batch::alone(&z, &LABELS).step::<f64>(kind, TEMPERATURE, KernelPath::Reference);
         for counts in [&[IMAGES][..], &[6, 5], &[1, 10], &[4, 4, 3], &[1, 1, 1, 8], &[4, 1, 3, 3]] {
             let mut batch = Batch::dealt(&z, &LABELS, counts);
             for turn in 0..3 {
-                let (loss, d_z) = batch.step::<f64>(kind, KNOB, KernelPath::Reference);
+                let (loss, d_z) = batch.step::<f64>(kind, TEMPERATURE, KernelPath::Reference);
                 assert!((loss - alone.0).abs() < 1e-13, "{kind:?} {counts:?}: {loss} for {}", alone.0);
                 let off = distance(&d_z, &alone.1);
                 assert!(off < 1e-12, "{kind:?} {counts:?} {turn}: off by {off:e}");
@@ -246,9 +247,9 @@ fn textbook(kind: Kind, mutant: Mutant, batch: &Batch<'_>, anchors: &[f64], keys
         let align = pairs.map(|(i, j)| 2.0 - 2.0 * similarity(i, j)).sum::<f64>() / m as f64;
         let exps: Vec<f64> = all()
             .filter(|&(i, j)| candidate(i, j))
-            .map(|(i, j)| (4.0 * similarity(i, j) - 4.0).exp())
+            .map(|(i, j)| ((similarity(i, j) - 1.0) / TEMPERATURE).exp())
             .collect();
-        return share * align + KNOB * (exps.iter().sum::<f64>() / (m * (m - 1)) as f64).ln();
+        return share * align + (exps.iter().sum::<f64>() / (m * (m - 1)) as f64).ln();
     }
     let in_denominator = |i: usize, j: usize| {
         candidate(i, j) && (kind == Kind::SupCon || mutant == Mutant::Positives || !is_pair(i, j))
@@ -260,8 +261,9 @@ fn textbook(kind: Kind, mutant: Mutant, batch: &Batch<'_>, anchors: &[f64], keys
     let row_loss = |i: usize| {
         let positives: Vec<usize> = (0..m).filter(|&j| is_positive(i, j)).collect();
         let sum: f64 =
-            (0..m).filter(|&j| in_denominator(i, j)).map(|j| (similarity(i, j) / KNOB).exp()).sum();
-        let drawn = positives.iter().map(|&j| similarity(i, j) / KNOB).sum::<f64>() / positives.len() as f64;
+            (0..m).filter(|&j| in_denominator(i, j)).map(|j| (similarity(i, j) / TEMPERATURE).exp()).sum();
+        let drawn =
+            positives.iter().map(|&j| similarity(i, j) / TEMPERATURE).sum::<f64>() / positives.len() as f64;
         sum.ln() - drawn
     };
     (0..m).map(row_loss).sum::<f64>() / m as f64
@@ -272,7 +274,7 @@ fn mistakes_are_noticed() {
     let z = noise(3, 2 * IMAGES * WIDTH);
     let batch = Batch::dealt(&z, &LABELS, &[4, 5, 2]);
     for kind in KINDS {
-        let (loss, d_z) = batch.step::<f64>(kind, KNOB, KernelPath::Reference);
+        let (loss, d_z) = batch.step::<f64>(kind, TEMPERATURE, KernelPath::Reference);
         let mutants =
             [Mutant::NoGather, Mutant::DetachedKeys, Mutant::Average, Mutant::SelfTerm, Mutant::Positives];
         for mutant in [Mutant::None].into_iter().chain(mutants) {
@@ -308,19 +310,20 @@ fn a_hot_temperature_and_orthogonal_rows_know_nothing() {
     let axes: Vec<f64> = (0..m * m).map(|i| if i / m == i % m { 3.0 } else { 0.0 }).collect();
     let (loss, _) = Batch::alone(&axes, &LABELS).step::<f64>(Kind::AlignUniform, 0.7, KernelPath::Reference);
     assert!((loss - Kind::AlignUniform.objective(0.7).chance_loss(IMAGES)).abs() < 1e-12);
-    assert!((loss - (2.0 - 4.0 * 0.7)).abs() < 1e-12, "{loss}");
+    assert!((loss - (2.0 - 1.0 / 0.7)).abs() < 1e-12, "{loss}");
 }
 
 #[test]
 fn without_shared_labels_supcon_is_simclr() {
     let z = noise(5, 2 * IMAGES * WIDTH);
     let labels: Vec<u32> = (0..IMAGES as u32).collect();
-    let (loss, d_z) = Batch::alone(&z, &labels).step::<f64>(Kind::SupCon, KNOB, KernelPath::Reference);
+    let (loss, d_z) = Batch::alone(&z, &labels).step::<f64>(Kind::SupCon, TEMPERATURE, KernelPath::Reference);
     let pool = Pool::new(1, &[]);
     let compute = Compute { pool: &pool, path: KernelPath::Reference };
     let mut alone = collective::Communicator::alone();
-    let simclr =
-        objectives::NtXent::new(KNOB).forward_backward(compute, &z, &[2 * IMAGES], &mut alone).unwrap();
+    let simclr = objectives::NtXent::new(TEMPERATURE)
+        .forward_backward(compute, &z, &[2 * IMAGES], &mut alone)
+        .unwrap();
     assert!((loss - simclr.loss).abs() < 1e-13);
     assert!(distance(&d_z, &simclr.d_queries) < 1e-12);
 }
@@ -332,5 +335,5 @@ fn dcl_of_one_image_is_refused() {
     let compute = Compute { pool: &pool, path: KernelPath::Reference };
     let encoded = Encoded::of_queries(1, &[1], &[1f64, 2.0, 3.0, 4.0]);
     let mut alone = collective::Communicator::alone();
-    Objective::Dcl(Dcl { temperature: 0.5 }).forward_backward(compute, &encoded, &mut alone).unwrap();
+    Kind::Dcl.objective(0.5).forward_backward(compute, &encoded, &mut alone).unwrap();
 }

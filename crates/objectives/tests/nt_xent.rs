@@ -6,7 +6,7 @@ use collective::{Communicator, Number};
 use engine::kernels::{KernelPath, Pool, Real};
 use objectives::nt_xent::UnitGradient;
 use objectives::unit::UnitRows;
-use objectives::{Compute, Encoded, NtXent, Objective, ObjectiveStep, Reduction};
+use objectives::{Compute, Encoded, NtXent, Objective, ObjectiveStep, Reduction, TwoViews};
 use safetensors::SafeTensors;
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/objectives.safetensors");
@@ -23,7 +23,7 @@ fn step<T: Real + Number>(nt_xent: &NtXent, path: KernelPath, z: &[T], rows: usi
     let compute = Compute { pool: &pool, path };
     let images = [rows / 2];
     let encoded = Encoded::of_queries(1, &images, z);
-    let mut objective = Objective::Simclr(nt_xent.clone());
+    let mut objective = Objective::TwoViews(TwoViews::Simclr(nt_xent.clone()));
     objective.forward_backward(compute, &encoded, &mut Communicator::alone()).unwrap()
 }
 
@@ -116,7 +116,8 @@ fn gradients_match_central_differences() {
 
 #[test]
 fn tiles_of_any_size_give_the_dense_result() {
-    let (rows, width) = (26, 9);
+    // So many that the smallest tiles are visited in groups of two and of four.
+    let (rows, width) = (140, 9);
     let z = noise(2, rows, width);
     let dense = NtXent { block_rows: rows, ..NtXent::new(0.2) };
     let expected = step(&dense, KernelPath::Reference, &z, rows);
@@ -145,7 +146,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 fn a_hot_temperature_knows_nothing() {
     let (rows, width) = (14, 5);
     let z = noise(4, rows, width);
-    let objective = Objective::Simclr(NtXent::new(1e9));
+    let objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(1e9)));
     let step = step(&NtXent::new(1e9), KernelPath::Reference, &z, rows);
     assert!((step.loss - 13f64.ln()).abs() < 1e-8);
     assert_eq!(objective.chance_loss(rows / 2), 13f64.ln());

@@ -6,8 +6,8 @@ use std::io;
 use config::RunConfig;
 use memmap2::MmapMut;
 use objectives::{
-    AlignUniform, Bank, BankSpec, BankType, ContrastSpec, Dcl, Estimator, Moco, MocoV3, Needs, Normalizer,
-    Npid, NtXent, Objective, Pirl, Queue, Storage, SupCon,
+    Bank, BankSpec, BankType, ContrastSpec, Estimator, Moco, MocoV3, Needs, Normalizer, Npid, Objective,
+    Pirl, Queue, Storage, TwoViews,
 };
 
 use crate::Error;
@@ -33,9 +33,8 @@ pub struct Place {
 /// # Errors
 /// If a file for the bank cannot be made.
 pub fn objective(config: &RunConfig, place: Place) -> Result<Objective, Error> {
-    let config::Objective { temperature, queue, proximal, jigsaw_weight, uniformity, .. } = config.objective;
+    let config::Objective { temperature, queue, proximal, jigsaw_weight, .. } = config.objective;
     Ok(match config.objective.kind {
-        config::ObjectiveKind::Simclr => Objective::Simclr(NtXent::new(temperature)),
         config::ObjectiveKind::Moco => {
             Objective::Moco(Moco::new(temperature, Queue::new(config.run.seed, queue, place.width)))
         }
@@ -46,9 +45,10 @@ pub fn objective(config: &RunConfig, place: Place) -> Result<Objective, Error> {
         config::ObjectiveKind::Pirl => {
             Objective::Pirl(Pirl::new(contrast(config), jigsaw_weight, bank(config, place)?))
         }
-        config::ObjectiveKind::Supcon => Objective::SupCon(SupCon { temperature }),
-        config::ObjectiveKind::Dcl => Objective::Dcl(Dcl { temperature }),
-        config::ObjectiveKind::AlignUniform => Objective::AlignUniform(AlignUniform { weight: uniformity }),
+        kind => {
+            let loss = TwoViews::new(kind, temperature);
+            Objective::TwoViews(loss.expect("a kind that keeps nothing is registered with the losses"))
+        }
     })
 }
 

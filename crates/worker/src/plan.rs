@@ -11,7 +11,7 @@ use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use objectives::{MIN_TEMPERATURE, Needs};
+use objectives::{MIN_TEMPERATURE, Needs, TwoViews};
 use std::sync::Arc;
 
 use crate::objective::{self, Place};
@@ -390,11 +390,10 @@ fn check_bank(config: &RunConfig, world_size: usize) -> Result<(), Error> {
 
 /// Where candidates are summed without a maximum, their exponentials must be numbers.
 fn check_temperature(config: &RunConfig) -> Result<(), Error> {
-    use config::ObjectiveKind::{Moco, MocoV3, Npid, Pirl};
-    let temperature = config.objective.temperature;
-    let is_bounded = matches!(config.objective.kind, Moco | MocoV3 | Npid | Pirl);
-    if is_bounded && temperature < MIN_TEMPERATURE {
-        let reason = format!("objective.kind = {} takes {MIN_TEMPERATURE} or more", config.objective.kind);
+    let config::Objective { kind, temperature, .. } = config.objective;
+    let least = TwoViews::min_temperature(kind).unwrap_or(MIN_TEMPERATURE);
+    if temperature < least {
+        let reason = format!("objective.kind = {kind} takes {least} or more");
         return Err(Error::Config { key: "objective.temperature", value: temperature.to_string(), reason });
     }
     Ok(())

@@ -382,7 +382,7 @@ mod tests {
     use engine::models::{Arch, Head, ModelSpec, Role, Stem};
     use engine::network::NetworkOptions;
     use engine::optim::{OptimizerKind, OptimizerSpec};
-    use objectives::NtXent;
+    use objectives::{NtXent, TwoViews};
     use std::sync::Arc;
 
     fn trainer(seed: u64, head: Head, kind: OptimizerKind) -> Trainer {
@@ -409,7 +409,7 @@ mod tests {
         let optimizer = Optimizer::new(spec, network.parameters());
         let schedule = MomentumSchedule::Constant(0.5);
         let momentum = MomentumEncoder::new(momentum, network.parameters(), schedule, 0);
-        let objective = Objective::Simclr(NtXent::new(0.5));
+        let objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
         Trainer { momentum: Some(momentum), ..Trainer::alone(network, optimizer, objective, pool, 1) }
     }
 

@@ -8,7 +8,7 @@ use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{BufferUpdate, Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::{ParameterEntry, ParameterKind};
-use objectives::{Compute, Encoded, NtXent, Objective};
+use objectives::{Compute, Encoded, NtXent, Objective, TwoViews};
 
 use crate::deal::{Deal, noise};
 use crate::{NOTICED, WORLD_SIZES, distance, on_ranks};
@@ -73,7 +73,7 @@ impl Run {
         let pool = Arc::new(Pool::new(1, &[]));
         let mut network = Network::<f64>::new(&self.model(), options(rows[rank]), pool.clone());
         let mut optimizer = Optimizer::new(self.optimizer, network.parameters());
-        let mut objective = Objective::Simclr(NtXent::new(0.5));
+        let mut objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
         let mut losses = Vec::new();
         let mut reducer = if self.mistake == Mistake::BatchNormReducedTwice {
             Reducer::TwiceForBatchNorm(&mut large)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use collective::Communicator;
 use memmap2::MmapMut;
+use objectives::sampled::Draw;
 use objectives::state::BLOCK;
 use objectives::{Array, ArrayType, Bank, BankSpec, BankType, ContrastSpec, Error, Objective, Storage};
 
@@ -343,4 +344,65 @@ fn an_objective_without_a_bank_refreshes_nothing() {
     let mut objective = case("moco").objective(0, 1);
     assert!(objective.due(1).is_empty());
     let _refused = objective.refresh(&[0], &[0f64; WIDTH], &mut Communicator::alone());
+}
+
+/// Kept apart from the bank: which steps wrote which slots, and what they hold.
+#[test]
+fn ages_and_drift_are_those_of_the_slots_that_are_read() {
+    for name in ["npid-nce", "npid-nce-ema", "npid-softmax-all", "pirl-softmax"] {
+        let case = case(name);
+        let (Method::Npid { spec, .. } | Method::Pirl { spec, .. }) = case.method else { unreachable!() };
+        for world_size in [1, 3] {
+            let mut written = [0; SLOTS];
+            let mut slots = vec![0f64; SLOTS * WIDTH];
+            Bank::new(bank_spec(), 0, 1, Storage::Memory).own().read(0..SLOTS, &mut slots);
+            let (outcomes, _) = train(&case, |_| even(IMAGES, world_size), 9);
+            for (step, outcome) in (1..).zip(outcomes) {
+                let Batch { indices, queries, .. } = Batch::of_step(step);
+                let draw = Draw {
+                    seed: bank_spec().seed,
+                    step,
+                    count: spec.negatives,
+                    slots: SLOTS,
+                    exclude_positive: spec.exclude_positive,
+                };
+                let of_image = |(position, &own)| draw.of_image(position, own).chain([own]);
+                let read: Vec<usize> = match spec.negatives {
+                    0 => (0..SLOTS).collect(),
+                    _ => indices.iter().enumerate().flat_map(of_image).collect(),
+                };
+                let ages: Vec<f64> = read.iter().map(|&slot| (step - written[slot]) as f64).collect();
+                let mut drift = 0.0;
+                for (query, &own) in queries[0].chunks_exact(WIDTH).zip(&indices) {
+                    let slot = &mut slots[own * WIDTH..][..WIDTH];
+                    let norm = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    let of_query = norm(query);
+                    let cosine =
+                        query.iter().zip(&*slot).map(|(f, m)| f * m).sum::<f64>() / of_query / norm(slot);
+                    drift += (1.0 - cosine) / IMAGES as f64;
+                    let m = spec.feature_momentum;
+                    slot.iter_mut()
+                        .zip(query)
+                        .for_each(|(slot, f)| *slot = m * *slot + (1.0 - m) * f / of_query);
+                    let of_slot = norm(slot);
+                    slot.iter_mut().for_each(|slot| *slot /= of_slot);
+                    written[own] = step;
+                }
+                let metric = |name| outcome.metrics.iter().find(|metric| metric.0 == name).unwrap().1;
+                let what = format!("{name} on {world_size} ranks, step {step}");
+                let mean = ages.iter().sum::<f64>() / ages.len() as f64;
+                assert!(
+                    (metric("bank_age") - mean).abs() < 1e-12,
+                    "{what}: {} for {mean}",
+                    metric("bank_age")
+                );
+                assert_eq!(metric("bank_age_max"), ages.iter().copied().fold(0.0, f64::max), "{what}");
+                assert!(
+                    (metric("bank_drift") - drift).abs() < 1e-6,
+                    "{what}: {} for {drift}",
+                    metric("bank_drift")
+                );
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use engine::kernels::{Convolution, KernelPath, Pool, peak_flops};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
-use objectives::{NtXent, Objective};
+use objectives::{NtXent, Objective, TwoViews};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -142,7 +142,7 @@ fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
     let predicted = Network::<f32>::predicted_bytes(&spec, &network_options, pool.threads())
         + network.parameters().values.len() * Optimizer::<f32>::bytes_per_parameter(kind);
     let optimizer = Optimizer::new(sgd, network.parameters());
-    let objective = Objective::Simclr(NtXent::new(0.5));
+    let objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
     let trainer = Trainer::alone(network, optimizer, objective, Arc::clone(pool), options.batch / 2);
     (trainer, predicted)
 }
