@@ -68,7 +68,8 @@ fn resnets_are_torchvisions() {
         let mut command = himpun();
         command.args(["train", "--workers", "2", "--data"]).arg(&images).arg("--out").arg(&run);
         let arch_key = format!("model.arch={arch}");
-        let settings = ["run.steps=1", "train.global_batch=8", &arch_key, "model.stem=imagenet", "data.size=32"];
+        let settings =
+            ["run.steps=1", "train.global_batch=8", &arch_key, "model.stem=imagenet", "data.size=32"];
         let more = ["data.mean=[0.5,0.4,0.3]", "data.std=[0.25,0.2,0.3]", "eval.knn_every=0"];
         succeed(command.args(settings.iter().chain(&more).flat_map(|pair| ["--set", pair])));
 

@@ -273,8 +273,10 @@ mod tests {
 
     #[test]
     fn what_a_preset_says_of_a_kind_that_is_replaced_falls_away() {
-        let to_dcl = ["objective.kind=dcl", "objective.temperature=0.3"].map(str::to_owned);
-        let replaced = resolve(&Layers { preset: Some("moco-v2-cifar10-small"), ..layers(&to_dcl) }).unwrap();
+        let to_dcl = assignments(&["objective.kind=dcl", "objective.temperature=0.3"]);
+        let replaced =
+            Layers { preset: Some("moco-v2-cifar10-small"), data: Some("/images"), ..layers(&to_dcl) };
+        let replaced = resolve(&replaced).unwrap();
         assert_eq!(replaced.objective, {
             let kind = crate::ObjectiveKind::Dcl;
             crate::Objective { kind, temperature: 0.3, ..crate::Objective::default() }
