@@ -26,12 +26,18 @@ def cores(n):
     return (own + [cpu for cpu in allowed if cpu not in own])[:n]
 
 
-def describe():
+def instructions():
     flags = cpu_info("flags").split()
+    return [flag for flag in INSTRUCTIONS if flag in flags]
+
+
+def describe():
+    # The line `model`, not `model name`.
+    model = cpu_info("model\t")
     memory = next(line for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
-        "CPU": f"{cpu_info('model name')}, {os.cpu_count()} logical CPUs",
-        "instructions": " ".join(flag for flag in INSTRUCTIONS if flag in flags) or platform.machine(),
+        "CPU": f"{cpu_info('model name')} (family {cpu_info('cpu family')}, model {model}), {os.cpu_count()} logical CPUs",
+        "instructions": " ".join(instructions()) or platform.machine(),
         "memory": f"{int(memory.split()[1]) / 2**20:.0f} GiB",
         "kernel": platform.release().split("-")[0],
     }

@@ -39,6 +39,9 @@ def side(side, rounds):
 def absence(row, rounds):
     """Why the row has no figure. What a command said may hold paths of this machine, so it is not repeated."""
     runs = [side.run for side in (row.ours, row.peer) if side is not None]
+    reasons = [results[run]["reason"] for results in rounds for run in runs if "reason" in results.get(run, {})]
+    if reasons:
+        return reasons[0]
     return "failed" if any("error" in results.get(run, {}) for results in rounds for run in runs) else "not run"
 
 

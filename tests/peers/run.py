@@ -5,7 +5,8 @@
 
 Needs cargo and Python 3.11 or newer with venv; what PyTorch needs is installed into an environment of its own, from pip's
 configured index. Without the data those rows say so. Figures are kept after every command, so a run that was stopped
-goes on where it was; they are dropped when the binary changes. Under half an hour on two quiet cores.
+goes on where it was; they are dropped when the binary, a script, a version or the machine changes. Three quarters of an
+hour on two quiet cores.
 """
 
 import argparse
@@ -111,6 +112,9 @@ def output_of(command, run, timeout):
 
 
 def carry_out(run, places):
+    if run.instructions and not set(run.instructions) & set(machine.instructions()):
+        reason = f"not run: without {' or '.join(run.instructions)}"
+        return {"error": reason, "reason": reason}
     command = [word.format_map(places) for word in shlex.split(run.command)]
     try:
         code, out, err = output_of(command, run, places["timeout"])
@@ -152,10 +156,17 @@ def save(path, stored):
     partial.rename(path)
 
 
+def digest(himpun, about):
+    """Of all that figures depend on."""
+    scripts = sorted(path for path in HERE.glob("*.py") if path.name not in ("run.py", "report.py"))
+    parts = [himpun.read_bytes(), *(path.read_bytes() for path in scripts), json.dumps(about).encode()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def measure(group, rounds, path, places, identity):
     """Runs what is missing of the group's rounds; failures are tried again."""
     stored = load(path)
-    if stored is None or stored["binary"] != identity["binary"]:
+    if stored is None or stored.get("digest") != identity["digest"]:
         stored = {"rounds": []}
     stored.update(identity)
     for index in range(group.rounds or rounds):
@@ -202,10 +213,11 @@ def main():
         "cifar": arguments.cifar and extracted(arguments.cifar, target / "peers" / "data"),
         "runs": arguments.runs or target / "peers" / "convergence",
     }
+    about = {**machine.describe(), **machine.versions(python)}
     identity = {
-        "binary": hashlib.sha256(himpun.read_bytes()).hexdigest(),
+        "digest": digest(himpun, about),
         "himpun": machine.commit(ROOT) if arguments.himpun is None else "a binary that was given",
-        "about": {**machine.describe(), **machine.versions(python), "date": today()},
+        "about": {**about, "date": today()},
     }
     chosen = [group for group in ALL if (group.name in arguments.only if arguments.only else group.default)]
     for group in chosen:
