@@ -153,7 +153,7 @@ choices! {
 }
 
 /// The register of losses of two views that keep nothing: what each is, its name in a configuration, and where it is in
-/// `crates/objectives/src`. A line here is all that a new file there needs.
+/// `crates/objectives/src`. A new file there needs its `mod` line and a line here, and nothing else anywhere.
 #[macro_export]
 macro_rules! losses {
     ($with:ident) => {

@@ -353,7 +353,7 @@ impl Pass<'_> {
             }
             let mut weights = weights;
             let next = tiles.end..count.min(tiles.end + plan.block);
-            // All panels and phases read and write the same pixels.
+            // The first product fetches for all: panels and phases read and write the same stretch of memory.
             let mut is_first = true;
             for (part, terms) in self.targets.iter().zip(&terms) {
                 for panel in self.panels.iter() {
@@ -361,12 +361,12 @@ impl Pass<'_> {
                     let product_planes = plan.product_planes(panel.width);
                     let (transformed, rest) = weights.split_at(weight_planes.len());
                     weights = rest;
-                    let ahead = match std::mem::take(&mut is_first) {
-                        true => [
-                            nearest(&source.x[plan.tiles.numbers(&next, self.sources[0].lattice.image)]),
-                            nearest(&target[plan.tiles.numbers(&tiles, part.lattice.image)]),
-                        ],
-                        false => [&[][..]; 2],
+                    let ahead = if std::mem::take(&mut is_first) {
+                        let next = plan.tiles.numbers(&next, self.sources[0].lattice.image);
+                        let results = plan.tiles.numbers(&tiles, part.lattice.image);
+                        [at_most_ahead(&source.x[next]), at_most_ahead(&target[results])]
+                    } else {
+                        [&[][..]; 2]
                     };
                     isa.run(Multiply {
                         tiles: tiles.len(),
@@ -399,8 +399,8 @@ impl Pass<'_> {
     }
 }
 
-/// As many of the numbers as are worth a place in the second-level cache.
-fn nearest(numbers: &[f32]) -> &[f32] {
+/// As many of the numbers as are worth a place in the second-level cache: [`AHEAD_BYTES`].
+fn at_most_ahead(numbers: &[f32]) -> &[f32] {
     &numbers[..numbers.len().min(AHEAD_BYTES / size_of::<f32>())]
 }
 
