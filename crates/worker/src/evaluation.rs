@@ -1,4 +1,4 @@
-//! kNN evaluation as a collective: every rank encodes its slice of the bank and of the test images.
+//! kNN evaluation as a collective: every rank encodes its slice of the bank and of the test images, and keeps it.
 
 use collective::Communicator;
 use data::{Dataset, Preprocess};
@@ -84,36 +84,33 @@ impl Evaluation {
             spectrum::spread(encoder.pool, path, encoder.communicator, &own.values, width)
                 .map_err(Error::Collective)?;
 
-        let counts = gather_counts(encoder.communicator, own.indices.len())?;
         let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank_labels[i]).collect();
-        let labels = gather(encoder.communicator, &labels, &counts, 1)?;
-        let features = gather(encoder.communicator, &own.values, &counts, width)?;
-        let bank = Bank { features: &features, labels: &labels, width };
+        let classes = self.bank.class_names().len();
+        let bank = Bank { features: &own.values, labels: &labels, width, classes };
         let mut corrupt = own.corrupt;
-
-        let rank = encoder.communicator.rank();
-        let first = counts[..rank].iter().sum::<usize>();
-        let (queries, expected) = match &self.test {
-            None => (None, labels[first..first + counts[rank]].to_vec()),
-            Some((test, labels)) => {
+        let test = match &self.test {
+            None => None,
+            Some((test, test_labels)) => {
                 let queries = self.encode_share(encoder, test)?;
-                let expected = queries.indices.iter().map(|&i| labels[i]).collect();
+                let expected: Vec<u32> = queries.indices.iter().map(|&i| test_labels[i]).collect();
                 corrupt.extend(queries.corrupt);
-                (Some(queries.values), expected)
+                Some((queries.values, expected))
             }
         };
-        let queries = match &queries {
-            None => Queries { features: &own.values, offset_in_bank: Some(first) },
-            Some(values) => Queries { features: values, offset_in_bank: None },
+        let (queries, expected) = match &test {
+            None => (Queries::Bank, &labels),
+            Some((values, expected)) => (Queries::Others(values), expected),
         };
-        let predictions = knn::classify(encoder.pool, path, bank, queries);
-        let correct = predictions.iter().zip(&expected).filter(|(a, b)| a == b).count();
-        let mut sums = [correct as u64, expected.len() as u64];
+        let predictions = knn::classify(encoder.pool, path, encoder.communicator, bank, queries)
+            .map_err(Error::Collective)?;
+        let correct = predictions.iter().zip(expected).filter(|(a, b)| a == b).count();
+        let mut sums = [correct, expected.len(), labels.len()].map(|n| n as u64);
         encoder.communicator.all_reduce_sum(&mut sums).map_err(Error::Collective)?;
+        let [n_correct, n_queries, n_bank] = sums;
         Ok(Evaluated {
-            top1: sums[0] as f64 / sums[1] as f64,
-            n_queries: sums[1],
-            n_bank: labels.len(),
+            top1: n_correct as f64 / n_queries as f64,
+            n_queries,
+            n_bank: n_bank as usize,
             feature_std: std,
             effective_rank,
             corrupt,
@@ -195,19 +192,6 @@ fn gather_counts(communicator: &mut Communicator, n: usize) -> Result<Vec<usize>
     Ok(counts.into_iter().map(|n| n as usize).collect())
 }
 
-/// Rows of all ranks, in rank order: `[sum(counts), width]`.
-fn gather<T: collective::Element + Default>(
-    communicator: &mut Communicator,
-    own: &[T],
-    counts: &[usize],
-    width: usize,
-) -> Result<Vec<T>, Error> {
-    let lengths: Vec<usize> = counts.iter().map(|n| n * width).collect();
-    let mut all = vec![T::default(); lengths.iter().sum()];
-    communicator.all_gather_counts(own, &lengths, &mut all).map_err(Error::Collective)?;
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,17 +205,10 @@ mod tests {
 
     /// Runs `evaluate` on every rank and returns what each found.
     fn over_ranks<T: Send>(world_size: usize, evaluate: impl Fn(&mut Encoder<'_>) -> T + Sync) -> Vec<T> {
-        let evaluate = &evaluate;
-        std::thread::scope(|scope| {
-            let ranks = collective::loopback(world_size, 1).unwrap().into_iter().map(|mut group| {
-                scope.spawn(move || {
-                    let pool = Arc::new(Pool::new(1, &[]));
-                    let mut network = fixtures::network(&fixtures::config(), 8, &pool);
-                    let communicator = &mut group[0];
-                    evaluate(&mut Encoder { network: &mut network, communicator, pool: &pool })
-                })
-            });
-            ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
+        fixtures::over_ranks(world_size, |communicator| {
+            let pool = Arc::new(Pool::new(1, &[]));
+            let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+            evaluate(&mut Encoder { network: &mut network, communicator, pool: &pool })
         })
     }
 

@@ -1,6 +1,7 @@
 //! Small networks, small images and checkpoints of them, and what PyTorch computed, for this crate's tests.
 
 use checkpoint::{Description, Staging, digest, encode_shard};
+use collective::Communicator;
 use config::{Arch, Head, RunConfig, Stem};
 use engine::kernels::{KernelPath, Pool};
 use engine::network::{Network, NetworkOptions};
@@ -78,6 +79,17 @@ pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Netwo
         metadata: metadata.as_object().unwrap().clone(),
     };
     staging.commit(description).unwrap().path
+}
+
+/// Does `work` on every rank of a group and returns what each found.
+pub fn over_ranks<T: Send>(world_size: usize, work: impl Fn(&mut Communicator) -> T + Sync) -> Vec<T> {
+    let group = collective::loopback(world_size, 1).unwrap();
+    std::thread::scope(|scope| {
+        let work = &work;
+        let ranks: Vec<_> =
+            group.into_iter().map(|mut rank| scope.spawn(move || work(&mut rank[0]))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
 }
 
 /// What tests/golden/knn.py computed, for the tests here and in `spectrum`.

@@ -2,8 +2,14 @@
 //!
 //! Section 3.4 of Wu et al. 2018 (arXiv:1805.01978): the `k` most similar rows of the bank vote for
 //! their class with weight `exp(cos / 0.07)`.
+//!
+//! The bank's rows stay on the ranks that made them: queries travel, some at a time, each rank finds their neighbours
+//! among its own rows, and a query's own rank keeps the nearest of all. What a rank holds beside its rows does not
+//! grow with the bank.
 
+use collective::{Communicator, Error};
 use engine::kernels::{Gemm, KernelPath, Pool, matmul_serial};
+use std::cmp::Ordering;
 
 /// Neighbours that vote, unless the bank is smaller.
 pub const NEIGHBOURS: usize = 200;
@@ -11,29 +17,35 @@ pub const NEIGHBOURS: usize = 200;
 /// Divides the similarity in a neighbour's weight.
 pub const TEMPERATURE: f64 = 0.07;
 
-/// Queries scored at once by a thread: the kernel packs the bank anew for each tile, which few rows would not
-/// repay, and a tile holds its similarities to the whole bank.
+/// Queries of all ranks that travel at once.
+const ROUND: usize = 1024;
+
+/// Queries scored at once by a thread: the kernel packs the bank anew for each tile, which few rows would not repay.
 const TILE: usize = 64;
 
-/// Labelled unit features to compare with.
+/// Rows of the bank that a tile is scored against at a time: their similarities fit the second cache.
+const BLOCK: usize = 1024;
+
+/// A rank's rows of the labelled unit features to compare with.
 #[derive(Clone, Copy)]
 pub struct Bank<'a> {
-    /// `[m, width]`, unit rows.
+    /// `[m, width]`, unit rows. The bank's order is that of the ranks, and on a rank that of its rows.
     pub features: &'a [f32],
     /// `[m]`.
     pub labels: &'a [u32],
-    /// Length of a row.
+    /// Length of a row, the same on every rank.
     pub width: usize,
+    /// Above the labels of every rank.
+    pub classes: usize,
 }
 
-/// Queries, and where they stand in the bank if they are part of it.
+/// A rank's queries.
 #[derive(Clone, Copy)]
-pub struct Queries<'a> {
-    /// `[n, width]`, unit rows.
-    pub features: &'a [f32],
-    /// Bank row of the first query when the queries are bank rows themselves: a row is then not its
-    /// own neighbour (leave one out).
-    pub offset_in_bank: Option<usize>,
+pub enum Queries<'a> {
+    /// The rank's own rows of the bank, each classified by all others (leave one out).
+    Bank,
+    /// Unit rows `[n, width]` that are no part of the bank.
+    Others(&'a [f32]),
 }
 
 /// Divides each row of `features` (`[n, width]`) by its norm, or by 1e-12 if that is smaller.
@@ -44,63 +56,175 @@ pub fn normalize_rows(features: &mut [f32], width: usize) {
     }
 }
 
-/// Predicts the class of every query: `[n]`. Ties go to the lowest class.
+/// Predicts the class of each of this rank's queries, `[n]`, by the rows of all ranks. Ties go to the lowest class.
+///
+/// Per query and pair of ranks `4 width + 8 k` bytes travel.
+///
+/// # Errors
+/// If a peer is lost.
 ///
 /// # Panics
-/// If the widths disagree or the bank is empty. Callers build both from one network, so this is a bug.
-pub fn classify(pool: &Pool, path: KernelPath, bank: Bank<'_>, queries: Queries<'_>) -> Vec<u32> {
-    let m = bank.labels.len();
-    assert_eq!(bank.features.len(), m * bank.width, "bank of {m} rows of width {}", bank.width);
-    assert!(m > 0, "an empty bank has no neighbours");
-    let n = queries.features.len() / bank.width;
-    let n_classes = bank.labels.iter().max().map_or(0, |&c| c as usize + 1);
+/// If lengths disagree. Callers build bank and queries from one network, so this is a bug.
+pub fn classify(
+    pool: &Pool,
+    path: KernelPath,
+    communicator: &mut Communicator,
+    bank: Bank<'_>,
+    queries: Queries<'_>,
+) -> Result<Vec<u32>, Error> {
+    let Bank { features, labels, width, classes } = bank;
+    assert_eq!(features.len(), labels.len() * width, "bank of {} rows of width {width}", labels.len());
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let own = match queries {
+        Queries::Bank => features,
+        Queries::Others(features) => features,
+    };
+    let n = own.len() / width;
+    let mut counts = vec![0u64; world_size];
+    communicator.all_gather(&[n as u64], &mut counts)?;
+    let counts: Vec<usize> = counts.into_iter().map(|n| n as usize).collect();
 
-    let mut predictions = vec![0u32; n];
+    let mut predictions = Vec::with_capacity(n);
+    let at_once = (ROUND / world_size).max(1);
+    for first in (0..counts.iter().copied().max().unwrap_or(0)).step_by(at_once) {
+        let of_rank = |rank: usize| first.min(counts[rank])..(first + at_once).min(counts[rank]);
+        let mine = of_rank(rank);
+        let lengths: Vec<usize> = (0..world_size).map(|rank| of_rank(rank).len() * width).collect();
+        let mut rows = vec![0f32; lengths.iter().sum()];
+        communicator.all_gather_counts(&own[mine.start * width..mine.end * width], &lengths, &mut rows)?;
+        let before = lengths[..rank].iter().sum::<usize>() / width;
+        // A row that is compared with itself is one of this rank's own.
+        let itself = |query: usize| match queries {
+            Queries::Bank if (before..before + mine.len()).contains(&query) => Some(first + query - before),
+            _ => None,
+        };
+        let (similarities, labels) = nearest(pool, path, bank, &rows, &itself);
+        let lists = labels.len();
+        let mut all_similarities = vec![0f32; world_size * lists];
+        communicator.all_gather(&similarities, &mut all_similarities)?;
+        let mut all_labels = vec![0u32; world_size * lists];
+        communicator.all_gather(&labels, &mut all_labels)?;
+
+        let mut neighbours = Vec::with_capacity(world_size * NEIGHBOURS);
+        for query in before..before + mine.len() {
+            let list = query * NEIGHBOURS..(query + 1) * NEIGHBOURS;
+            neighbours.clear();
+            for (similarities, labels) in all_similarities.chunks(lists).zip(all_labels.chunks(lists)) {
+                let found = similarities[list.clone()].iter().zip(&labels[list.clone()]);
+                neighbours.extend(found.map(|(&similarity, &label)| (similarity, label)));
+            }
+            // Stable: equally similar ones stay in the order of the bank.
+            neighbours.sort_by(|a, b| b.0.total_cmp(&a.0));
+            neighbours.truncate(NEIGHBOURS);
+            predictions.push(vote(&neighbours, classes));
+        }
+    }
+    Ok(predictions)
+}
+
+/// Similarities and labels of the rows nearest to each of `queries`, both `[n, NEIGHBOURS]`, in falling order; places
+/// that are left have similarity minus infinity, and so no weight.
+///
+/// - `itself`: the bank's row that is a query, which is then not its neighbour
+fn nearest(
+    pool: &Pool,
+    path: KernelPath,
+    bank: Bank<'_>,
+    queries: &[f32],
+    itself: &(dyn Fn(usize) -> Option<usize> + Sync),
+) -> (Vec<f32>, Vec<u32>) {
+    let width = bank.width;
+    let n = queries.len() / width;
+    let mut similarities = vec![f32::NEG_INFINITY; n * NEIGHBOURS];
+    let mut labels = vec![0u32; n * NEIGHBOURS];
     let per_thread = n.div_ceil(pool.threads()).max(1);
-    let parts: Vec<(usize, &mut [u32])> = predictions
-        .chunks_mut(per_thread)
+    let parts = similarities
+        .chunks_mut(per_thread * NEIGHBOURS)
+        .zip(labels.chunks_mut(per_thread * NEIGHBOURS))
         .enumerate()
         .map(|(thread, part)| (thread * per_thread, part))
         .collect();
-    pool.for_each_part(parts, |_, (first, predictions)| {
-        let mut similarity = vec![0f32; TILE.min(predictions.len()) * m];
-        let mut nearest = Vec::with_capacity(m);
-        for (tile, predictions) in predictions.chunks_mut(TILE).enumerate() {
-            let row = first + tile * TILE;
-            let rows = predictions.len();
-            let gemm = Gemm { b_transposed: true, ..Gemm::new(rows, m, bank.width) };
-            let tile_features = &queries.features[row * bank.width..(row + rows) * bank.width];
-            matmul_serial(path, gemm, tile_features, bank.features, &mut similarity[..rows * m]);
-            for (i, prediction) in predictions.iter_mut().enumerate() {
-                let itself = queries.offset_in_bank.map(|offset| offset + row + i);
-                select_nearest(&similarity[i * m..(i + 1) * m], itself, &mut nearest);
-                *prediction = vote(&similarity[i * m..(i + 1) * m], bank.labels, &nearest, n_classes);
+    pool.for_each_part(parts, |_, (first, (similarities, labels))| {
+        let mut scores = vec![0f32; TILE * BLOCK.min(bank.labels.len())];
+        let tiles = similarities.chunks_mut(TILE * NEIGHBOURS).zip(labels.chunks_mut(TILE * NEIGHBOURS));
+        for (tile, (similarities, labels)) in tiles.enumerate() {
+            let first = first + tile * TILE;
+            let rows = labels.len() / NEIGHBOURS;
+            let mut nearest: Vec<Nearest> = (0..rows).map(|_| Nearest::default()).collect();
+            for (block, features) in bank.features.chunks(BLOCK * width).enumerate() {
+                let m = features.len() / width;
+                let gemm = Gemm { b_transposed: true, ..Gemm::new(rows, m, width) };
+                let scores = &mut scores[..rows * m];
+                matmul_serial(path, gemm, &queries[first * width..(first + rows) * width], features, scores);
+                for (i, (nearest, scores)) in nearest.iter_mut().zip(scores.chunks_exact(m)).enumerate() {
+                    let itself = itself(first + i);
+                    for (row, &similarity) in (block * BLOCK..).zip(scores) {
+                        if nearest.is_near(similarity) && itself != Some(row) {
+                            nearest.add(similarity, row);
+                        }
+                    }
+                }
+            }
+            let places = similarities.chunks_exact_mut(NEIGHBOURS).zip(labels.chunks_exact_mut(NEIGHBOURS));
+            for (nearest, (similarities, labels)) in nearest.into_iter().zip(places) {
+                for (place, (similarity, row)) in nearest.in_order().into_iter().enumerate() {
+                    (similarities[place], labels[place]) = (similarity, bank.labels[row]);
+                }
             }
         }
     });
-    predictions
+    (similarities, labels)
 }
 
-/// Bank rows by falling similarity, at most [`NEIGHBOURS`] of them and without the query `itself`; equally
-/// similar ones in the order of the bank.
-fn select_nearest(similarity: &[f32], itself: Option<usize>, nearest: &mut Vec<u32>) {
-    nearest.clear();
-    nearest.extend((0..similarity.len() as u32).filter(|&j| Some(j as usize) != itself));
-    let by_similarity =
-        |&a: &u32, &b: &u32| similarity[b as usize].total_cmp(&similarity[a as usize]).then(a.cmp(&b));
-    if nearest.len() > NEIGHBOURS {
-        nearest.select_nth_unstable_by(NEIGHBOURS - 1, by_similarity);
-        nearest.truncate(NEIGHBOURS);
+/// The rows most similar to a query, of those that were offered in the bank's order.
+struct Nearest {
+    /// Similarities and rows: the nearest, and some that came after they were last told apart.
+    found: Vec<(f32, usize)>,
+    /// A later row that is no nearer than this is none of them.
+    least: f32,
+}
+
+impl Default for Nearest {
+    fn default() -> Self {
+        Self { found: Vec::with_capacity(2 * NEIGHBOURS), least: f32::NEG_INFINITY }
     }
-    // Sums of f64 depend on their order: this one does not depend on how the selection went.
-    nearest.sort_unstable_by(by_similarity);
+}
+
+impl Nearest {
+    #[inline(always)]
+    fn is_near(&self, similarity: f32) -> bool {
+        // Not-a-number is: what has diverged shall show.
+        !matches!(similarity.partial_cmp(&self.least), Some(Ordering::Less | Ordering::Equal))
+    }
+
+    fn add(&mut self, similarity: f32, row: usize) {
+        self.found.push((similarity, row));
+        if self.found.len() == 2 * NEIGHBOURS {
+            self.found.select_nth_unstable_by(NEIGHBOURS - 1, nearer_first);
+            self.found.truncate(NEIGHBOURS);
+            self.least = self.found[NEIGHBOURS - 1].0;
+        }
+    }
+
+    /// At most [`NEIGHBOURS`], the nearest first.
+    fn in_order(mut self) -> Vec<(f32, usize)> {
+        self.found.sort_unstable_by(nearer_first);
+        self.found.truncate(NEIGHBOURS);
+        self.found
+    }
+}
+
+/// Falling similarity; equally similar rows in the order of the bank. Sums of f64 depend on their order: this one does
+/// not depend on how the selection went.
+fn nearer_first(a: &(f32, usize), b: &(f32, usize)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
 /// The class with the largest sum of weights; of equal ones the lowest.
-fn vote(similarity: &[f32], labels: &[u32], nearest: &[u32], n_classes: usize) -> u32 {
-    let mut weights = vec![0f64; n_classes];
-    for &j in nearest {
-        weights[labels[j as usize] as usize] += (f64::from(similarity[j as usize]) / TEMPERATURE).exp();
+fn vote(neighbours: &[(f32, u32)], classes: usize) -> u32 {
+    let mut weights = vec![0f64; classes];
+    for &(similarity, label) in neighbours {
+        weights[label as usize] += (f64::from(similarity) / TEMPERATURE).exp();
     }
     let mut best = 0;
     for (class, &weight) in weights.iter().enumerate() {
@@ -114,26 +238,70 @@ fn vote(similarity: &[f32], labels: &[u32], nearest: &[u32], n_classes: usize) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::Golden;
+    use crate::fixtures::{Golden, over_ranks};
+    use std::ops::Range;
+
+    /// The bank of all ranks.
+    #[derive(Clone, Copy)]
+    struct All<'a> {
+        features: &'a [f32],
+        labels: &'a [u32],
+        width: usize,
+    }
+
+    impl<'a> All<'a> {
+        fn classes(self) -> usize {
+            self.labels.iter().max().map_or(0, |&class| class as usize + 1)
+        }
+
+        /// What all ranks predict, in rank order: of `queries`, or of the bank's rows.
+        fn classify(
+            self,
+            world_size: usize,
+            threads: usize,
+            path: KernelPath,
+            queries: Option<&[f32]>,
+        ) -> Vec<u32> {
+            let width = self.width;
+            let predictions = over_ranks(world_size, |communicator| {
+                let rank = communicator.rank();
+                let rows = dealt(self.labels.len(), rank, world_size);
+                let bank = Bank {
+                    features: &self.features[rows.start * width..rows.end * width],
+                    labels: &self.labels[rows],
+                    width,
+                    classes: self.classes(),
+                };
+                let queries = queries.map_or(Queries::Bank, |queries| {
+                    let rows = dealt(queries.len() / width, rank, world_size);
+                    Queries::Others(&queries[rows.start * width..rows.end * width])
+                });
+                classify(&Pool::new(threads, &[]), path, communicator, bank, queries).unwrap()
+            });
+            predictions.concat()
+        }
+    }
+
+    /// Uneven shares; with few rows some ranks have none.
+    fn dealt(n: usize, rank: usize, world_size: usize) -> Range<usize> {
+        let start = |rank: usize| n * rank * rank / (world_size * world_size);
+        start(rank)..start(rank + 1)
+    }
+
+    fn unit_rows(rows: &[[f32; 2]]) -> Vec<f32> {
+        let mut rows = rows.concat();
+        normalize_rows(&mut rows, 2);
+        rows
+    }
 
     #[track_caller]
-    fn check(
-        bank: &[[f32; 2]],
-        labels: &[u32],
-        queries: &[[f32; 2]],
-        offset: Option<usize>,
-        expected: &[u32],
-    ) {
-        let pool = Pool::new(2, &[]);
-        let flat = |rows: &[[f32; 2]]| {
-            let mut rows: Vec<f32> = rows.iter().flatten().copied().collect();
-            normalize_rows(&mut rows, 2);
-            rows
-        };
-        let (features, query_features) = (flat(bank), flat(queries));
-        let bank = Bank { features: &features, labels, width: 2 };
-        let queries = Queries { features: &query_features, offset_in_bank: offset };
-        assert_eq!(classify(&pool, KernelPath::Portable, bank, queries), expected);
+    fn check(bank: &[[f32; 2]], labels: &[u32], queries: Option<&[[f32; 2]]>, expected: &[u32]) {
+        let (features, queries) = (unit_rows(bank), queries.map(unit_rows));
+        let all = All { features: &features, labels, width: 2 };
+        for world_size in [1, 2, 3] {
+            let predicted = all.classify(world_size, 2, KernelPath::Portable, queries.as_deref());
+            assert_eq!(predicted, expected, "{world_size} ranks");
+        }
     }
 
     #[test]
@@ -141,23 +309,23 @@ mod tests {
         check(
             &[[1., 0.], [0., 1.], [-1., 0.]],
             &[0, 1, 2],
-            &[[2., 0.1], [0.1, 3.], [-1., -0.2]],
-            None,
+            Some(&[[2., 0.1], [0.1, 3.], [-1., -0.2]]),
             &[0, 1, 2],
         );
         // One near neighbour outweighs three far ones: exp(1/0.07) against 3 exp(0).
-        check(&[[1., 0.], [0., 1.], [0., 1.], [0., 1.]], &[1, 0, 0, 0], &[[1., 0.]], None, &[1]);
+        check(&[[1., 0.], [0., 1.], [0., 1.], [0., 1.]], &[1, 0, 0, 0], Some(&[[1., 0.]]), &[1]);
     }
 
     #[test]
     fn ties_go_to_the_lowest_class() {
-        check(&[[1., 0.], [1., 0.]], &[3, 1], &[[1., 0.]], None, &[1]);
+        check(&[[1., 0.], [1., 0.]], &[3, 1], Some(&[[1., 0.]]), &[1]);
     }
 
     #[test]
     fn a_row_of_the_bank_is_not_its_own_neighbour() {
-        check(&[[1., 0.], [1., 0.05], [0., 1.]], &[0, 1, 2], &[[1., 0.]], Some(0), &[1]);
-        check(&[[1., 0.], [1., 0.05], [0., 1.]], &[0, 1, 2], &[[1., 0.]], None, &[0]);
+        let bank = [[1., 0.], [1., 0.05], [0., 1.], [0.05, 1.]];
+        check(&bank, &[0, 1, 2, 3], None, &[1, 0, 3, 2]);
+        check(&bank, &[0, 1, 2, 3], Some(&bank), &[0, 1, 2, 3]);
     }
 
     #[test]
@@ -165,21 +333,32 @@ mod tests {
         // 200 rows of class 0 at cos 0.5 fill the votes; the thousand of class 1 behind them have none.
         let mut bank = vec![[0.5f32, 0.866_025_4]; NEIGHBOURS];
         bank.extend(vec![[0.499f32, 0.866_602]; 1000]);
-        let labels: Vec<u32> = (0..bank.len()).map(|i| u32::from(i >= NEIGHBOURS)).collect();
-        check(&bank, &labels, &[[1., 0.]], None, &[0]);
+        let mut labels: Vec<u32> = (0..bank.len()).map(|i| u32::from(i >= NEIGHBOURS)).collect();
+        check(&bank, &labels, Some(&[[1., 0.]]), &[0]);
+        bank.reverse();
+        labels.reverse();
+        check(&bank, &labels, Some(&[[1., 0.]]), &[0]);
     }
 
     #[test]
-    fn many_queries_over_tiles_and_threads() {
-        let n = 3 * TILE + 5;
+    fn of_equally_similar_rows_the_first_vote() {
+        // 300 rows alike: the two hundred that vote are of class 1 by 101 to 99, the rest are all of class 0.
+        let bank = vec![[1f32, 0.]; 300];
+        let labels: Vec<u32> = (0..300).map(|i| u32::from((99..NEIGHBOURS).contains(&i))).collect();
+        check(&bank, &labels, Some(&[[1., 0.]]), &[1]);
+    }
+
+    #[test]
+    fn many_queries_over_rounds_tiles_and_threads() {
+        let n = ROUND + 3 * TILE + 5;
         let angle = |i: usize| std::f32::consts::TAU * i as f32 / n as f32;
         let rows: Vec<[f32; 2]> = (0..n).map(|i| [angle(i).cos(), angle(i).sin()]).collect();
         let labels: Vec<u32> = (0..n as u32).collect();
         // With every row a class of its own the nearest is the row itself.
-        check(&rows, &labels, &rows, None, &labels);
+        check(&rows, &labels, Some(&rows), &labels);
     }
 
-    /// Pseudo-random unit rows, a class each.
+    /// Pseudo-random unit rows, and classes.
     fn rows(n: usize, width: usize, n_classes: u32, seed: u64) -> (Vec<f32>, Vec<u32>) {
         let mut state = seed;
         let mut next = || {
@@ -193,14 +372,14 @@ mod tests {
     }
 
     /// The protocol as one would say it, a row at a time and in `f64`.
-    fn naive(bank: Bank<'_>, queries: Queries<'_>) -> Vec<u32> {
+    fn naive(bank: All<'_>, queries: Option<&[f32]>) -> Vec<u32> {
         let classify = |(i, query): (usize, &[f32])| {
             let mut scored: Vec<(f64, usize)> = bank
                 .features
                 .chunks_exact(bank.width)
                 .map(|row| row.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
                 .zip(0..)
-                .filter(|&(_, j)| queries.offset_in_bank.is_none_or(|offset| j != offset + i))
+                .filter(|&(_, j)| queries.is_some() || j != i)
                 .collect();
             scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             scored.truncate(200);
@@ -208,29 +387,27 @@ mod tests {
                 let votes = scored.iter().filter(|&&(_, j)| bank.labels[j] == class);
                 votes.map(|(cosine, _)| (cosine / 0.07).exp()).sum::<f64>()
             };
-            let classes = 0..=bank.labels.iter().copied().max().unwrap();
-            classes.rev().max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap()
+            (0..bank.classes() as u32).rev().max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap()
         };
-        queries.features.chunks_exact(bank.width).enumerate().map(classify).collect()
+        queries.unwrap_or(bank.features).chunks_exact(bank.width).enumerate().map(classify).collect()
     }
 
     #[test]
-    fn tiles_threads_and_kernels_classify_as_the_definition_does() {
-        for (m, n, width) in [(1, 3, 1), (30, 7, 5), (201, 64, 9), (450, 97, 33)] {
+    fn ranks_threads_and_kernels_classify_as_the_definition_does() {
+        for (m, n, width) in [(1, 3, 1), (30, 7, 5), (201, 64, 9), (450, 97, 33), (BLOCK + 700, 5, 8)] {
             let (features, labels) = rows(m, width, 6, 11);
-            let (query_features, _) = rows(n, width, 6, 12);
-            let bank = Bank { features: &features, labels: &labels, width };
-            for threads in [1, 3] {
-                let pool = Pool::new(threads, &[]);
-                let queries = Queries { features: &query_features, offset_in_bank: None };
-                for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-                    assert_eq!(classify(&pool, path, bank, queries), naive(bank, queries), "{m} {path}");
-                }
-                // A part of the bank, left out of itself.
-                let own = m / 3..m;
-                let queries =
-                    Queries { features: &features[own.start * width..], offset_in_bank: Some(own.start) };
-                assert_eq!(classify(&pool, KernelPath::Portable, bank, queries), naive(bank, queries), "{m}");
+            let (queries, _) = rows(n, width, 6, 12);
+            let bank = All { features: &features, labels: &labels, width };
+            let expected = naive(bank, Some(&queries));
+            for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+                assert_eq!(bank.classify(1, 3, path, Some(&queries)), expected, "{m} {path}");
+            }
+            let left_out = naive(bank, None);
+            for world_size in [1, 2, 4] {
+                let predicted = bank.classify(world_size, 1, KernelPath::Portable, Some(&queries));
+                assert_eq!(predicted, expected, "{m} on {world_size} ranks");
+                let predicted = bank.classify(world_size, 2, KernelPath::Portable, None);
+                assert_eq!(predicted, left_out, "{m} on {world_size} ranks");
             }
         }
     }
@@ -238,12 +415,29 @@ mod tests {
     #[test]
     fn predictions_are_pytorchs() {
         let golden = Golden::read();
-        let width = golden.width;
-        let bank = Bank { features: &golden.bank, labels: &golden.labels, width };
-        let pool = Pool::new(2, &[]);
-        let queries = Queries { features: &golden.queries, offset_in_bank: None };
-        assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.predicted);
-        let queries = Queries { features: &golden.bank, offset_in_bank: Some(0) };
-        assert_eq!(classify(&pool, KernelPath::detect(), bank, queries), golden.left_out);
+        let bank = All { features: &golden.bank, labels: &golden.labels, width: golden.width };
+        for world_size in [1, 3] {
+            let predicted = bank.classify(world_size, 2, KernelPath::detect(), Some(&golden.queries));
+            assert_eq!(predicted, golden.predicted);
+            assert_eq!(bank.classify(world_size, 2, KernelPath::detect(), None), golden.left_out);
+        }
+    }
+
+    /// Queries and lists of neighbours are sent, and no row of the bank, however large it is.
+    #[test]
+    fn the_bank_does_not_travel() {
+        let (queries, _) = rows(6, 8, 3, 1);
+        let sent = |m: usize| {
+            let (features, labels) = rows(m, 8, 3, 2);
+            over_ranks(2, |communicator| {
+                let bank = Bank { features: &features, labels: &labels, width: 8, classes: 3 };
+                let (pool, queries) = (Pool::new(1, &[]), Queries::Others(&queries));
+                classify(&pool, KernelPath::Portable, communicator, bank, queries).unwrap();
+                communicator.bytes_sent()
+            })
+        };
+        // The number of queries; six queries; lists for the six of each rank.
+        let expected = (8 + 6 * 8 * 4 + 12 * NEIGHBOURS * 8) as u64;
+        assert_eq!((sent(10), sent(3000)), (vec![expected; 2], vec![expected; 2]));
     }
 }

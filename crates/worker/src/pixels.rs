@@ -1,5 +1,6 @@
 //! kNN on raw pixels: what features have to beat to be worth their training.
 
+use collective::Communicator;
 use data::{Dataset, Preprocess};
 use engine::kernels::{KernelPath, Pool};
 use std::thread;
@@ -55,16 +56,14 @@ pub fn evaluate_knn(data: &str, test: Option<&str>, size: usize) -> Result<Pixel
     let labels = labels_of(&rows, bank_labels);
     let queries = test.map(|(test, labels)| Ok::<_, Error>((unit_rows(&test)?, labels))).transpose()?;
 
-    let (query_rows, expected, offset_in_bank) = match &queries {
-        None => (&rows, labels.clone(), Some(0)),
-        Some((rows, labels)) => (rows, labels_of(rows, labels), None),
+    let (of_test, expected) = match &queries {
+        None => (Queries::Bank, labels.clone()),
+        Some((rows, labels)) => (Queries::Others(&rows.values), labels_of(rows, labels)),
     };
-    let predictions = knn::classify(
-        &pool,
-        KernelPath::detect(),
-        Bank { features: &rows.values, labels: &labels, width },
-        Queries { features: &query_rows.values, offset_in_bank },
-    );
+    let classes = bank.class_names().len();
+    let bank = Bank { features: &rows.values, labels: &labels, width, classes };
+    let predictions = knn::classify(&pool, KernelPath::detect(), &mut Communicator::alone(), bank, of_test)
+        .map_err(Error::Collective)?;
     let correct = predictions.iter().zip(&expected).filter(|(a, b)| a == b).count();
     Ok(PixelReport {
         top1: correct as f64 / expected.len() as f64,

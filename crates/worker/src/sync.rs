@@ -269,6 +269,7 @@ fn sync_error(what: &'static str, step: u64, status: &Status) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::over_ranks;
 
     fn messages(n_bytes: usize) -> (Vec<u8>, Vec<Message>) {
         let shard: Vec<u8> = (0..n_bytes).map(|i| (i * 31 % 251) as u8).collect();
@@ -319,16 +320,6 @@ mod tests {
             chunk.data = data.into();
         }
         check(&damaged, n_bytes as u64, "another checksum");
-    }
-
-    fn over_ranks<T: Send>(n: usize, work: impl Fn(&mut Communicator) -> T + Sync) -> Vec<T> {
-        let group = collective::loopback(n, 1).unwrap();
-        std::thread::scope(|scope| {
-            let work = &work;
-            let ranks: Vec<_> =
-                group.into_iter().map(|mut rank| scope.spawn(move || work(&mut rank[0]))).collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
     }
 
     #[test]
