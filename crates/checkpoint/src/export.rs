@@ -5,8 +5,9 @@ use std::path::Path;
 use std::str::FromStr;
 
 use crate::Error;
+use crate::shard::encode_shard;
 use crate::staging::{sync_dir, write_durably};
-use crate::state::{Dtype, State, Tensor, encode_shard};
+use crate::state::{Dtype, State, Tensor};
 
 /// Which tensors, under which names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl FromStr for Format {
 ///
 /// # Errors
 /// If the checkpoint has none of them, or one is neither `f32` nor a count of batches.
-pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
+pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor<'_>>, Error> {
     match format {
         Format::StateDict => state_dict(state),
         Format::Torchvision => torchvision(state),
@@ -54,7 +55,7 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor>, Error> {
 ///
 /// # Errors
 /// As [`tensors`].
-pub fn state_dict(state: &State) -> Result<Vec<Tensor>, Error> {
+pub fn state_dict(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
     select(state, |name| {
         let parts = ["backbone.", "head.", "predictor.", "jigsaw_head."];
         let is_part = |name: &str| parts.iter().any(|part| name.starts_with(part));
@@ -71,7 +72,7 @@ const CLASS_TOKEN: &str = "model.backbone.cls_token";
 ///
 /// # Errors
 /// As [`tensors`], or if the backbone is a vision transformer.
-pub fn torchvision(state: &State) -> Result<Vec<Tensor>, Error> {
+pub fn torchvision(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
     if state.get(CLASS_TOKEN).is_ok() {
         return Err(Error::OtherFormat {
             format: "torchvision",
@@ -86,7 +87,7 @@ pub fn torchvision(state: &State) -> Result<Vec<Tensor>, Error> {
 ///
 /// # Errors
 /// As [`tensors`], or if the backbone is a residual net.
-pub fn timm(state: &State) -> Result<Vec<Tensor>, Error> {
+pub fn timm(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
     let tensors = select(state, |name| name.strip_prefix("model.backbone."))?;
     if state.get(CLASS_TOKEN).is_err() {
         return Err(Error::OtherFormat { format: "timm", has: "a residual network", instead: "torchvision" });
@@ -94,7 +95,7 @@ pub fn timm(state: &State) -> Result<Vec<Tensor>, Error> {
     Ok(tensors)
 }
 
-fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Tensor>, Error> {
+fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Tensor<'_>>, Error> {
     let mut selected = Vec::new();
     for tensor in state.tensors() {
         let Some(name) = rename(&tensor.name) else { continue };
@@ -105,7 +106,8 @@ fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Te
                 actual: format!("{} {:?}", tensor.dtype, tensor.shape),
             });
         }
-        selected.push(Tensor { name: name.to_owned(), ..tensor.clone() });
+        let (shape, data) = (tensor.shape.clone(), (&*tensor.data).into());
+        selected.push(Tensor { name: name.to_owned(), dtype: tensor.dtype, shape, data });
     }
     if selected.is_empty() {
         return Err(Error::NoSuchTensor { name: "model.backbone.*".to_owned() });
@@ -120,7 +122,7 @@ fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Te
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write_safetensors(path: &Path, tensors: &[Tensor]) -> Result<(), Error> {
+pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>]) -> Result<(), Error> {
     write_atomically(path, &encode_shard(tensors))
 }
 
@@ -152,7 +154,6 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::decode_shard;
 
     fn state() -> State {
         State::new([
@@ -169,13 +170,14 @@ mod tests {
         .unwrap()
     }
 
-    fn names(tensors: &[Tensor]) -> Vec<&str> {
+    fn names<'a>(tensors: &'a [Tensor<'_>]) -> Vec<&'a str> {
         tensors.iter().map(|tensor| tensor.name.as_str()).collect()
     }
 
     #[test]
     fn formats_have_the_names_that_pytorch_gives() {
-        let dict = tensors(&state(), "state-dict".parse().unwrap()).unwrap();
+        let state = state();
+        let dict = tensors(&state, "state-dict".parse().unwrap()).unwrap();
         let expected = [
             "backbone.bn1.num_batches_tracked",
             "backbone.bn1.running_mean",
@@ -185,7 +187,7 @@ mod tests {
             "predictor.0.weight",
         ];
         assert_eq!(names(&dict), expected);
-        let backbone = tensors(&state(), "torchvision".parse().unwrap()).unwrap();
+        let backbone = tensors(&state, "torchvision".parse().unwrap()).unwrap();
         assert_eq!(names(&backbone), ["bn1.num_batches_tracked", "bn1.running_mean", "conv1.weight"]);
         assert_eq!(backbone[0].shape, [0usize; 0]);
         assert_eq!(backbone[0].to_i64().unwrap(), 7);
@@ -230,8 +232,8 @@ mod tests {
         write_safetensors(&b, &state_dict(&State::new(reversed).unwrap()).unwrap()).unwrap();
         let bytes = fs::read(&a).unwrap();
         assert_eq!(bytes, fs::read(&b).unwrap());
-        let read = State::new(decode_shard(&bytes).unwrap()).unwrap();
-        assert_eq!(read.get("backbone.conv1.weight").unwrap().shape, [1, 1, 1, 2]);
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(read.tensor("backbone.conv1.weight").unwrap().shape(), [1, 1, 1, 2]);
         // Nothing but the two files is left, and an existing one is replaced.
         write_safetensors(&a, &torchvision(&state()).unwrap()).unwrap();
         assert_ne!(fs::read(&a).unwrap(), bytes);

@@ -4,8 +4,9 @@
 //! `manifest.json` that holds the digest of each, and its own. It is written under another name and gets
 //! this one by a rename, after everything in it is on the disk: a directory with that name is complete.
 //!
-//! What it promises: no byte of a checkpoint is used before its digest was compared, and whatever does not
-//! hold is named, with what was expected, so that the previous good checkpoint can take its place.
+//! What it promises: nothing is made of a checkpoint of which a digest does not hold, and whatever does not
+//! hold is named, with what was expected, so that the previous good checkpoint can take its place. No shard is
+//! in memory as a whole beside its tensors.
 //!
 //! What it does not know: the network it was streamed over, the models whose tensors it holds.
 //!
@@ -16,6 +17,7 @@ mod error;
 pub mod export;
 mod manifest;
 mod retention;
+mod shard;
 mod staging;
 mod state;
 mod store;
@@ -25,6 +27,7 @@ mod tests;
 pub use error::Error;
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;
+pub use shard::{ShardDecoder, ShardEncoder, encode_shard};
 pub use staging::{ShardWriter, Staging};
-pub use state::{Dtype, State, Tensor, decode_shard, encode_shard};
+pub use state::{Dtype, State, Tensor};
 pub use store::{CheckpointInfo, Located, checkpoint_dir, list, load, locate, newest_good, verify};

@@ -5,7 +5,7 @@
 //! anywhere.
 
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::Error;
 
@@ -184,24 +184,6 @@ impl Manifest {
                 return Err(format!("the digest of {expected} is not 64 hexadecimal digits"));
             }
             total = total.checked_add(shard.bytes).ok_or("the lengths of the shards overflow")?;
-        }
-        Ok(())
-    }
-}
-
-impl Shard {
-    /// Checks that `bytes` are this shard's; `file` is what errors call them.
-    ///
-    /// # Errors
-    /// [`Error::Length`] or [`Error::Altered`].
-    pub fn check(&self, bytes: &[u8], file: &Path) -> Result<(), Error> {
-        let file = || PathBuf::from(file);
-        if bytes.len() as u64 != self.bytes {
-            return Err(Error::Length { file: file(), expected: self.bytes, actual: bytes.len() as u64 });
-        }
-        let actual = hex(&digest(bytes));
-        if actual != self.blake3 {
-            return Err(Error::Altered { file: file(), expected: self.blake3.clone(), actual });
         }
         Ok(())
     }

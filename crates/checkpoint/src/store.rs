@@ -1,11 +1,16 @@
 //! The checkpoints of a run as they lie on the disk: listed, verified, loaded, found.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::manifest::{MANIFEST_FILE, Manifest, Shard};
-use crate::state::{self, State, Tensor};
+use crate::shard::ShardDecoder;
+use crate::state::{State, Tensor};
+
+/// Bytes that are read at once.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// One checkpoint, as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +84,7 @@ pub fn list(run_dir: &Path) -> Result<(Vec<CheckpointInfo>, Vec<Error>), Error> 
 pub fn verify(dir: &Path) -> Vec<Error> {
     match Manifest::read(dir) {
         Err(problem) => vec![problem],
-        Ok(manifest) => read_shards(dir, &manifest).1,
+        Ok(manifest) => read_shards(dir, &manifest, &mut |_| {}),
     }
 }
 
@@ -89,7 +94,8 @@ pub fn verify(dir: &Path) -> Vec<Error> {
 /// The first thing that is wrong with it.
 pub fn load(dir: &Path) -> Result<(Manifest, State), Error> {
     let manifest = Manifest::read(dir)?;
-    let (tensors, problems) = read_shards(dir, &manifest);
+    let mut tensors = Vec::new();
+    let problems = read_shards(dir, &manifest, &mut |tensor| tensors.push(tensor.into_owned()));
     match problems.into_iter().next() {
         Some(problem) => Err(problem),
         None => Ok((manifest, State::new(tensors)?)),
@@ -153,38 +159,48 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {
         .map_err(Error::io("read", dir))
 }
 
-fn read_shards(dir: &Path, manifest: &Manifest) -> (Vec<Tensor>, Vec<Error>) {
-    let (mut tensors, mut problems) = (Vec::new(), Vec::new());
+/// Hands over the tensors of every shard, and returns what is wrong with them.
+fn read_shards(dir: &Path, manifest: &Manifest, take: &mut dyn FnMut(Tensor<'_>)) -> Vec<Error> {
+    let mut problems = Vec::new();
     let mut names = std::collections::HashSet::new();
     for shard in &manifest.shards {
-        match read_shard(&dir.join(&shard.file), shard) {
-            Err(problem) => problems.push(problem),
-            Ok(read) => {
-                let repeated = read.iter().find(|tensor| !names.insert(tensor.name.clone()));
-                problems.extend(repeated.map(|tensor| Error::Malformed {
-                    file: dir.join(&shard.file),
-                    reason: format!("tensor `{}` is also in another shard", tensor.name),
-                }));
-                tensors.extend(read);
+        let file = dir.join(&shard.file);
+        let mut repeated = None;
+        let read = read_shard(&file, shard, &mut |tensor| {
+            if !names.insert(tensor.name.clone()) {
+                repeated = Some(tensor.name.clone());
             }
-        }
+            take(tensor);
+        });
+        problems.extend(read.err());
+        problems.extend(repeated.map(|name| Error::Malformed {
+            file,
+            reason: format!("tensor `{name}` is also in another shard"),
+        }));
     }
-    (tensors, problems)
+    problems
 }
 
-fn read_shard(file: &Path, shard: &Shard) -> Result<Vec<Tensor>, Error> {
-    // The length first: a hostile manifest must not make us allocate, nor a grown file be read.
-    let actual = match fs::metadata(file) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::Missing { file: file.to_owned() });
-        }
-        Err(error) => return Err(Error::io("read", file)(error)),
+fn read_shard(file: &Path, shard: &Shard, take: &mut dyn FnMut(Tensor<'_>)) -> Result<(), Error> {
+    let io = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Error::Missing { file: file.to_owned() },
+        _ => Error::io("read", file)(error),
     };
+    let mut source = File::open(file).map_err(io)?;
+    // The length first: nobody waits for the digest of a file that has grown.
+    let actual = source.metadata().map_err(io)?.len();
     if actual != shard.bytes {
         return Err(Error::Length { file: file.to_owned(), expected: shard.bytes, actual });
     }
-    let bytes = fs::read(file).map_err(Error::io("read", file))?;
-    shard.check(&bytes, file)?;
-    state::decode(&bytes).map_err(|reason| Error::Malformed { file: file.to_owned(), reason })
+    let mut decoder = ShardDecoder::new(shard, file);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match source.read(&mut chunk).map_err(io)? {
+            0 => return decoder.finish(),
+            n => decoder.push(&chunk[..n])?,
+        }
+        while let Some(tensor) = decoder.next_tensor() {
+            take(tensor);
+        }
+    }
 }

@@ -7,9 +7,9 @@ use crate::{
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn tensors(step: u64) -> [Tensor; 3] {
+fn tensors(step: u64) -> [Tensor<'static>; 3] {
     [
-        Tensor::from_f32("model.backbone.conv1.weight", &[2, 2], &[step as f32, 1.0, -2.5, 3.0]),
+        Tensor::from_f32("model.backbone.conv1.weight", &[2, 2], &[step as f32, 1.0, -2.5, 3.0]).into_owned(),
         Tensor::from_i64("model.backbone.bn1.num_batches_tracked", step as i64),
         Tensor::from_u64("counters.updates", step),
     ]

@@ -53,9 +53,11 @@ impl<'a> Checkpoints<'a> {
             snapshot::agree_on_buffers(network, communicator).map_err(Error::Collective)?;
         }
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let shard = checkpoint::encode_shard(&Parts::of(trainer).shard(rank, world_size));
         let metadata = self.metadata(trainer, step);
-        if sync::save(self.session, &mut trainer.communicator, step, shard, metadata)? {
+        let Trainer { network, optimizer, momentum, objective, communicator, .. } = trainer;
+        let parts = Parts::new(network, optimizer, momentum.as_ref(), objective);
+        let shard = parts.shard(rank, world_size);
+        if sync::save(self.session, communicator, step, &shard, metadata)? {
             self.saved = Some(step);
             if rank == 0 {
                 tracing::info!(step, "checkpoint saved");

@@ -88,7 +88,7 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
             let mut tensors = vec![Tensor::from_f32("features", &[n, width], &features.values)];
             tensors.extend(labels.iter().map(|labels| {
                 let labels: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-                Tensor::from_i64s("labels", &[n], &labels)
+                Tensor::from_i64s("labels", &[n], &labels).into_owned()
             }));
             checkpoint::encode_shard(&tensors)
         }
@@ -276,12 +276,13 @@ mod tests {
         let embedded = embed(&fixture.dir.path().join("run"), &fixture.data, &out).unwrap();
         assert_eq!((embedded.n, embedded.width, &embedded.checkpoint), (6, 64, &fixture.checkpoint));
         assert_eq!(embedded.files[0], out);
-        let state =
-            checkpoint::State::new(checkpoint::decode_shard(&fs::read(&out).unwrap()).unwrap()).unwrap();
-        let mut features = vec![0.0; 6 * 64];
-        state.get("features").unwrap().copy_to_f32(&[6, 64], &mut features).unwrap();
-        assert_close(&features, &expected(&mut fixture));
-        assert_eq!(state.get("labels").unwrap(), &Tensor::from_i64s("labels", &[6], &[0, 0, 0, 1, 1, 1]));
+        let bytes = fs::read(&out).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (features, labels) = (file.tensor("features").unwrap(), file.tensor("labels").unwrap());
+        let values = features.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        assert_eq!((features.shape(), labels.shape()), (&[6, 64][..], &[6][..]));
+        assert_close(&values.collect::<Vec<f32>>(), &expected(&mut fixture));
+        assert_eq!(labels.data(), [0i64, 0, 0, 1, 1, 1].map(i64::to_le_bytes).concat());
 
         let read = |name: &str| fs::read_to_string(fixture.dir.path().join(name)).unwrap();
         let paths = "left/000.png\nleft/001.png\nleft/002.png\nright/000.png\nright/001.png\nright/002.png\n";

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::step::Trainer;
+use crate::step::momentum::MomentumEncoder;
 
 /// PyTorch's name for a batch norm's running mean, of which each has one.
 const RUNNING_MEAN: &str = "running_mean";
@@ -39,44 +40,37 @@ pub struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     /// The parts of a trainer.
-    pub fn of(trainer: &'a Trainer) -> Parts<'a> {
-        Parts {
-            network: &trainer.network,
-            optimizer: &trainer.optimizer,
-            momentum: trainer.momentum.as_ref().map(|momentum| &momentum.network),
-            objective: trainer.objective.state(),
-        }
+    pub fn new(
+        network: &'a Network<f32>,
+        optimizer: &'a Optimizer<f32>,
+        momentum: Option<&'a MomentumEncoder>,
+        objective: &'a Objective,
+    ) -> Parts<'a> {
+        let momentum = momentum.map(|momentum| &momentum.network);
+        Parts { network, optimizer, momentum, objective: objective.state() }
     }
 
-    /// What `rank` writes of the whole state. Only this is copied.
-    pub fn shard(&self, rank: usize, world_size: usize) -> Vec<Tensor> {
-        let mut items = network_items(MODEL, self.network.parameters());
-        items.extend(optimizer_items(self.optimizer, self.network.parameters()));
+    /// The parts of a trainer that is not used meanwhile.
+    #[cfg(test)]
+    pub fn of(trainer: &'a Trainer) -> Parts<'a> {
+        let Trainer { network, optimizer, momentum, objective, .. } = trainer;
+        Parts::new(network, optimizer, momentum.as_ref(), objective)
+    }
+
+    /// What `rank` writes of the whole state.
+    pub fn shard(&self, rank: usize, world_size: usize) -> Vec<Tensor<'_>> {
+        let mut tensors = network_tensors(MODEL, self.network.parameters());
+        tensors.extend(optimizer_tensors(self.optimizer, self.network.parameters()));
         if let Some(momentum) = self.momentum {
-            items.extend(network_items(MOMENTUM, momentum.parameters()));
+            tensors.extend(network_tensors(MOMENTUM, momentum.parameters()));
         }
         let (sharded, replicated): (Vec<_>, Vec<_>) = self.objective.iter().partition(|array| array.sharded);
-        items.extend(replicated.into_iter().map(array_item));
-        let bytes: Vec<usize> = items.iter().map(Item::bytes).collect();
-        let mut shard: Vec<Tensor> =
-            items[share_of(&bytes, rank, world_size)].iter().map(Item::copy).collect();
-        shard.extend(sharded.into_iter().map(|array| array_item(array).copy()));
+        tensors.extend(replicated.into_iter().map(tensor_of));
+        let bytes: Vec<usize> = tensors.iter().map(|tensor| tensor.data.len()).collect();
+        let mut shard: Vec<Tensor<'_>> = tensors.drain(share_of(&bytes, rank, world_size)).collect();
+        shard.extend(sharded.into_iter().map(tensor_of));
         shard
     }
-}
-
-/// A tensor that has not been copied yet.
-struct Item<'a> {
-    name: String,
-    shape: &'a [usize],
-    values: Values<'a>,
-}
-
-enum Values<'a> {
-    Floats(&'a [f32]),
-    Batches(u64),
-    Count(u64),
-    Bytes(Dtype, &'a [u8]),
 }
 
 /// Loads a trainer from a checkpoint, tensor by tensor.
@@ -106,7 +100,7 @@ impl<'a> Restoration<'a> {
     ///
     /// # Errors
     /// If it has another shape than the trainer's, or is one that this trainer does not have.
-    pub fn take(&mut self, tensor: &Tensor) -> Result<(), Unfit> {
+    pub fn take(&mut self, tensor: &Tensor<'_>) -> Result<(), Unfit> {
         let name = &tensor.name[..];
         match &mut self.momentum {
             _ if name.starts_with(MODEL) => Ok(self.network.take(tensor)?),
@@ -117,7 +111,7 @@ impl<'a> Restoration<'a> {
         }
     }
 
-    fn take_optimizer(&mut self, tensor: &Tensor) -> Result<(), Error> {
+    fn take_optimizer(&mut self, tensor: &Tensor<'_>) -> Result<(), Error> {
         if tensor.name == UPDATES {
             self.optimizer.updates = tensor.to_u64()?;
         } else {
@@ -176,7 +170,7 @@ impl<'a> NetworkRestoration<'a> {
         Self { prefix, parameters, batches: None, seen: HashSet::new() }
     }
 
-    fn take(&mut self, tensor: &Tensor) -> Result<(), Error> {
+    fn take(&mut self, tensor: &Tensor<'_>) -> Result<(), Error> {
         let Parameters { entries, values, buffers, buffer_values, .. } = &mut *self.parameters;
         let name = tensor.name.strip_prefix(self.prefix).unwrap_or_default();
         if let Some(entry) = entries.iter().find(|entry| entry.name == name) {
@@ -194,7 +188,7 @@ impl<'a> NetworkRestoration<'a> {
     }
 
     fn finish(&self) -> Result<(), Error> {
-        let names = network_items(self.prefix, self.parameters).into_iter().map(|item| item.name);
+        let names = network_tensors(self.prefix, self.parameters).into_iter().map(|tensor| tensor.name);
         all_seen(names, &self.seen)
     }
 }
@@ -234,27 +228,21 @@ pub fn agree_on_buffers(
     Ok(())
 }
 
-fn network_items<'a>(prefix: &str, parameters: &'a Parameters<f32>) -> Vec<Item<'a>> {
-    let mut items = Vec::new();
+fn network_tensors<'a>(prefix: &str, parameters: &'a Parameters<f32>) -> Vec<Tensor<'a>> {
+    let mut tensors = Vec::new();
     for entry in &parameters.entries {
-        items.push(Item {
-            name: format!("{prefix}{}", entry.name),
-            shape: &entry.shape,
-            values: Values::Floats(&parameters.values[entry.range()]),
-        });
+        let name = format!("{prefix}{}", entry.name);
+        tensors.push(Tensor::from_f32(name, &entry.shape, &parameters.values[entry.range()]));
     }
     for entry in &parameters.buffers {
-        items.push(Item {
-            name: format!("{prefix}{}", entry.name),
-            shape: &entry.shape,
-            values: Values::Floats(&parameters.buffer_values[entry.range()]),
-        });
+        let name = format!("{prefix}{}", entry.name);
+        tensors.push(Tensor::from_f32(name, &entry.shape, &parameters.buffer_values[entry.range()]));
         if let Some(name) = batches_name(&entry.name) {
-            let values = Values::Batches(parameters.num_batches_tracked);
-            items.push(Item { name: format!("{prefix}{name}"), shape: &[], values });
+            let count = i64::try_from(parameters.num_batches_tracked).expect("fewer batches than 2^63");
+            tensors.push(Tensor::from_i64(format!("{prefix}{name}"), count));
         }
     }
-    items
+    tensors
 }
 
 /// The parameters of which the optimizer keeps something.
@@ -262,22 +250,19 @@ fn trained(parameters: &Parameters<f32>) -> impl Iterator<Item = &ParameterEntry
     parameters.entries.iter().filter(|entry| entry.kind != ParameterKind::Fixed)
 }
 
-fn optimizer_items<'a>(optimizer: &'a Optimizer<f32>, parameters: &'a Parameters<f32>) -> Vec<Item<'a>> {
-    let mut items = Vec::new();
+fn optimizer_tensors<'a>(optimizer: &'a Optimizer<f32>, parameters: &'a Parameters<f32>) -> Vec<Tensor<'a>> {
+    let mut tensors = Vec::new();
     for (slot, values) in optimizer.state() {
         for entry in trained(parameters) {
-            items.push(Item {
-                name: slot_name(slot, &entry.name),
-                shape: &entry.shape,
-                values: Values::Floats(&values[entry.range()]),
-            });
+            let name = slot_name(slot, &entry.name);
+            tensors.push(Tensor::from_f32(name, &entry.shape, &values[entry.range()]));
         }
     }
-    items.push(Item { name: UPDATES.to_owned(), shape: &[], values: Values::Count(optimizer.updates) });
-    items
+    tensors.push(Tensor::from_u64(UPDATES, optimizer.updates));
+    tensors
 }
 
-fn array_item<'a>(array: &'a Array<'a>) -> Item<'a> {
+fn tensor_of<'a>(array: &Array<'a>) -> Tensor<'a> {
     let dtype = match array.element {
         ArrayType::Bf16 => Dtype::BF16,
         ArrayType::F32 => Dtype::F32,
@@ -285,10 +270,10 @@ fn array_item<'a>(array: &'a Array<'a>) -> Item<'a> {
         ArrayType::U32 => Dtype::U32,
         ArrayType::U64 => Dtype::U64,
     };
-    Item { name: array.name.clone(), shape: &array.shape, values: Values::Bytes(dtype, array.bytes) }
+    Tensor { name: array.name.clone(), dtype, shape: array.shape.clone(), data: array.bytes.into() }
 }
 
-fn array(tensor: &Tensor) -> Result<Array<'_>, Error> {
+fn array<'a>(tensor: &'a Tensor<'_>) -> Result<Array<'a>, Error> {
     let element = match tensor.dtype {
         Dtype::BF16 => ArrayType::Bf16,
         Dtype::F32 => ArrayType::F32,
@@ -301,7 +286,7 @@ fn array(tensor: &Tensor) -> Result<Array<'_>, Error> {
     Ok(Array { name, element, shape, bytes: &tensor.data, sharded: false })
 }
 
-fn unknown(tensor: &Tensor) -> Error {
+fn unknown(tensor: &Tensor<'_>) -> Error {
     Error::WrongTensor {
         name: tensor.name.clone(),
         expected: "none at all".to_owned(),
@@ -315,7 +300,7 @@ fn all_seen(mut names: impl Iterator<Item = String>, seen: &HashSet<String>) -> 
 }
 
 /// Every batch norm has seen the same number of batches: the engine keeps one count for all.
-fn batches_in(tensor: &Tensor, others: Option<u64>) -> Result<u64, Error> {
+fn batches_in(tensor: &Tensor<'_>, others: Option<u64>) -> Result<u64, Error> {
     let count = tensor.to_i64()?;
     match u64::try_from(count) {
         Ok(count) if others.is_none_or(|others| others == count) => Ok(count),
@@ -336,7 +321,7 @@ fn batches_name(buffer: &str) -> Option<String> {
     Some(format!("{}{BATCHES}", buffer.strip_suffix(RUNNING_MEAN)?))
 }
 
-/// The part of a list of items with these sizes that belongs to `rank`: an item goes to the rank in whose
+/// The part of a list of tensors with these sizes that belongs to `rank`: a tensor goes to the rank in whose
 /// equal share of the bytes its middle lies.
 fn share_of(bytes: &[usize], rank: usize, world_size: usize) -> Range<usize> {
     let total: usize = bytes.iter().sum();
@@ -350,34 +335,10 @@ fn share_of(bytes: &[usize], rank: usize, world_size: usize) -> Range<usize> {
     owners.partition_point(|&owner| owner < rank)..owners.partition_point(|&owner| owner <= rank)
 }
 
-impl Item<'_> {
-    fn bytes(&self) -> usize {
-        match self.values {
-            Values::Floats(values) => size_of_val(values),
-            Values::Batches(_) | Values::Count(_) => 8,
-            Values::Bytes(_, bytes) => bytes.len(),
-        }
-    }
-
-    fn copy(&self) -> Tensor {
-        match self.values {
-            Values::Floats(values) => Tensor::from_f32(&self.name, self.shape, values),
-            Values::Batches(count) => {
-                Tensor::from_i64(&self.name, i64::try_from(count).expect("fewer batches than 2^63"))
-            }
-            Values::Count(count) => Tensor::from_u64(&self.name, count),
-            Values::Bytes(dtype, bytes) => {
-                let (name, shape) = (self.name.clone(), self.shape.to_vec());
-                Tensor { name, dtype, shape, data: bytes.to_vec() }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::step::momentum::{MomentumEncoder, MomentumSchedule};
+    use crate::step::momentum::MomentumSchedule;
     use engine::kernels::{Convolution, KernelPath, Pool};
     use engine::models::{Arch, Head, ModelSpec, Role, Stem};
     use engine::network::NetworkOptions;
@@ -440,7 +401,8 @@ mod tests {
     fn state(world_size: usize) -> State {
         let trainer = trained();
         let parts = Parts::of(&trainer);
-        State::new((0..world_size).flat_map(|rank| parts.shard(rank, world_size))).unwrap()
+        let shards = (0..world_size).flat_map(|rank| parts.shard(rank, world_size));
+        State::new(shards.map(Tensor::into_owned)).unwrap()
     }
 
     /// Takes the tensors in the reverse of their order.

@@ -3,8 +3,7 @@
 //! Rank 0 begins a checkpoint, every rank streams its share of the state in chunks, and rank 0 commits once
 //! all have their receipts. A checkpoint that fails changes nothing: the group agrees that it failed.
 
-use bytes::Bytes;
-use checkpoint::{Manifest, Tensor};
+use checkpoint::{Manifest, Shard, ShardDecoder, ShardEncoder, Tensor};
 use collective::Communicator;
 use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -16,6 +15,8 @@ use proto::v1::{
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -26,10 +27,14 @@ use crate::session::{self, Session};
 /// no such row again.
 const ROWS_FIRST: Duration = Duration::from_secs(2);
 
+/// Chunks that wait for the wire.
+const CHUNKS_AHEAD: usize = 4;
+
 /// A shard's deadline is that of a call, and what its bytes take at this rate.
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
-/// Streams this rank's `shard` of the checkpoint of `step` to the coordinator; collective.
+/// Streams this rank's `shard` of the checkpoint of `step` to the coordinator; collective. A few chunks of it are copied
+/// at a time.
 ///
 /// `metadata` is what the manifest records of the run, and counts on rank 0. Returns `false`, on every rank,
 /// if the coordinator could not be reached: the checkpoint can be tried again.
@@ -40,7 +45,7 @@ pub fn save(
     session: &Session,
     communicator: &mut Communicator,
     step: u64,
-    shard: Vec<u8>,
+    shard: &[Tensor<'_>],
     metadata: serde_json::Map<String, serde_json::Value>,
 ) -> Result<bool, Error> {
     let leader = communicator.rank() == 0;
@@ -49,13 +54,14 @@ pub fn save(
     let Some(id) = agreed(communicator, begun, step)? else { return Ok(false) };
     let id = broadcast_text(communicator, id)?;
 
+    let encoder = ShardEncoder::new(shard);
     let header = ShardHeader {
         fence: Some(session.fence().clone()),
         checkpoint_id: id.clone(),
         shard: communicator.rank() as u32,
-        total_bytes: shard.len() as u64,
+        total_bytes: encoder.total_bytes(),
     };
-    let sent = put(session, header, shard.into());
+    let sent = put(session, header, encoder);
     let all_sent = agreed(communicator, sent, step);
     let committed = match &all_sent {
         Ok(Some(())) if leader => commit(session, &id),
@@ -71,15 +77,15 @@ pub fn save(
     Ok(agreed(communicator, committed, step)?.is_some())
 }
 
-/// Reads the checkpoint of `step` back, comparing every digest, and hands its tensors to `take`: one shard is in memory
-/// at a time.
+/// Reads the checkpoint of `step` back and hands its tensors to `take`, one at a time as they arrive. What was taken
+/// counts only once every digest has been compared, which is when this returns.
 ///
 /// # Errors
 /// If the coordinator does not have it, or it is damaged, or `take` refuses a tensor.
 pub fn fetch(
     session: &Session,
     step: u64,
-    take: &mut dyn FnMut(&Tensor) -> Result<(), Error>,
+    take: &mut dyn FnMut(&Tensor<'_>) -> Result<(), Error>,
 ) -> Result<Manifest, Error> {
     let damaged = |source| Error::Checkpoint { step, source };
     let mut client = client(session);
@@ -92,17 +98,21 @@ pub fn fetch(
     let mut names = HashSet::new();
     for (index, shard) in manifest.shards.iter().enumerate() {
         let request = GetShardRequest { fence: Some(session.fence().clone()), step, shard: index as u32 };
-        let bytes = session
-            .block_on(get_shard(&mut client, with_deadline(request, shard.bytes), shard.bytes))
-            .map_err(|status| sync_error("fetch", step, &status))?;
-        shard.check(&bytes, Path::new(&shard.file)).map_err(damaged)?;
-        for tensor in checkpoint::decode_shard(&bytes).map_err(damaged)? {
-            take(&tensor)?;
-            if let Some(name) = names.replace(tensor.name) {
-                let reason = format!("tensor `{name}` is there twice");
-                return Err(damaged(checkpoint::Error::Shard { reason }));
+        let request = with_deadline(request, shard.bytes);
+        let refused = |status| sync_error("fetch", step, &status);
+        let mut chunks = session.block_on(client.get_shard(request)).map_err(refused)?.into_inner();
+        let mut assembly = Assembly::new(shard);
+        while let Some(chunk) = session.block_on(chunks.message()).map_err(refused)? {
+            assembly.add(&chunk).map_err(|reason| Error::Sync { what: "fetch", step, reason })?;
+            while let Some(tensor) = assembly.decoder.next_tensor() {
+                take(&tensor)?;
+                if let Some(name) = names.replace(tensor.name) {
+                    let reason = format!("tensor `{name}` is there twice");
+                    return Err(damaged(checkpoint::Error::Shard { reason }));
+                }
             }
         }
+        assembly.decoder.finish().map_err(damaged)?;
     }
     Ok(manifest)
 }
@@ -148,11 +158,24 @@ fn begin(
     Ok(response.into_inner().checkpoint_id)
 }
 
-fn put(session: &Session, header: ShardHeader, shard: Bytes) -> Result<(), Status> {
+fn put(session: &Session, header: ShardHeader, encoder: ShardEncoder<'_>) -> Result<(), Status> {
     let n_bytes = header.total_bytes;
-    let digest = checkpoint::digest(&shard);
-    let messages = tokio_stream::iter(shard_messages(header, shard, digest));
-    let receipt = session.block_on(client(session).put_shard(with_deadline(messages, n_bytes)))?.into_inner();
+    let (messages, stream) = mpsc::channel(CHUNKS_AHEAD);
+    let send = async {
+        let mut shard = ShardMessages { header: Some(header), offset: Some(0), encoder };
+        for message in &mut shard {
+            // The call has ended, and says why.
+            if messages.send(message).await.is_err() {
+                break;
+            }
+        }
+        drop(messages);
+        shard.encoder.digest()
+    };
+    let mut client = client(session);
+    let call = client.put_shard(with_deadline(ReceiverStream::new(stream), n_bytes));
+    let (receipt, digest) = session.block_on(async { tokio::join!(call, send) });
+    let receipt = receipt?.into_inner();
     let received = receipt.digest.map(|digest| digest.blake3).unwrap_or_default();
     if receipt.durable_bytes == n_bytes && received == digest {
         Ok(())
@@ -162,20 +185,34 @@ fn put(session: &Session, header: ShardHeader, shard: Bytes) -> Result<(), Statu
 }
 
 /// Header, chunks in order, trailer.
-fn shard_messages(
-    header: ShardHeader,
-    shard: Bytes,
-    digest: checkpoint::Digest,
-) -> impl Iterator<Item = PutShardMessage> + Send {
-    let chunks = (0..shard.len()).step_by(CHUNK_BYTES).map(move |start| {
-        let data = shard.slice(start..shard.len().min(start + CHUNK_BYTES));
-        Message::Chunk(Chunk { offset: start as u64, crc32c: crc32c::crc32c(&data), data })
-    });
-    let trailer = Message::Trailer(ShardTrailer { digest: Some(Digest { blake3: digest.to_vec() }) });
-    std::iter::once(Message::Header(header))
-        .chain(chunks)
-        .chain(std::iter::once(trailer))
-        .map(|message| PutShardMessage { message: Some(message) })
+struct ShardMessages<'a> {
+    header: Option<ShardHeader>,
+    /// Of the next chunk; `None` after the trailer.
+    offset: Option<u64>,
+    encoder: ShardEncoder<'a>,
+}
+
+impl Iterator for ShardMessages<'_> {
+    type Item = PutShardMessage;
+
+    fn next(&mut self) -> Option<PutShardMessage> {
+        let message = if let Some(header) = self.header.take() {
+            Message::Header(header)
+        } else {
+            let offset = self.offset.take()?;
+            match self.encoder.next_chunk(CHUNK_BYTES) {
+                Some(data) => {
+                    self.offset = Some(offset + data.len() as u64);
+                    Message::Chunk(Chunk { offset, crc32c: crc32c::crc32c(&data), data: data.into() })
+                }
+                None => {
+                    let digest = Digest { blake3: self.encoder.digest().to_vec() };
+                    Message::Trailer(ShardTrailer { digest: Some(digest) })
+                }
+            }
+        };
+        Some(PutShardMessage { message: Some(message) })
+    }
 }
 
 fn commit(session: &Session, id: &str) -> Result<(), Status> {
@@ -196,49 +233,26 @@ fn abort(session: &Session, id: &str) {
     }
 }
 
-async fn get_shard(
-    client: &mut CheckpointServiceClient<Channel>,
-    request: Request<GetShardRequest>,
-    n_bytes: u64,
-) -> Result<Vec<u8>, Status> {
-    let mut chunks = client.get_shard(request).await?.into_inner();
-    let mut assembly = Assembly { bytes: Vec::new(), expected: n_bytes };
-    while let Some(chunk) = chunks.message().await? {
-        assembly.add(&chunk).map_err(Status::data_loss)?;
-    }
-    assembly.finish().map_err(Status::data_loss)
-}
-
 /// A shard whose chunks arrive in order.
-struct Assembly {
-    bytes: Vec<u8>,
-    expected: u64,
+struct Assembly<'s> {
+    decoder: ShardDecoder<'s>,
+    bytes: u64,
 }
 
-impl Assembly {
+impl<'s> Assembly<'s> {
+    fn new(shard: &'s Shard) -> Self {
+        Self { decoder: ShardDecoder::new(shard, Path::new(&shard.file)), bytes: 0 }
+    }
+
     fn add(&mut self, chunk: &Chunk) -> Result<(), String> {
-        let at = self.bytes.len() as u64;
-        if chunk.offset != at || at + chunk.data.len() as u64 > self.expected {
-            return Err(format!(
-                "chunk of {} bytes at {} after {at} of {}",
-                chunk.data.len(),
-                chunk.offset,
-                self.expected
-            ));
+        if chunk.offset != self.bytes {
+            return Err(format!("a chunk is of byte {} instead of {}", chunk.offset, self.bytes));
         }
         if crc32c::crc32c(&chunk.data) != chunk.crc32c {
-            return Err(format!("chunk at {at} has another checksum than it states"));
+            return Err(format!("chunk at {} has another checksum than it states", self.bytes));
         }
-        self.bytes.extend_from_slice(&chunk.data);
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Vec<u8>, String> {
-        if self.bytes.len() as u64 == self.expected {
-            Ok(self.bytes)
-        } else {
-            Err(format!("the shard ended after {} of {} bytes", self.bytes.len(), self.expected))
-        }
+        self.bytes += chunk.data.len() as u64;
+        self.decoder.push(&chunk.data).map_err(|error| error.to_string())
     }
 }
 
@@ -271,55 +285,65 @@ mod tests {
     use super::*;
     use crate::fixtures::over_ranks;
 
-    fn messages(n_bytes: usize) -> (Vec<u8>, Vec<Message>) {
-        let shard: Vec<u8> = (0..n_bytes).map(|i| (i * 31 % 251) as u8).collect();
-        let header = ShardHeader { total_bytes: n_bytes as u64, ..ShardHeader::default() };
-        let digest = checkpoint::digest(&shard);
-        let messages = shard_messages(header, shard.clone().into(), digest);
+    /// A shard of `n` numbers, and its messages.
+    fn messages(n: usize) -> (Vec<u8>, Vec<Message>) {
+        let values: Vec<f32> = (0..n).map(|i| (i * 31 % 251) as f32).collect();
+        let tensors = [Tensor::from_f32("values", &[n], &values)];
+        let (shard, encoder) = (checkpoint::encode_shard(&tensors), ShardEncoder::new(&tensors));
+        let header = ShardHeader { total_bytes: encoder.total_bytes(), ..ShardHeader::default() };
+        let messages = ShardMessages { header: Some(header), offset: Some(0), encoder };
         (shard, messages.map(|message| message.message.unwrap()).collect())
     }
 
-    fn assemble(messages: &[Message], expected: u64) -> Result<Vec<u8>, String> {
-        let mut assembly = Assembly { bytes: Vec::new(), expected };
+    /// Receives the chunks of a shard of that many bytes.
+    fn assemble(messages: &[Message], shard: &[u8], bytes: u64) -> Result<(), String> {
+        let blake3 = checkpoint::hex(&checkpoint::digest(shard));
+        let shard = Shard { file: "a.safetensors".to_owned(), bytes, blake3 };
+        let mut assembly = Assembly::new(&shard);
         for message in messages {
             if let Message::Chunk(chunk) = message {
                 assembly.add(chunk)?;
             }
         }
-        assembly.finish()
+        assembly.decoder.finish().map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_shard_travels_in_chunks_between_header_and_trailer() {
-        for (n_bytes, n_chunks) in [(0, 0), (1, 1), (CHUNK_BYTES, 1), (2 * CHUNK_BYTES + 5, 3)] {
-            let (shard, messages) = messages(n_bytes);
-            assert_eq!(messages.len(), n_chunks + 2, "{n_bytes} bytes");
-            assert!(matches!(messages[0], Message::Header(_)));
+        const IN_A_CHUNK: usize = CHUNK_BYTES / 4;
+        for (n, n_chunks) in [(0, 1), (1, 1), (IN_A_CHUNK - 64, 1), (2 * IN_A_CHUNK + 5, 3)] {
+            let (shard, messages) = messages(n);
+            assert_eq!(messages.len(), n_chunks + 2, "{n} numbers");
+            assert!(matches!(&messages[0], Message::Header(h) if h.total_bytes == shard.len() as u64));
             let expected = Digest { blake3: checkpoint::digest(&shard).to_vec() };
             assert!(matches!(messages.last(), Some(Message::Trailer(t)) if t.digest == Some(expected)));
-            assert_eq!(assemble(&messages, n_bytes as u64).unwrap(), shard);
+            assemble(&messages, &shard, shard.len() as u64).unwrap();
         }
     }
 
     #[test]
     fn a_chunk_that_is_damaged_missing_or_too_much_is_refused() {
-        let n_bytes = 2 * CHUNK_BYTES + 5;
-        let (_, messages) = messages(n_bytes);
+        let (shard, messages) = messages(CHUNK_BYTES / 2);
+        let n_bytes = shard.len() as u64;
         #[track_caller]
-        fn check(messages: &[Message], expected: u64, reason: &str) {
-            let error = assemble(messages, expected).unwrap_err();
+        fn check(messages: &[Message], (shard, bytes): (&[u8], u64), reason: &str) {
+            let error = assemble(messages, shard, bytes).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
-        check(&messages[..2], n_bytes as u64, "ended after 1048576 of 2097157");
-        check(&messages[2..], n_bytes as u64, "at 1048576 after 0");
-        check(&messages, n_bytes as u64 - 1, "at 2097152 after 2097152");
+        check(
+            &messages[..2],
+            (&shard, n_bytes),
+            &format!("is truncated: 1048576 bytes instead of {n_bytes}"),
+        );
+        check(&messages[2..], (&shard, n_bytes), "a chunk is of byte 1048576 instead of 0");
+        check(&messages, (&shard, n_bytes - 1), "has grown");
         let mut damaged = messages.clone();
         if let Message::Chunk(chunk) = &mut damaged[2] {
             let mut data = chunk.data.to_vec();
             data[7] ^= 1;
             chunk.data = data.into();
         }
-        check(&damaged, n_bytes as u64, "another checksum");
+        check(&damaged, (&shard, n_bytes), "another checksum");
     }
 
     #[test]

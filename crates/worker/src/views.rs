@@ -55,19 +55,16 @@ pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews,
 impl ImageViews {
     /// `view_0` and `view_1` (where there are two) as `[3, size, size]` tensors, PyTorch's layout, and `jigsaw` as
     /// `[9, 3, patch, patch]`.
-    pub fn tensors(&self) -> Vec<Tensor> {
+    pub fn tensors(&self) -> Vec<Tensor<'static>> {
         let shape = [3, self.size, self.size];
         let view = |(view, image): (usize, &Vec<f32>)| {
-            Tensor::from_f32(format!("view_{view}"), &shape, &planes(image))
+            Tensor::from_f32(format!("view_{view}"), &shape, &planes(image)).into_owned()
         };
-        let mut tensors: Vec<Tensor> = self.images.iter().enumerate().map(view).collect();
+        let mut tensors: Vec<Tensor<'static>> = self.images.iter().enumerate().map(view).collect();
         if !self.jigsaw.is_empty() {
             let patches: Vec<f32> = self.jigsaw.iter().flat_map(|patch| planes(patch)).collect();
-            tensors.push(Tensor::from_f32(
-                "jigsaw",
-                &[self.jigsaw.len(), 3, self.patch, self.patch],
-                &patches,
-            ));
+            let shape = [self.jigsaw.len(), 3, self.patch, self.patch];
+            tensors.push(Tensor::from_f32("jigsaw", &shape, &patches).into_owned());
         }
         tensors
     }

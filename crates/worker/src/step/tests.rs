@@ -9,7 +9,7 @@ use crate::fixtures;
 use crate::plan::{self, Plan};
 use crate::snapshot::{Parts, Restoration};
 use crate::train::step_batch;
-use checkpoint::{State, Tensor};
+use checkpoint::Tensor;
 use config::RunConfig;
 use data::{Batch, Loader};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +84,7 @@ struct Seen {
     corrupt: BTreeSet<String>,
     failures: usize,
     state: BTreeMap<String, Vec<u8>>,
-    shard: Vec<Tensor>,
+    shard: Vec<Tensor<'static>>,
     sequences: Vec<u64>,
 }
 
@@ -102,7 +102,7 @@ struct Episode<'a> {
     world_size: usize,
     steps: Range<u64>,
     /// The checkpoint that it goes on from.
-    from: &'a [Tensor],
+    from: &'a [Tensor<'static>],
     fault: Fault,
 }
 
@@ -177,21 +177,22 @@ impl<'a> Episode<'a> {
             corrupt.extend(outcome.corrupt.into_iter().map(|(path, _)| path));
             sequences.push(trainer.communicator.sequence());
         }
-        let shard = Parts::of(&trainer).shard(rank, self.world_size);
+        let parts = Parts::of(&trainer);
+        let shard = parts.shard(rank, self.world_size).into_iter().map(Tensor::into_owned).collect();
         Seen { losses, metrics, corrupt, failures, state: state(&trainer), shard, sequences }
     }
 }
 
 /// A checkpoint of all ranks.
-fn checkpoint(ranks: &[Seen]) -> Vec<Tensor> {
+fn checkpoint(ranks: &[Seen]) -> Vec<Tensor<'static>> {
     ranks.iter().flat_map(|rank| rank.shard.clone()).collect()
 }
 
 /// Everything that a checkpoint would hold of this rank.
 fn state(trainer: &Trainer) -> BTreeMap<String, Vec<u8>> {
-    let tensors = Parts::of(trainer).shard(0, 1);
-    let state = State::new(tensors).unwrap();
-    state.tensors().iter().map(|tensor| (tensor.name.clone(), tensor.data.clone())).collect()
+    let parts = Parts::of(trainer);
+    let tensors = parts.shard(0, 1).into_iter();
+    tensors.map(|tensor| (tensor.name, tensor.data.into_owned())).collect()
 }
 
 fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
@@ -232,11 +233,11 @@ fn any_number_of_ranks_makes_the_same_steps() {
 }
 
 /// A checkpoint with one ulp more in a weight of the backbone, the `nth` of its tensors.
-fn nudged(checkpoint: &[Tensor], nth: usize) -> Vec<Tensor> {
+fn nudged(checkpoint: &[Tensor<'static>], nth: usize) -> Vec<Tensor<'static>> {
     let mut nudged = checkpoint.to_vec();
     let is_weight = |name: &str| name.starts_with("model.backbone.") && name.ends_with("weight");
     let mut weights = nudged.iter_mut().filter(|tensor| is_weight(&tensor.name));
-    let weight = weights.nth(nth).unwrap().data.first_chunk_mut().unwrap();
+    let weight = weights.nth(nth).unwrap().data.to_mut().first_chunk_mut().unwrap();
     *weight = (u32::from_le_bytes(*weight) + 1).to_le_bytes();
     nudged
 }
@@ -274,7 +275,7 @@ fn any_number_of_ranks_trains_a_vision_transformer() {
         "#,
     )
     .unwrap();
-    let losses = |world_size, from: &[Tensor]| {
+    let losses = |world_size, from: &[Tensor<'static>]| {
         Episode { steps: 0..20, from, ..Episode::new(&config, world_size) }.run().remove(0).losses
     };
     let alone = losses(1, &[]);
@@ -356,7 +357,7 @@ fn a_resumed_run_is_the_undisturbed_one() {
 }
 
 /// The bytes of every slot of a bank, by the array's name.
-fn slots(tensors: &[Tensor]) -> BTreeMap<(String, usize), Vec<u8>> {
+fn slots(tensors: &[Tensor<'_>]) -> BTreeMap<(String, usize), Vec<u8>> {
     let mut slots = BTreeMap::new();
     for tensor in tensors {
         let Some((name, range)) = tensor.name.split_once(".slots-") else { continue };
@@ -380,9 +381,9 @@ fn another_number_of_ranks_goes_on_with_every_slot() {
             let episode = |steps| Episode { steps, from: &from, ..Episode::new(&config, world_size) };
             let taken_over = checkpoint(&episode(2..2).run());
             assert!(slots(&taken_over) == slots(&from), "{method} on {world_size} ranks");
-            let others = |tensors: &[Tensor]| {
+            let others = |tensors: &[Tensor<'_>]| {
                 let others = tensors.iter().filter(|tensor| !tensor.name.contains(".slots-"));
-                others.map(|tensor| (tensor.name.clone(), tensor.data.clone())).collect::<BTreeMap<_, _>>()
+                others.map(|tensor| (tensor.name.clone(), tensor.data.to_vec())).collect::<BTreeMap<_, _>>()
             };
             assert!(others(&taken_over) == others(&from), "{method} on {world_size} ranks");
             let loss = episode(2..3).run()[0].losses[0];

@@ -4,7 +4,11 @@ use super::*;
 
 /// The second step of a run in a world of one, as `change` would have it. The normalizer of noise contrastive estimation,
 /// which is a constant of later steps, was estimated in the first.
-pub fn second_step(config: &RunConfig, from: &[Tensor], change: impl FnOnce(&mut Trainer)) -> (f64, Trainer) {
+pub fn second_step(
+    config: &RunConfig,
+    from: &[Tensor<'static>],
+    change: impl FnOnce(&mut Trainer),
+) -> (f64, Trainer) {
     let plan = Plan::resolve(config, 0, 1).unwrap();
     let mut trainer = trainer(&plan, Communicator::alone(), Communicator::alone());
     let mut restoration = Restoration::new(&mut trainer);
