@@ -7,9 +7,10 @@
 
 mod allocated;
 
+use std::thread;
+
 use allocated::peak_of;
-use collective::Communicator;
-use engine::kernels::{KernelPath, Pool};
+use engine::kernels::{KernelPath, Pool, split};
 use objectives::{
     Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Normalizer, Npid, Objective, Storage,
 };
@@ -18,8 +19,17 @@ const IMAGES: usize = 256;
 const WIDTH: usize = 128;
 const NEGATIVES: usize = 32_000;
 
-/// Bytes at the peak of a step, commit included, with a bank of so many slots.
-fn peak_of_a_step(slots: usize, negatives: usize) -> usize {
+/// What a step takes, commit included.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    /// Bytes at the peak, of all ranks.
+    peak: usize,
+    /// Bytes that rank 0 sends.
+    sent: u64,
+}
+
+/// A step with a bank of so many slots, over so many ranks.
+fn cost_of_a_step(world_size: usize, slots: usize, negatives: usize) -> Cost {
     let spec = ContrastSpec {
         temperature: 0.07,
         estimator: Estimator::Nce,
@@ -30,20 +40,44 @@ fn peak_of_a_step(slots: usize, negatives: usize) -> usize {
         refresh_age: 0,
     };
     let bank = BankSpec { slots, width: WIDTH, dtype: BankType::F32, mirror: true, seed: 1 };
-    let mut objective = Objective::Npid(Npid::new(spec, 0.0, Bank::new(bank, 0, 1, Storage::Memory)));
-    let pool = Pool::new(2, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::detect() };
-    let queries: Vec<f32> = (0..IMAGES * WIDTH).map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
-    let positions: Vec<usize> = (0..IMAGES).collect();
-    let encoded =
-        Encoded { positions: &positions, indices: &positions, ..Encoded::of_queries(1, &[IMAGES], &queries) };
-    let (used, outcome) = peak_of(|| {
-        let outcome = objective.forward_backward(compute, &encoded, &mut Communicator::alone());
-        objective.commit();
-        outcome.unwrap()
+    let counts: Vec<usize> = (0..world_size).map(|rank| split(IMAGES, world_size, rank).len()).collect();
+    let ranks: Vec<_> = collective::loopback(world_size, 1)
+        .unwrap()
+        .into_iter()
+        .enumerate()
+        .map(|(rank, mut group)| {
+            let bank = Bank::new(bank, rank, world_size, Storage::Memory);
+            let objective = Objective::Npid(Npid::new(spec, 0.0, bank));
+            let positions: Vec<usize> = split(IMAGES, world_size, rank).collect();
+            let numbers = positions.iter().flat_map(|image| (0..WIDTH).map(move |i| image * WIDTH + i));
+            let queries: Vec<f32> = numbers.map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
+            (group.remove(0), objective, Pool::new(2, &[]), positions, queries)
+        })
+        .collect();
+    let (peak, sent) = peak_of(|| {
+        thread::scope(|scope| {
+            let counts = &counts;
+            let steps =
+                ranks.into_iter().map(|(mut communicator, mut objective, pool, positions, queries)| {
+                    scope.spawn(move || {
+                        let compute = Compute { pool: &pool, path: KernelPath::detect() };
+                        let encoded = Encoded {
+                            positions: &positions,
+                            indices: &positions,
+                            ..Encoded::of_queries(1, counts, &queries)
+                        };
+                        let outcome =
+                            objective.forward_backward(compute, &encoded, &mut communicator).unwrap();
+                        objective.commit();
+                        assert!(outcome.loss.is_finite() && outcome.d_queries.iter().all(|d| d.is_finite()));
+                        communicator.bytes_sent()
+                    })
+                });
+            let steps: Vec<_> = steps.collect();
+            steps.into_iter().map(|step| step.join().unwrap()).collect::<Vec<u64>>()[0]
+        })
     });
-    assert!(outcome.loss.is_finite() && outcome.d_queries.iter().all(|d| d.is_finite()));
-    used
+    Cost { peak, sent }
 }
 
 #[test]
@@ -51,7 +85,7 @@ fn a_step_allocates_a_few_times_its_batch_and_a_rank_its_shards() {
     // Some copies of the batch's features, on their way and as sums, and a buffer for each thread.
     let features = IMAGES * WIDTH * size_of::<f32>();
     let limit = 12 * features + (1 << 20);
-    let sampled = peak_of_a_step(50_000, NEGATIVES);
+    let sampled = cost_of_a_step(1, 50_000, NEGATIVES).peak;
     println!("{sampled} bytes at the peak of a step");
     assert!(sampled < limit, "{sampled} bytes at the peak, {limit} allowed");
     let gathered = IMAGES * NEGATIVES * WIDTH * size_of::<f32>();
@@ -59,11 +93,23 @@ fn a_step_allocates_a_few_times_its_batch_and_a_rank_its_shards() {
     assert!(limit < IMAGES * NEGATIVES * size_of::<f32>() / 5, "nor their similarities");
 
     // The same with four times the data set, whatever the number of negatives, and with all of its slots as negatives.
-    let four_times = peak_of_a_step(200_000, 1000);
+    let four_times = cost_of_a_step(1, 200_000, 1000).peak;
     assert!(four_times < sampled + 4096, "{four_times} bytes with 200,000 slots, {sampled} with 50,000");
-    let all = [10_000, 40_000].map(|slots| peak_of_a_step(slots, 0));
+    let all = [10_000, 40_000].map(|slots| cost_of_a_step(1, slots, 0).peak);
     assert!(all[0] < limit + (2 << 20), "{} bytes against all slots", all[0]);
     assert!(all[1] < all[0] + 4096, "{} bytes with 40,000 slots, {} with 10,000", all[1], all[0]);
+
+    // Nor do three ranks, between which queries travel and no slots: what is sent depends on neither number.
+    let few = cost_of_a_step(3, 30_000, 1000);
+    let more_slots = cost_of_a_step(3, 120_000, 1000);
+    let more_negatives = cost_of_a_step(3, 30_000, NEGATIVES);
+    for more in [more_slots, more_negatives] {
+        // How the peaks of three threads fall together is chance.
+        assert!(more.peak < few.peak + features, "{more:?} with more, {few:?} before");
+        assert_eq!(more.sent, few.sent);
+    }
+    assert!(few.peak < 3 * limit, "{few:?}, {limit} allowed a rank");
+    println!("{few:?} of three ranks");
 
     // A rank of 8 has its shard and a mirror of another.
     for (dtype, bytes) in [(BankType::F32, 4), (BankType::Bf16, 2)] {

@@ -77,6 +77,22 @@ fn digests(checkpoint: &[Saved]) -> BTreeMap<(usize, &'static str), Vec<u8>> {
     digests
 }
 
+/// What a rank keeps of its own, and of the rank before it.
+fn kept(objective: &Objective) -> (Vec<Saved>, Vec<Saved>) {
+    let mirror = objective.bank().map(Bank::mirror_state).unwrap_or_default();
+    (state_of(objective), mirror.iter().map(Saved::of).collect())
+}
+
+/// Holds each rank's mirror against what the rank before it keeps.
+#[track_caller]
+fn check_mirrors(states: &[Vec<Saved>], mirrors: &[Vec<Saved>], what: &str) {
+    for (rank, state) in states.iter().enumerate().filter(|_| states.len() > 1) {
+        let sharded: Vec<Saved> = state.iter().filter(|array| array.sharded).cloned().collect();
+        let mirror = &mirrors[(rank + 1) % states.len()];
+        assert!(*mirror == sharded, "{what}: the mirror of rank {rank} of {} differs", states.len());
+    }
+}
+
 fn restore(objective: &mut Objective, checkpoint: &[Saved]) {
     checkpoint.iter().for_each(|saved| objective.restore(&saved.array()).unwrap());
     objective.restored().unwrap();
@@ -93,15 +109,19 @@ fn a_run_goes_on_at_any_world_size_with_every_slot() {
                 if let Some(saved) = &saved {
                     restore(&mut objective, saved);
                 }
-                let restored = state_of(&objective);
+                let restored = kept(&objective);
                 for step in from + 1..=from + 2 {
                     let deal = even(IMAGES, world_size);
                     Batch::of_step(step).on_rank(&mut objective, &deal, &mut communicator).unwrap();
                     objective.commit();
                 }
-                (restored, state_of(&objective))
+                (restored, kept(&objective))
             });
             let (restored, after): (Vec<_>, Vec<_>) = ranks.into_iter().unzip();
+            let (restored, restored_mirrors): (Vec<_>, Vec<_>) = restored.into_iter().unzip();
+            let (after, mirrors): (Vec<_>, Vec<_>) = after.into_iter().unzip();
+            check_mirrors(&restored, &restored_mirrors, case.name);
+            check_mirrors(&after, &mirrors, case.name);
             if let Some(saved) = &saved {
                 let restored = checkpoint(restored);
                 assert!(digests(&restored) == digests(saved), "{} at {world_size} ranks", case.name);
@@ -128,8 +148,7 @@ fn a_lost_ranks_slots_are_in_the_next_ranks_mirror() {
                 Batch::of_step(step).on_rank(&mut objective, &deal, &mut communicator).unwrap();
                 objective.commit();
             }
-            let mirror = objective.bank().unwrap().mirror_state().iter().map(Saved::of).collect::<Vec<_>>();
-            (state_of(&objective), mirror)
+            kept(&objective)
         });
         let (states, mirrors): (Vec<_>, Vec<_>) = ranks.into_iter().unzip();
         let whole = checkpoint(states.clone());
