@@ -56,6 +56,27 @@ fn a_checkpoint_is_exported_embedded_evaluated_and_verified() {
     let evaluated = json(of_run(&["eval", "knn"]).arg("--data").arg(&images));
     assert_eq!((&evaluated["queries"], &evaluated["step"]), (&24.into(), &1.into()));
 
+    let linear = |extra: &[&str]| {
+        let mut command = of_run(&["eval", "linear", "--epochs", "20", "--batch", "8", "--lr", "3"]);
+        command.arg("--data").arg(&images).args(extra);
+        command
+    };
+    // A fifth is held out; red and green are told apart, in crops too.
+    for (extra, augment) in [(&[][..], false), (&["--augment"], true)] {
+        let report = json(&mut linear(extra));
+        assert_eq!(
+            (&report["train"], &report["test"], &report["classes"]),
+            (&20.into(), &4.into(), &2.into())
+        );
+        assert_eq!((&report["held_out"], &report["augment"]), (&true.into(), &augment.into()));
+        assert_eq!((&report["linear_top1"], &report["step"]), (&1.0.into(), &1.into()), "{report}");
+    }
+    let moco = json(linear(&["--protocol", "moco", "--test"]).arg(&images));
+    assert_eq!((&moco["test"], &moco["held_out"]), (&24.into(), &false.into()));
+    assert_eq!((&moco["weight_decay"], &moco["epochs"]), (&0.0.into(), &20.into()));
+    let stderr = fail(&mut linear(&["--momentum", "1"]), 2);
+    assert!(stderr.contains("--momentum = 1: a number from 0"), "{stderr}");
+
     let checkpoint = run.join("checkpoints/step-00000001");
     for directory in [&run, &checkpoint] {
         let verified = json(himpun().args(["checkpoint", "verify", "--json"]).arg(directory));
@@ -64,6 +85,33 @@ fn a_checkpoint_is_exported_embedded_evaluated_and_verified() {
     std::fs::write(checkpoint.join("manifest.json"), "{}").unwrap();
     let output = output(himpun().args(["checkpoint", "verify"]).arg(&checkpoint));
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn presets_are_listed_and_shown_as_files_that_train() {
+    let list = json(himpun().args(["presets", "list", "--json"]));
+    let names: Vec<&str> = list.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(succeed(himpun().arg("presets")).lines().count(), names.len());
+    let show = |name: &str| succeed(himpun().args(["presets", "show", name]));
+    for name in &names {
+        assert!(show(name).starts_with("# "), "{name} says what it is");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mine.toml");
+    std::fs::write(&file, show("moco-v2-imagenet")).unwrap();
+    let mut command = himpun();
+    command
+        .arg("train")
+        .arg("--config")
+        .arg(&file)
+        .args(["--data", "builtin", "--out"])
+        .arg(directory.path().join("run"));
+    let set = ["objective.queue=16", "model.stem=cifar"];
+    succeed(
+        command.args(["--workers", "1"]).args(tiny_run(1)).args(set.iter().flat_map(|set| ["--set", set])),
+    );
+    let stderr = fail(himpun().args(["presets", "show", "moco-v2-imagent"]), 2);
+    assert!(stderr.contains("moco-v2-imagenet"), "{stderr}");
 }
 
 #[test]

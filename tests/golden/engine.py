@@ -102,8 +102,9 @@ def predictor_of(case):
 
 
 def head_of(name, width):
-    if name == "simclr-v1":
-        hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    if name.startswith("simclr"):
+        layers = {"simclr-v1": 1, "simclr-v2": 2}[name]
+        hidden = [module for _ in range(layers) for module in hidden_layer(width, width)]
         return nn.Sequential(*hidden, nn.Linear(width, 128, bias=False), ScaleOnlyBatchNorm(128))
     if name.startswith("moco-v3"):
         hidden, out = map(int, name.split("-")[2:])
@@ -216,6 +217,7 @@ CASES = [
     dict(arch="resnet34", stem="cifar", head="linear-8", size=9, rows=3, optimizers=[]),
     dict(arch="resnet50", stem="imagenet", head="linear-8", size=40, rows=4, optimizers=[]),
     dict(arch="resnet20", stem="cifar", head="moco-v3-20-8", predictor=12, size=8, rows=8, optimizers=["sgd"]),
+    dict(arch="resnet20", stem="cifar", head="simclr-v2", size=8, rows=16, optimizers=["lars"]),
 ]
 
 

@@ -254,6 +254,11 @@ fn resnet20_with_moco_v3s_projector_and_predictor() {
 }
 
 #[test]
+fn resnet20_with_the_head_of_simclr_v2() {
+    check_pass(6);
+}
+
+#[test]
 fn sgd_updates() {
     check_updates(0, "sgd");
     check_updates(1, "sgd");
@@ -264,6 +269,7 @@ fn sgd_updates() {
 fn lars_updates() {
     check_updates(0, "lars");
     check_updates(1, "lars");
+    check_updates(6, "lars");
 }
 
 #[test]
