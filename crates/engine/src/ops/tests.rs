@@ -1,4 +1,4 @@
-//! Every op's gradient against central differences, in f64, at odd shapes.
+//! Every op at odd shapes: gradients against central differences in f64, and every path in f32 against f64.
 
 mod tokens;
 
@@ -9,7 +9,7 @@ use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
 use crate::kernels::{
-    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool,
+    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool, Real,
 };
 use crate::parameters::Parameters;
 use crate::peers::Alone;
@@ -48,6 +48,59 @@ fn check_gradient(what: &str, x: &[f64], gradient: &[f64], mut loss: impl FnMut(
     }
 }
 
+/// An op as a function of several arrays.
+trait Case {
+    /// Lengths of the arrays, and of the output.
+    fn lengths(&self) -> (Vec<usize>, usize);
+    /// The output, and the gradients of the arrays by that of the output; empty for one that has none.
+    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>);
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&x| x as f32).collect()
+}
+
+/// What the op writes must not depend on what was there.
+fn dirty<T: Real>(len: usize) -> Vec<T> {
+    vec![T::from_f64(7.0); len]
+}
+
+#[track_caller]
+fn check(case: &impl Case) {
+    let (lengths, output) = case.lengths();
+    let arrays: Vec<Vec<f64>> = lengths.iter().zip(1..).map(|(&len, seed)| noise(seed, len)).collect();
+    let d_y = noise(99, output);
+    let (exact, exact_gradients) = case.run(&team(1), &arrays, &d_y);
+    for (index, gradient) in exact_gradients.iter().enumerate().filter(|(_, gradient)| !gradient.is_empty()) {
+        check_gradient(&format!("array {index}"), &arrays[index], gradient, |x| {
+            let mut moved = arrays.clone();
+            moved[index] = x.to_vec();
+            dot(&case.run(&team(1), &moved, &d_y).0, &d_y)
+        });
+    }
+    let single: Vec<Vec<f32>> = arrays.iter().map(|array| narrow(array)).collect();
+    for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
+        for threads in [1, 2, 5] {
+            let team = Team { pool: Arc::new(Pool::new(threads, &[])), path };
+            let (y, gradients) = case.run(&team, &single, &narrow(&d_y));
+            close(path, &y, &exact);
+            for (gradient, exact) in gradients.iter().zip(&exact_gradients) {
+                close(path, gradient, exact);
+            }
+        }
+    }
+}
+
+/// Within 1e-5 of the largest number.
+#[track_caller]
+fn close(path: KernelPath, values: &[f32], exact: &[f64]) {
+    assert_eq!(values.len(), exact.len());
+    let scale = exact.iter().fold(1e-3_f64, |scale, x| scale.max(x.abs()));
+    for (value, exact) in values.iter().zip(exact) {
+        assert!((f64::from(*value) - exact).abs() < 1e-5 * scale, "{path}: {value} instead of {exact}");
+    }
+}
+
 /// What joins a batch norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Joins {
@@ -56,110 +109,103 @@ enum Joins {
     Projected,
 }
 
+/// Batch norm of so many rows.
+#[derive(Debug)]
 struct Norm {
-    graph: Graph,
-    parameters: Parameters<f64>,
-    op: BatchNorm<f64>,
-    team: Team,
+    rows: usize,
+    shape: TensorShape,
     joins: Joins,
+    relu: bool,
 }
 
 impl Norm {
-    fn new(shape: TensorShape, joins: Joins, relu: bool, threads: usize) -> Self {
-        let mut builder = GraphBuilder::new(shape);
+    fn graph(&self) -> Graph {
+        let mut builder = GraphBuilder::new(self.shape);
         let x = builder.images();
         let main = builder.norm("main", x, &NormOptions::default());
-        let shortcut = match joins {
+        let shortcut = match self.joins {
             Joins::Nothing => Shortcut::None,
             Joins::Identity => Shortcut::Identity(x),
             Joins::Projected => Shortcut::Projected(builder.norm("other", x, &NormOptions::default())),
         };
-        let y = builder.batch_norm(main, shortcut, relu);
-        let graph = builder.finish(x, y);
-        let mut parameters = Parameters::draw(&graph.parameters, &graph.buffers, 1);
-        let drawn = noise(5, parameters.values.len());
-        parameters.values.iter_mut().zip(drawn).for_each(|(value, drawn)| *value += 0.5 * drawn);
-        let Node::BatchNorm(node) = &graph.nodes[0] else { unreachable!("the only node") };
-        let op = BatchNorm::new(&graph, node, threads);
-        Self { op, team: team(threads), joins, parameters, graph }
+        let y = builder.batch_norm(main, shortcut, self.relu);
+        builder.finish(x, y)
+    }
+}
+
+impl Case for Norm {
+    fn lengths(&self) -> (Vec<usize>, usize) {
+        let (len, c) = (self.rows * self.shape.len(), self.shape.c);
+        let (other, norms) = match self.joins {
+            Joins::Nothing => (0, 1),
+            Joins::Identity => (len, 1),
+            Joins::Projected => (len, 2),
+        };
+        (vec![len, other, 2 * norms * c], len)
     }
 
-    fn forward(&mut self, x: &[f64], other: &[f64]) -> Vec<f64> {
-        let channels = self.graph.shape(self.graph.images).c;
+    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+        let [x, other, values] = arrays else { unreachable!("as many as there are lengths") };
+        let (graph, c) = (self.graph(), self.shape.c);
+        let Node::BatchNorm(node) = &graph.nodes[0] else { unreachable!("the only node") };
+        let mut op = BatchNorm::<T>::new(&graph, node, team.threads());
+        let mut parameters = Parameters::<T>::draw(&graph.parameters, &graph.buffers, 1);
+        for (parameter, &value) in parameters.values.iter_mut().zip(values) {
+            *parameter += T::from_f64(0.5) * value;
+        }
         let sums = [x, other].map(|x| {
-            let mut sums = vec![0.0; 2 * channels];
-            channel_sums(&self.team, x, &mut sums);
+            let mut sums = vec![0.0; 2 * c];
+            channel_sums(team, x, &mut sums);
             sums
         });
         let sums = [&sums[0][..], &sums[1][..]];
         let sums = if self.joins == Joins::Projected { &sums[..] } else { &sums[..1] };
-        let mut staged = vec![0.0; self.parameters.buffer_values.len()];
-        let count = x.len() / channels;
-        self.op.use_batch_statistics((count, sums), &self.parameters, &mut staged, &mut Alone).unwrap();
-        let mut y = vec![7.0; x.len()];
-        let shortcut = (self.joins != Joins::Nothing).then_some(other);
-        self.op.forward(&self.team, ForwardViews { x, shortcut, y: &mut y });
-        y
-    }
+        let mut staged = vec![0.0; parameters.buffer_values.len()];
+        op.use_batch_statistics((x.len() / c, sums), &parameters, &mut staged, &mut Alone).unwrap();
+        let mut y = dirty(x.len());
+        let shortcut = (self.joins != Joins::Nothing).then_some(&other[..]);
+        op.forward(team, ForwardViews { x, shortcut, y: &mut y });
 
-    /// The gradients of `x`, of `other`, and in `parameters.gradients`.
-    fn backward(&mut self, x: &[f64], other: &[f64], y: &[f64], d_y: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let mut d = d_y.to_vec();
-        let projected = (self.joins == Joins::Projected).then_some(other);
+        let projected = (self.joins == Joins::Projected).then_some(&other[..]);
         let views = match self.joins {
             Joins::Nothing => BackwardViews::Single { x, d: &d },
-            Joins::Identity | Joins::Projected => BackwardViews::Residual { x, projected, y, d: &mut d },
+            Joins::Identity | Joins::Projected => BackwardViews::Residual { x, projected, y: &y, d: &mut d },
         };
-        self.op.add_all_gradients(&self.team, views);
-        self.op.backward(&mut self.parameters, &mut Alone).unwrap();
-        let input_gradient = |norm, x: &[f64]| {
-            let mut d_x = vec![7.0; x.len()];
-            self.op.input_gradient(norm, self.team.path, (x, &d), &mut d_x);
+        op.add_all_gradients(team, views);
+        op.backward(&mut parameters, &mut Alone).unwrap();
+        let input_gradient = |norm, x: &[T]| {
+            let mut d_x = dirty(x.len());
+            op.input_gradient(norm, team.path, (x, &d), &mut d_x);
             d_x
         };
+        let d_x = input_gradient(0, x);
         let d_other = match self.joins {
             Joins::Nothing => vec![],
             Joins::Identity => d.clone(),
             Joins::Projected => input_gradient(1, other),
         };
-        (input_gradient(0, x), d_other)
+        let d_values = parameters.gradients.iter().map(|&d| T::from_f64(0.5) * d).collect();
+        (y, vec![d_x, d_other, d_values])
     }
-}
-
-#[track_caller]
-fn check_batch_norm((rows, h, w, c): (usize, usize, usize, usize), joins: Joins, relu: bool, threads: usize) {
-    let mut norm = Norm::new(TensorShape { h, w, c }, joins, relu, threads);
-    let len = rows * h * w * c;
-    let (x, other, d_y) = (noise(1, len), noise(2, len), noise(3, len));
-    let y = norm.forward(&x, &other);
-    let (d_x, d_other) = norm.backward(&x, &other, &y, &d_y);
-    let (values, d_values) = (norm.parameters.values.clone(), norm.parameters.gradients.clone());
-    let what = format!("{joins:?} {rows}x{h}x{w}x{c}");
-    check_gradient(&format!("{what} x"), &x, &d_x, |x| dot(&norm.forward(x, &other), &d_y));
-    if joins != Joins::Nothing {
-        check_gradient(&format!("{what} other"), &other, &d_other, |other| {
-            dot(&norm.forward(&x, other), &d_y)
-        });
-    }
-    check_gradient(&format!("{what} parameters"), &values, &d_values, |values| {
-        norm.parameters.values.copy_from_slice(values);
-        dot(&norm.forward(&x, &other), &d_y)
-    });
 }
 
 #[test]
 fn batch_norm() {
+    let check_norm = |(rows, h, w, c), joins, relu| {
+        check(&Norm { rows, shape: TensorShape { h, w, c }, joins, relu });
+    };
     for relu in [false, true] {
-        check_batch_norm((5, 1, 1, 3), Joins::Nothing, relu, 2);
-        check_batch_norm((3, 3, 2, 5), Joins::Nothing, relu, 3);
-        check_batch_norm((2, 1, 2, 32), Joins::Nothing, relu, 1);
+        check_norm((5, 1, 1, 3), Joins::Nothing, relu);
+        check_norm((3, 3, 2, 5), Joins::Nothing, relu);
+        check_norm((2, 1, 2, 32), Joins::Nothing, relu);
     }
     for joins in [Joins::Identity, Joins::Projected] {
-        check_batch_norm((3, 1, 2, 7), joins, true, 2);
-        check_batch_norm((1, 5, 3, 1), joins, true, 3);
-        check_batch_norm((3, 2, 1, 16), joins, true, 2);
+        check_norm((3, 1, 2, 7), joins, true);
+        check_norm((1, 5, 3, 1), joins, true);
+        check_norm((3, 2, 1, 16), joins, true);
         // More pixels than are summed at once.
-        check_batch_norm((2, 9, 10, 1), joins, true, 2);
+        check_norm((2, 9, 10, 1), joins, true);
     }
 }
 
@@ -200,50 +246,98 @@ fn convolution() {
     check_convolution(ConvShape { kernel: 2, stride: 3, pad: 0, h: 7, w: 6, ..shape });
 }
 
+/// 3x3 windows at stride 2 of so many images of this shape.
+#[derive(Debug)]
+struct MaxPooled(usize, TensorShape);
+
+impl MaxPooled {
+    fn output(&self) -> TensorShape {
+        let TensorShape { h, w, c } = self.1;
+        TensorShape { h: h.div_ceil(2), w: w.div_ceil(2), c }
+    }
+}
+
+impl Case for MaxPooled {
+    fn lengths(&self) -> (Vec<usize>, usize) {
+        (vec![self.0 * self.1.len()], self.0 * self.output().len())
+    }
+
+    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+        let x = &arrays[0];
+        let mut op = MaxPool::new(self.1, self.output(), self.0 + 1);
+        let (mut y, mut d_x) = (dirty(d_y.len()), dirty(x.len()));
+        op.forward(team, x, &mut y);
+        op.backward(team, d_y, &mut d_x);
+        (y, vec![d_x])
+    }
+}
+
 #[test]
 fn max_pool() {
-    for (rows, h, w, c) in [(1, 1, 1, 1), (2, 5, 4, 3), (3, 2, 7, 2)] {
-        let input = TensorShape { h, w, c };
-        let output = TensorShape { h: h.div_ceil(2), w: w.div_ceil(2), c };
-        let (x, d_y) = (noise(1, rows * input.len()), noise(2, rows * output.len()));
-        let mut op = MaxPool::new(input, output, rows + 1);
-        let team = team(2);
-        let mut forward = |x: &[f64]| {
-            let mut y = vec![7.0; rows * output.len()];
-            op.forward(&team, x, &mut y);
-            y
-        };
+    for (rows, h, w, c) in [(1, 1, 1, 1), (2, 5, 4, 3), (3, 2, 7, 2), (2, 3, 3, 17)] {
+        let case = MaxPooled(rows, TensorShape { h, w, c });
+        check(&case);
+        let x = noise(1, rows * h * w * c);
+        let (y, _) = case.run(&team(2), std::slice::from_ref(&x), &noise(99, rows * case.output().len()));
         let at = |y: usize, x: usize, channel: usize| (y * w + x) * c + channel;
         let first = (0..2.min(h)).flat_map(|y| (0..2.min(w)).map(move |x| (y, x)));
         let corner = first.map(|(row, column)| x[at(row, column, c - 1)]).fold(f64::MIN, f64::max);
-        assert_eq!(forward(&x)[c - 1], corner, "the first window, its padding left out");
-        let mut d_x = vec![7.0; x.len()];
-        op.backward(&team, &d_y, &mut d_x);
-        let mut op = MaxPool::new(input, output, rows);
-        check_gradient("x", &x, &d_x, |x| {
-            let mut y = vec![7.0; rows * output.len()];
-            op.forward(&team, x, &mut y);
-            dot(&y, &d_y)
-        });
+        assert_eq!(y[c - 1], corner, "the first window, its padding left out");
+    }
+}
+
+/// Means over so many images of this shape.
+#[derive(Debug)]
+struct Averaged(usize, TensorShape);
+
+impl Case for Averaged {
+    fn lengths(&self) -> (Vec<usize>, usize) {
+        (vec![self.0 * self.1.len()], self.0 * self.1.c)
+    }
+
+    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+        let (mut y, mut d_x) = (dirty(d_y.len()), dirty(arrays[0].len()));
+        pool::average(team, self.1, &arrays[0], &mut y);
+        pool::average_backward(team, self.1, d_y, &mut d_x);
+        (y, vec![d_x])
     }
 }
 
 #[test]
 fn average_pool() {
     for (rows, h, w, c) in [(1, 1, 1, 1), (4, 3, 5, 17), (2, 2, 3, 16)] {
-        let input = TensorShape { h, w, c };
-        let (x, d_y) = (noise(1, rows * input.len()), noise(2, rows * c));
-        let team = team(3);
-        let mut d_x = vec![7.0; x.len()];
-        pool::average_backward(&team, input, &d_y, &mut d_x);
-        let mut y = vec![7.0; rows * c];
-        pool::average(&team, input, &x, &mut y);
+        let case = Averaged(rows, TensorShape { h, w, c });
+        check(&case);
+        let x = noise(1, rows * h * w * c);
+        let (y, _) = case.run(&team(3), std::slice::from_ref(&x), &noise(99, rows * c));
         let mean: f64 = (0..h * w).map(|pixel| x[pixel * c]).sum::<f64>() / (h * w) as f64;
         assert!((y[0] - mean).abs() < 1e-15);
-        check_gradient("x", &x, &d_x, |x| {
-            pool::average(&team, input, x, &mut y);
-            dot(&y, &d_y)
-        });
+    }
+}
+
+/// A layer, and whether a ReLU follows it.
+#[derive(Debug)]
+struct Layer(LinearShape, bool);
+
+impl Case for Layer {
+    fn lengths(&self) -> (Vec<usize>, usize) {
+        let LinearShape { rows, inputs, outputs } = self.0;
+        (vec![rows * inputs, outputs * inputs, outputs], rows * outputs)
+    }
+
+    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+        let ([x, w, bias], Layer(shape, relu)) = (arrays, self) else { unreachable!("as many as lengths") };
+        let mut y = dirty(d_y.len());
+        linear::forward(team, *shape, x, (w, Some(bias), *relu), &mut y);
+        let mut d = d_y.to_vec();
+        if *relu {
+            linear::mask(&y, &mut d);
+        }
+        let (mut d_x, mut d_w, mut d_bias) = (dirty(x.len()), dirty(w.len()), dirty(bias.len()));
+        linear::backward_weights(team, *shape, x, &d, &mut d_w);
+        linear::backward_bias(&d, &mut d_bias);
+        linear::backward_data(team, *shape, &d, w, &mut d_x);
+        (y, vec![d_x, d_w, d_bias])
     }
 }
 
@@ -252,25 +346,6 @@ fn linear_layer() {
     for (rows, inputs, outputs, relu) in
         [(1, 1, 1, false), (3, 7, 5, true), (5, 16, 3, false), (2, 3, 33, true)]
     {
-        let shape = LinearShape { rows, inputs, outputs };
-        let (x, w, bias) = (noise(1, rows * inputs), noise(2, outputs * inputs), noise(3, outputs));
-        let d_y = noise(4, rows * outputs);
-        let team = team(2);
-        let forward = |x: &[f64], w: &[f64], bias: &[f64]| {
-            let mut y = vec![7.0; rows * outputs];
-            linear::forward(&team, shape, x, (w, Some(bias), relu), &mut y);
-            y
-        };
-        let mut g = d_y.clone();
-        if relu {
-            linear::mask(&forward(&x, &w, &bias), &mut g);
-        }
-        let (mut d_x, mut d_w, mut d_bias) = (vec![7.0; x.len()], vec![7.0; w.len()], vec![7.0; outputs]);
-        linear::backward_weights(&team, shape, &x, &g, &mut d_w);
-        linear::backward_bias(&g, &mut d_bias);
-        linear::backward_data(&team, shape, &g, &w, &mut d_x);
-        check_gradient("x", &x, &d_x, |x| dot(&forward(x, &w, &bias), &d_y));
-        check_gradient("w", &w, &d_w, |w| dot(&forward(&x, w, &bias), &d_y));
-        check_gradient("bias", &bias, &d_bias, |bias| dot(&forward(&x, &w, bias), &d_y));
+        check(&Layer(LinearShape { rows, inputs, outputs }, relu));
     }
 }

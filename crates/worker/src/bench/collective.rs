@@ -7,10 +7,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use collective::{AbortHandle, Communicator, Group, Listener, form};
-use engine::kernels::split;
+use engine::kernels::{Pool, split};
 use serde::{Deserialize, Serialize};
 
-use crate::bench::time_reported;
+use crate::bench::{copy_rate, time_reported};
 use crate::{Error, clock};
 
 /// How long the processes may take to find each other.
@@ -57,6 +57,10 @@ pub struct CollectiveReport {
     pub bus_gb_per_s: f64,
     /// Payload bytes that rank 0 sent in one operation, barriers included.
     pub bytes_sent: u64,
+    /// What the processes, each with one thread, copy together from place to place in memory; 1e9 bytes a second.
+    pub copy_gb_per_s: f64,
+    /// Share of that which the bytes on the bus of all ranks are. The system copies each of them in and out again.
+    pub share_of_copy: f64,
     /// Processes.
     pub world_size: usize,
     /// Operations that were timed.
@@ -203,14 +207,18 @@ fn take_part(
     communicator.broadcast(&mut [0u8], 0)?;
     let seconds = timing.median.as_secs_f64();
     let bytes = (len * size_of::<f32>()) as u64;
+    let bus = options.operation.bus_share(world_size) * bytes as f64 / seconds;
+    let copied = copy_rate(&Pool::new(world_size, &[]));
     Ok(Some(CollectiveReport {
         operation_ms: 1e3 * seconds,
         operation_ms_min: 1e3 * timing.min.as_secs_f64(),
         operation_ms_max: 1e3 * timing.max.as_secs_f64(),
         bytes,
         gb_per_s: bytes as f64 / seconds / 1e9,
-        bus_gb_per_s: options.operation.bus_share(world_size) * bytes as f64 / seconds / 1e9,
+        bus_gb_per_s: bus / 1e9,
         bytes_sent,
+        copy_gb_per_s: copied / 1e9,
+        share_of_copy: bus * world_size as f64 / copied,
         world_size,
         calls: timing.samples,
     }))
@@ -253,6 +261,8 @@ mod tests {
             let bus = report.gb_per_s * operation.bus_share(3);
             assert!((report.bus_gb_per_s / bus - 1.0).abs() < 1e-9, "{text}: {report:?}");
             assert!(report.bytes_sent > 0, "{text}: {report:?}");
+            let share = 3.0 * report.bus_gb_per_s / report.copy_gb_per_s;
+            assert!((report.share_of_copy / share - 1.0).abs() < 1e-9, "{text}: {report:?}");
         }
         assert!("all-to-all".parse::<Operation>().is_err());
     }

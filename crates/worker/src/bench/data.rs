@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use data::{Augmentation, Dataset, Image, Scratch, ViewKey};
+use engine::kernels::Pool;
 use serde::Serialize;
 
 use crate::Error;
-use crate::bench::{Timing, time};
+use crate::bench::{Threads, Timing, copy_rate, time};
 use crate::plan::VIEWS;
 
 /// Images of a timed call: enough for the threads to share, few enough to be timed often.
@@ -22,8 +23,8 @@ pub struct DataOptions {
     pub size: usize,
     /// Name of the augmentation.
     pub augment: String,
-    /// Threads of the last part; unset: one for each core.
-    pub threads: Option<usize>,
+    /// Those of the last part.
+    pub threads: Threads,
 }
 
 /// What was measured.
@@ -45,6 +46,10 @@ pub struct DataReport {
     pub decoded_bytes: usize,
     /// The views of one image in f32.
     pub view_bytes: usize,
+    /// What one thread copies from place to place in memory; 1e9 bytes a second.
+    pub copy_gb_per_s: f64,
+    /// What all threads copy together.
+    pub all_threads_copy_gb_per_s: f64,
 }
 
 /// One part of the way of `images` images.
@@ -54,8 +59,12 @@ pub struct DataPart {
     pub images_per_s: f64,
     /// Views a second: two of each image.
     pub views_per_s: f64,
-    /// What comes out: decoded bytes, or views in f32; 1e6 bytes a second.
+    /// What comes out of a timed call: decoded bytes, or views in f32.
+    pub bytes: usize,
+    /// That in 1e6 bytes a second.
     pub megabytes_per_s: f64,
+    /// That as a share of what the same threads copy.
+    pub share_of_copy: f64,
     /// Median of the timed calls.
     pub ms: f64,
     /// The shortest timed call.
@@ -67,13 +76,16 @@ pub struct DataPart {
 }
 
 impl DataPart {
-    fn of(timing: Timing, images: usize, bytes: usize) -> DataPart {
+    /// - `copied`: bytes that the same threads copy in a second
+    fn of(timing: Timing, images: usize, bytes: usize, copied: f64) -> DataPart {
         let ms = |duration: Duration| 1e3 * duration.as_secs_f64();
         let seconds = timing.median.as_secs_f64();
         DataPart {
             images_per_s: images as f64 / seconds,
             views_per_s: (VIEWS * images) as f64 / seconds,
+            bytes,
             megabytes_per_s: bytes as f64 / 1e6 / seconds,
+            share_of_copy: bytes as f64 / seconds / copied,
             ms: ms(timing.median),
             ms_min: ms(timing.min),
             ms_max: ms(timing.max),
@@ -90,8 +102,8 @@ pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
     let dataset = Dataset::open(&options.source).map_err(Error::Data)?;
     let augmentation = Augmentation::preset(&options.augment, options.size).map_err(Error::Data)?;
     let augmentation = augmentation.normalised([0.5; 3], [0.25; 3]);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.unwrap_or(cores).max(1);
+    let (one, pool) = (Pool::new(1, &[]), options.threads.pool());
+    let threads = pool.threads();
     let (indices, decoded) = decodable(&dataset)?;
     let bench = Bench { dataset: &dataset, augmentation: &augmentation, indices: &indices };
     let (n, decoded_bytes) = (indices.len(), decoded.iter().map(|image| image.rgb.len()).sum());
@@ -111,18 +123,21 @@ pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
     });
     let total = time(|| bench.decode_and_augment(1));
     let all_threads = time(|| bench.decode_and_augment(threads));
-    let part = |timing: Result<Timing, data::Error>, bytes| {
-        timing.map(|timing| DataPart::of(timing, n, bytes)).map_err(Error::Data)
+    let (copied, copied_by_all) = (copy_rate(&one), copy_rate(&pool));
+    let part = |timing: Result<Timing, data::Error>, bytes, copied| {
+        timing.map(|timing| DataPart::of(timing, n, bytes, copied)).map_err(Error::Data)
     };
     Ok(DataReport {
-        decode: part(decode, decoded_bytes)?,
-        augment: part(augment, n * view_bytes)?,
-        total: part(total, n * view_bytes)?,
-        all_threads: part(all_threads, n * view_bytes)?,
+        decode: part(decode, decoded_bytes, copied)?,
+        augment: part(augment, n * view_bytes, copied)?,
+        total: part(total, n * view_bytes, copied)?,
+        all_threads: part(all_threads, n * view_bytes, copied_by_all)?,
         threads,
         images: n,
         decoded_bytes,
         view_bytes,
+        copy_gb_per_s: copied / 1e9,
+        all_threads_copy_gb_per_s: copied_by_all / 1e9,
     })
 }
 
@@ -196,7 +211,12 @@ mod tests {
     use super::*;
 
     fn options(source: &str, augment: &str) -> DataOptions {
-        DataOptions { source: source.to_owned(), size: 16, augment: augment.to_owned(), threads: Some(2) }
+        DataOptions {
+            source: source.to_owned(),
+            size: 16,
+            augment: augment.to_owned(),
+            threads: Threads::new(Some(2), &[]),
+        }
     }
 
     #[test]
@@ -210,6 +230,9 @@ mod tests {
         for part in [&report.decode, &report.augment, &report.total, &report.all_threads] {
             assert!((part.images_per_s * part.ms / 8e3 - 1.0).abs() < 1e-9, "{report:?}");
             assert!((part.views_per_s / part.images_per_s - 2.0).abs() < 1e-9, "{report:?}");
+            let bytes_per_s = part.bytes as f64 / part.ms * 1e3;
+            assert!((part.megabytes_per_s * 1e6 / bytes_per_s - 1.0).abs() < 1e-9, "{report:?}");
+            assert!(part.share_of_copy > 0.0 && part.share_of_copy < 1.0, "{report:?}");
             assert!(part.ms_min <= part.ms && part.ms <= part.ms_max && part.samples >= 5, "{report:?}");
         }
         let per_image = report.total.megabytes_per_s * 1e6 / report.total.images_per_s;

@@ -6,7 +6,7 @@ use objectives::{Compute, NtXent};
 use serde::Serialize;
 
 use crate::Error;
-use crate::bench::{noise, peak_memory, pool, time};
+use crate::bench::{Threads, noise, peak_memory, time};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -17,8 +17,8 @@ pub struct LossOptions {
     pub width: usize,
     /// Divides the similarities.
     pub temperature: f64,
-    /// Threads; unset: one for each core.
-    pub threads: Option<usize>,
+    /// What it is timed on.
+    pub threads: Threads,
 }
 
 /// What was measured.
@@ -61,7 +61,7 @@ pub struct LossReport {
 pub fn bench_loss(options: &LossOptions) -> Result<LossReport, Error> {
     let LossOptions { batch, width, temperature, .. } = *options;
     check(options)?;
-    let (pool, path) = (pool(options.threads), KernelPath::detect());
+    let (pool, path) = (options.threads.pool(), KernelPath::detect());
     let compute = Compute { pool: &pool, path };
     let mut embeddings = noise(batch * width);
     embeddings.iter_mut().for_each(|value| *value -= 0.5);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     fn options(batch: usize) -> LossOptions {
-        LossOptions { batch, width: 16, temperature: 0.5, threads: Some(1) }
+        LossOptions { batch, width: 16, temperature: 0.5, threads: Threads::new(Some(1), &[]) }
     }
 
     #[test]

@@ -87,10 +87,43 @@ pub fn time_reported<E>(mut action: impl FnMut() -> Result<Duration, E>) -> Resu
     Ok(Timing::of(calls))
 }
 
-/// So many threads, or one for each core.
-fn pool(threads: Option<usize>) -> Arc<Pool> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Pool::new(threads.unwrap_or(cores).max(1), &[]))
+/// The threads that a part is timed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Threads {
+    count: usize,
+    /// One for each, or none: wherever the system puts them.
+    cores: Vec<usize>,
+}
+
+impl Threads {
+    /// So many threads, or one for each of the `available` cores: as in a run, each on a core of its own where there
+    /// are enough.
+    pub fn new(wanted: Option<usize>, available: &[usize]) -> Threads {
+        let count = wanted.unwrap_or(available.len()).max(1);
+        Threads { count, cores: available.get(..count).unwrap_or_default().to_vec() }
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        Arc::new(Pool::new(self.count, &self.cores))
+    }
+}
+
+/// Bytes of the buffer that is copied to see how fast memory is: beyond the caches.
+const COPIED_BYTES: usize = 128 << 20;
+
+/// Bytes that the pool's threads together copy in a second from one place in memory to another, at best.
+fn copy_rate(pool: &Pool) -> f64 {
+    let source = vec![1u8; COPIED_BYTES];
+    let mut target = vec![0u8; COPIED_BYTES];
+    let mut shortest = Duration::MAX;
+    for _ in 0..*TIMED.start() {
+        let begun = clock::now();
+        pool.for_each_rows(&mut target, 1, |first, part| {
+            part.copy_from_slice(&source[first..][..part.len()])
+        });
+        shortest = shortest.min(begun.elapsed());
+    }
+    COPIED_BYTES as f64 / shortest.as_secs_f64()
 }
 
 /// Values in [0, 1) without a pattern: no part's time depends on them.
@@ -138,6 +171,18 @@ mod tests {
         assert_eq!((long.min, long.max), (Duration::from_secs(2), Duration::from_secs(2)));
         assert_eq!(short.max, Duration::from_millis(1));
         assert_eq!((long.samples, short.samples), (*TIMED.start(), *TIMED.end()));
+    }
+
+    #[test]
+    fn threads_stay_on_cores_of_their_own_where_there_are_enough() {
+        let threads = |wanted| {
+            let Threads { count, cores } = Threads::new(wanted, &[2, 5, 7]);
+            (count, cores)
+        };
+        assert_eq!(threads(None), (3, vec![2, 5, 7]));
+        assert_eq!(threads(Some(2)), (2, vec![2, 5]));
+        assert_eq!(threads(Some(4)), (4, vec![]));
+        assert_eq!(Threads::new(None, &[]), Threads { count: 1, cores: vec![] });
     }
 
     #[test]

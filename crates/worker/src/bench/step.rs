@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::bench::{noise, peak_memory, pool, time};
+use crate::bench::{Threads, noise, peak_memory, time};
 use crate::step::{StepBatch, Trainer};
 
 /// Embedding width of the head.
@@ -30,8 +30,8 @@ pub struct StepOptions {
     pub batch: usize,
     /// Side of the images, in pixels.
     pub size: usize,
-    /// Threads; unset: one for each core.
-    pub threads: Option<usize>,
+    /// What it is timed on.
+    pub threads: Threads,
 }
 
 /// What was measured.
@@ -83,7 +83,7 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
         let reason = format!("patches of {patch} pixels do not tile it; give a multiple, or another --patch");
         return Err(Error::Config { key: "--size", value: size.to_string(), reason });
     }
-    let pool = pool(options.threads);
+    let pool = options.threads.pool();
     let (mut trainer, predicted) = trainer(options, &pool);
     let images = noise(batch * size * size * 3);
     let indices: Vec<usize> = (0..batch / 2).collect();
@@ -159,7 +159,7 @@ mod tests {
             kernel_path: KernelPath::detect(),
             batch,
             size: 8,
-            threads: Some(1),
+            threads: Threads::new(Some(1), &[]),
         }
     }
 

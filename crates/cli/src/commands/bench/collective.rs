@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use worker::bench::{CollectiveOptions, Operation, bench_collective, collective_rank};
 
-use super::{megabytes, milliseconds, row, show};
+use super::{megabytes, milliseconds, row, share_of_copy, show};
 use crate::failure::{Exit, Failure};
 
 /// What to time.
@@ -57,6 +57,15 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
                 ),
             ),
             row("speed", format!("{:.2} GB/s, {:.2} GB/s on the bus", report.gb_per_s, report.bus_gb_per_s)),
+            row(
+                "bandwidth",
+                format!(
+                    "{} of what {} threads copy in memory, {:.1} GB/s",
+                    share_of_copy(report.share_of_copy),
+                    report.world_size,
+                    report.copy_gb_per_s
+                ),
+            ),
             row("whole", megabytes(report.bytes)),
             row("sent", format!("{} by rank 0 of {}", megabytes(report.bytes_sent), report.world_size)),
         ]

@@ -4,7 +4,7 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use worker::bench::{DataOptions, DataPart, bench_data};
 
-use super::{at_most_1024, show};
+use super::{at_most_1024, megabytes, share_of_copy, show, threads};
 use crate::failure::{Exit, Failure};
 
 /// What to time.
@@ -33,10 +33,12 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         source: arguments.data,
         size: arguments.size,
         augment: arguments.augment.to_string(),
-        threads: arguments.threads,
+        threads: threads(arguments.threads),
     })?;
     show(arguments.json, &report, || {
-        let titles = ["what", "views/s", "images/s", "MB/s", "median", "spread"].map(str::to_owned).to_vec();
+        let titles = ["what", "views/s", "images/s", "bytes", "MB/s", "of copying", "median", "spread"]
+            .map(str::to_owned)
+            .to_vec();
         vec![
             titles,
             cells("decode", &report.decode),
@@ -53,7 +55,9 @@ fn cells(name: &str, part: &DataPart) -> Vec<String> {
         name.to_owned(),
         format!("{:.0}", part.views_per_s),
         format!("{:.0}", part.images_per_s),
+        megabytes(part.bytes as u64),
         format!("{:.1}", part.megabytes_per_s),
+        share_of_copy(part.share_of_copy),
         format!("{:.2} ms", part.ms),
         format!("{:.2} to {:.2} ms in {} calls", part.ms_min, part.ms_max, part.samples),
     ]

@@ -3,7 +3,7 @@
 use clap::Args;
 use worker::bench::{LossOptions, bench_loss};
 
-use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show};
+use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show, threads};
 use crate::failure::{Exit, Failure};
 
 /// What to time.
@@ -28,7 +28,8 @@ pub struct Arguments {
 
 /// Carries the command out.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments { batch, width, temperature, threads, json } = arguments;
+    let Arguments { batch, width, temperature, json, .. } = arguments;
+    let threads = threads(arguments.threads);
     let report = bench_loss(&LossOptions { batch, width, temperature, threads })?;
     show(json, &report, || {
         vec![

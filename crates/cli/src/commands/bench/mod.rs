@@ -10,6 +10,7 @@ mod step;
 use clap::Subcommand;
 use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
+use worker::bench::Threads;
 
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -61,6 +62,15 @@ fn megabytes(bytes: u64) -> String {
 
 fn share_of_peak(gflops: f64, share: f64, threads: usize, kernel_path: &str) -> String {
     format!("{gflops:.1} GFLOP/s, {:.1} % of the peak of {threads} threads ({kernel_path})", 100.0 * share)
+}
+
+/// So many threads, or one for each core that this process may use.
+fn threads(wanted: Option<usize>) -> Threads {
+    Threads::new(wanted, &agent::available_cores())
+}
+
+fn share_of_copy(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }
 
 /// Reads a number of threads or processes.

@@ -5,7 +5,7 @@ use engine::kernels::{Convolution, KernelPath};
 use engine::models::{Arch, Stem, Vit};
 use worker::bench::{StepOptions, bench_step};
 
-use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show};
+use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show, threads};
 use crate::failure::{Exit, Failure};
 use crate::layers::Device;
 
@@ -108,7 +108,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         kernel_path: arguments.kernel_path.map_or(Ok(KernelPath::detect()), Instructions::kernel_path)?,
         batch: arguments.batch,
         size: arguments.size,
-        threads: arguments.threads,
+        threads: threads(arguments.threads),
     })?;
     show(arguments.json, &report, || {
         vec![

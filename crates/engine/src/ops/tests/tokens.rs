@@ -1,67 +1,13 @@
-//! The ops over tokens: gradients against central differences in f64, and every path in f32 against f64.
+//! The ops over tokens.
 
-use super::{check_gradient, dot, noise, team};
-use crate::kernels::{KernelPath, Pool, Real};
+use super::{Case, check, dirty, team};
+use crate::kernels::Real;
 use crate::ops::Team;
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::embed::{self, EmbedParameters, EmbedShape};
 use crate::ops::gelu;
 use crate::ops::layer_norm::{self, LayerNormShape};
 use crate::ops::token_linear::{self, TokenLinearInputs, TokenLinearShape};
-use std::sync::Arc;
-
-/// An op as a function of several arrays.
-trait Case {
-    /// Lengths of the arrays, and of the output.
-    fn lengths(&self) -> (Vec<usize>, usize);
-    /// The output, and the gradients of the arrays by that of the output; empty for one that has none.
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>);
-}
-
-fn narrow(values: &[f64]) -> Vec<f32> {
-    values.iter().map(|&x| x as f32).collect()
-}
-
-/// What the op writes must not depend on what was there.
-fn dirty<T: Real>(len: usize) -> Vec<T> {
-    vec![T::from_f64(7.0); len]
-}
-
-#[track_caller]
-fn check(case: &impl Case) {
-    let (lengths, output) = case.lengths();
-    let arrays: Vec<Vec<f64>> = lengths.iter().zip(1..).map(|(&len, seed)| noise(seed, len)).collect();
-    let d_y = noise(99, output);
-    let (exact, exact_gradients) = case.run(&team(1), &arrays, &d_y);
-    for (index, gradient) in exact_gradients.iter().enumerate().filter(|(_, gradient)| !gradient.is_empty()) {
-        check_gradient(&format!("array {index}"), &arrays[index], gradient, |x| {
-            let mut moved = arrays.clone();
-            moved[index] = x.to_vec();
-            dot(&case.run(&team(1), &moved, &d_y).0, &d_y)
-        });
-    }
-    let single: Vec<Vec<f32>> = arrays.iter().map(|array| narrow(array)).collect();
-    for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-        for threads in [1, 2, 5] {
-            let team = Team { pool: Arc::new(Pool::new(threads, &[])), path };
-            let (y, gradients) = case.run(&team, &single, &narrow(&d_y));
-            close(path, &y, &exact);
-            for (gradient, exact) in gradients.iter().zip(&exact_gradients) {
-                close(path, gradient, exact);
-            }
-        }
-    }
-}
-
-/// Within 1e-5 of the largest number.
-#[track_caller]
-fn close(path: KernelPath, values: &[f32], exact: &[f64]) {
-    assert_eq!(values.len(), exact.len());
-    let scale = exact.iter().fold(1e-3_f64, |scale, x| scale.max(x.abs()));
-    for (value, exact) in values.iter().zip(exact) {
-        assert!((f64::from(*value) - exact).abs() < 1e-5 * scale, "{path}: {value} instead of {exact}");
-    }
-}
 
 impl Case for TokenLinearShape {
     fn lengths(&self) -> (Vec<usize>, usize) {
