@@ -9,6 +9,7 @@ Fails if a method is not 10 points above the untrained net, whose batch-norm sta
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import subprocess
@@ -32,10 +33,10 @@ def train(arguments, method, seed):
     if done.exists() and done.read_text().strip():
         return run
     command = [arguments.himpun, "train", "--json"]
-    if any(run.glob("checkpoints/step-*/manifest.json")):
+    if (run / "config.toml").exists():
         command += ["--resume", run]
     else:
-        keys = (f"run.seed={seed}", f"eval.data={arguments.images}#test", "checkpoint.keep=1")
+        keys = (f"run.seed={seed}", f"eval.data={arguments.images}#test", "checkpoint.every=500", "checkpoint.keep=1")
         command += ["--preset", f"{method}-cifar10-small", "--data", f"{arguments.images}#train", "--out", run]
         command += [word for key in keys for word in ("--set", key)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -43,12 +44,19 @@ def train(arguments, method, seed):
     return run
 
 
+def last_logged(log):
+    """When rank 0 wrote its last line, in nanoseconds since 1970."""
+    written = log.read_text().splitlines()[-1].split()[0]
+    return datetime.datetime.fromisoformat(written.replace("Z", "+00:00")).timestamp() * 1e9
+
+
 def minutes(run):
-    """From submission to end, over all the pieces that a run was trained in."""
+    """From submission to end, over all the pieces that a run was trained in; one that was killed ends with its log."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    starts = [i for i, event in enumerate(events) if event["text"] == "run submitted"]
-    pieces = [events[start:end] for start, end in zip(starts, starts[1:] + [len(events)])]
-    return sum(piece[-1]["time_ns"] - piece[0]["time_ns"] for piece in pieces) / 60e9
+    starts = [event["time_ns"] for event in events if event["text"] == "run submitted"]
+    seen = [event["time_ns"] for event in events] + [last_logged(log) for log in run.glob("logs/rank-0.gen-*.log")]
+    pieces = zip(starts, starts[1:] + [float("inf")])
+    return sum(max(time for time in seen if start <= time < end) - start for start, end in pieces) / 60e9
 
 
 def measure(run):

@@ -56,13 +56,20 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor<'_>>, Error> 
 /// # Errors
 /// As [`tensors`].
 pub fn state_dict(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
-    select(state, |name| {
-        let parts = ["backbone.", "head.", "predictor.", "jigsaw_head."];
-        let is_part = |name: &str| parts.iter().any(|part| name.starts_with(part));
-        let trained = name.strip_prefix("model.").filter(|name| is_part(name));
-        let averaged = || name.strip_prefix("momentum.").filter(|name| is_part(name)).map(|_| name);
-        trained.or_else(averaged)
-    })
+    select(state, name_in_state_dict)
+}
+
+fn name_in_state_dict(name: &str) -> Option<&str> {
+    let parts = ["backbone.", "head.", "predictor.", "jigsaw_head."];
+    let is_part = |name: &str| parts.iter().any(|part| name.starts_with(part));
+    let trained = name.strip_prefix("model.").filter(|name| is_part(name));
+    let averaged = || name.strip_prefix("momentum.").filter(|name| is_part(name)).map(|_| name);
+    trained.or_else(averaged)
+}
+
+/// Whether any format has a checkpoint's tensor of that name.
+pub fn is_exported(name: &str) -> bool {
+    name_in_state_dict(name).is_some()
 }
 
 /// A tensor that every vision transformer has, and no residual net.

@@ -88,14 +88,18 @@ pub fn verify(dir: &Path) -> Vec<Error> {
     }
 }
 
-/// Loads a checkpoint, having compared every digest.
+/// Loads the tensors of a checkpoint that are `wanted` by their names, having compared every digest.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn load(dir: &Path) -> Result<(Manifest, State), Error> {
+pub fn load(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Manifest, State), Error> {
     let manifest = Manifest::read(dir)?;
     let mut tensors = Vec::new();
-    let problems = read_shards(dir, &manifest, &mut |tensor| tensors.push(tensor.into_owned()));
+    let problems = read_shards(dir, &manifest, &mut |tensor| {
+        if wanted(&tensor.name) {
+            tensors.push(tensor.into_owned());
+        }
+    });
     match problems.into_iter().next() {
         Some(problem) => Err(problem),
         None => Ok((manifest, State::new(tensors)?)),

@@ -69,7 +69,9 @@ fn a_checkpoint_comes_back_as_it_was() {
     assert_eq!((info.step, info.world_size, info.time_ns), (12, 2, 1));
     assert_eq!(names(run.path()), ["step-00000012"]);
 
-    let (manifest, state) = load(&info.path).unwrap();
+    let (manifest, state) = load(&info.path, |_| true).unwrap();
+    let (_, counters) = load(&info.path, |name| name.starts_with("counters.")).unwrap();
+    assert_eq!(counters.tensors().len(), 1);
     assert_eq!((manifest.step, manifest.generation), (12, 3));
     assert_eq!(manifest.metadata, description().metadata);
     assert_eq!(manifest.total_bytes(), info.bytes);
@@ -92,7 +94,7 @@ fn check_damage(run: &Path, file: &str, damaged: &[u8]) {
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].to_string().contains(file), "{}", problems[0]);
     assert_eq!(problems[0].exit_code(), 3);
-    assert_eq!(load(&dir).unwrap_err().to_string(), problems[0].to_string());
+    assert_eq!(load(&dir, |_| true).unwrap_err().to_string(), problems[0].to_string());
     let (good, problems) = newest_good(run);
     assert_eq!(good.unwrap(), checkpoint_dir(run, 1));
     assert_eq!(problems.len(), 1);
@@ -125,7 +127,7 @@ fn damage_is_described_with_what_was_expected() {
     let intact = fs::read(&path).unwrap();
 
     fs::write(&path, &intact[1..]).unwrap();
-    let error = load(&dir).unwrap_err().to_string();
+    let error = load(&dir, |_| true).unwrap_err().to_string();
     assert_eq!(
         error,
         format!("{} is truncated: {} bytes instead of {}", path.display(), intact.len() - 1, intact.len())
@@ -134,7 +136,7 @@ fn damage_is_described_with_what_was_expected() {
     let mut flipped = intact.clone();
     flipped[9] ^= 1;
     fs::write(&path, &flipped).unwrap();
-    let error = load(&dir).unwrap_err();
+    let error = load(&dir, |_| true).unwrap_err();
     let (expected, actual) = (crate::hex(&digest(&intact)), crate::hex(&digest(&flipped)));
     assert_eq!(
         error.to_string(),
@@ -143,7 +145,7 @@ fn damage_is_described_with_what_was_expected() {
     assert!(error.hint().unwrap().contains("restore the file"));
 
     fs::remove_file(&path).unwrap();
-    assert_eq!(load(&dir).unwrap_err().to_string(), format!("{} is missing", path.display()));
+    assert_eq!(load(&dir, |_| true).unwrap_err().to_string(), format!("{} is missing", path.display()));
 
     // Nothing else is there to go on from.
     let error = locate(run.path()).unwrap_err();
@@ -157,12 +159,12 @@ fn a_checkpoint_under_another_steps_name_is_refused() {
     let dir = save(run.path(), 2);
     let renamed = checkpoint_dir(run.path(), 3);
     fs::rename(dir, &renamed).unwrap();
-    let error = load(&renamed).unwrap_err();
+    let error = load(&renamed, |_| true).unwrap_err();
     assert!(error.to_string().contains("it is of step 2, its directory is named after step 3"), "{error}");
     // A copy under a name of the user's own is fine.
     let copy = run.path().join("my-best");
     fs::rename(renamed, &copy).unwrap();
-    assert_eq!(load(&copy).unwrap().0.step, 2);
+    assert_eq!(load(&copy, |_| true).unwrap().0.step, 2);
     assert_eq!(locate(&copy).unwrap().dir, copy);
 }
 
@@ -189,7 +191,7 @@ fn a_hostile_manifest_is_refused() {
     let mut twice = good.clone();
     twice.shards[1] = crate::Shard { file: shard_file(1, 2), ..good.shards[0].clone() };
     fs::write(dir.join("manifest.json"), twice.to_json()).unwrap();
-    let error = load(&dir).unwrap_err().to_string();
+    let error = load(&dir, |_| true).unwrap_err().to_string();
     assert!(error.contains("shard-00001-of-00002") && error.contains("is also in another shard"), "{error}");
 }
 
@@ -268,12 +270,12 @@ fn a_step_that_comes_again_replaces_its_checkpoint() {
     let dir = save(run.path(), 2);
     fs::write(dir.join(shard_file(0, 2)), b"damaged").unwrap();
     assert_eq!(staged(run.path(), 2, 9).commit(description()).unwrap().path, dir);
-    assert_eq!(load(&dir).unwrap().0.generation, 9);
+    assert_eq!(load(&dir, |_| true).unwrap().0.generation, 9);
     assert_eq!(names(run.path()), ["step-00000002"]);
 
     // Until it is replaced, the old one keeps its name: a crash before that leaves it in place.
     drop(staged(run.path(), 2, 10));
-    assert_eq!(load(&dir).unwrap().0.generation, 9);
+    assert_eq!(load(&dir, |_| true).unwrap().0.generation, 9);
 }
 
 #[test]
@@ -314,7 +316,7 @@ fn what_is_no_run_is_said_to_be_none() {
 #[test]
 fn a_state_is_the_same_however_it_was_dealt_to_shards() {
     let run = tempfile::tempdir().unwrap();
-    let (_, state) = load(&save(run.path(), 4)).unwrap();
+    let (_, state) = load(&save(run.path(), 4), |_| true).unwrap();
     let whole = State::new(tensors(4)).unwrap();
     let export = |state: &State| encode_shard(&crate::export::state_dict(state).unwrap());
     assert_eq!(export(&state), export(&whole));

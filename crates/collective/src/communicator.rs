@@ -216,21 +216,31 @@ impl Communicator {
         self.mesh.exchange(Op::Barrier, u8::CODE, transfers)
     }
 
-    /// Sends to each rank its share of `values` and returns all ranks' values of this rank's share, rank
-    /// after rank.
+    /// Sends to each rank its part of `values`, `counts[rank]` elements, and receives this rank's part of everybody's
+    /// into `out`, in rank order.
+    ///
+    /// Sends `n - counts[rank]` elements.
+    ///
+    /// # Errors
+    /// As every operation.
+    ///
+    /// # Panics
+    /// If there is not one count per rank, or a length disagrees with the counts.
+    pub fn all_to_all<T: Element>(
+        &mut self,
+        values: &[T],
+        counts: &[usize],
+        out: &mut [T],
+    ) -> Result<(), Error> {
+        let bounds = self.bounds(counts, values.len());
+        assert_eq!(out.len(), self.world_size() * counts[self.rank()], "length of an all-to-all's output");
+        self.mesh.scatter(Op::AllToAll, values, &bounds, out)
+    }
+
+    /// As [`Communicator::all_to_all`], into the scratch buffer.
     fn scatter<T: Number>(&mut self, op: Op, values: &[T], bounds: &[Range<usize>]) -> Result<&[T], Error> {
-        let rank = self.mesh.rank;
-        let share = bounds[rank].len();
-        let shares = typed(&mut self.scratch, bounds.len() * share);
-        let mut pieces = pieces(shares, &equal_bounds(bounds.len(), share));
-        pieces.remove(rank).copy_from_slice(&values[bounds[rank].clone()]);
-        let transfers = self.mesh.peers().zip(pieces).map(|(peer, piece)| Transfer {
-            rank: peer,
-            outgoing: Some(bytemuck::cast_slice(&values[bounds[peer].clone()])),
-            incoming: Some(bytemuck::cast_slice_mut(piece)),
-        });
-        let transfers = transfers.collect();
-        self.mesh.exchange(op, T::CODE, transfers)?;
+        let shares = typed(&mut self.scratch, bounds.len() * bounds[self.mesh.rank].len());
+        self.mesh.scatter(op, values, bounds, shares)?;
         Ok(shares)
     }
 
@@ -275,6 +285,26 @@ impl Mesh {
         let transfers = self.peers().zip(pieces).map(|(rank, piece)| Transfer {
             rank,
             outgoing: Some(own),
+            incoming: Some(bytemuck::cast_slice_mut(piece)),
+        });
+        let transfers = transfers.collect();
+        self.exchange(op, T::CODE, transfers)
+    }
+
+    /// Sends to each rank its share of `values`; `shares` are all ranks' values of this rank's share, rank after rank.
+    fn scatter<T: Element>(
+        &mut self,
+        op: Op,
+        values: &[T],
+        bounds: &[Range<usize>],
+        shares: &mut [T],
+    ) -> Result<(), Error> {
+        let own = bounds[self.rank].clone();
+        let mut pieces = pieces(shares, &equal_bounds(bounds.len(), own.len()));
+        pieces.remove(self.rank).copy_from_slice(&values[own]);
+        let transfers = self.peers().zip(pieces).map(|(peer, piece)| Transfer {
+            rank: peer,
+            outgoing: Some(bytemuck::cast_slice(&values[bounds[peer].clone()])),
             incoming: Some(bytemuck::cast_slice_mut(piece)),
         });
         let transfers = transfers.collect();

@@ -31,6 +31,7 @@ pub(crate) enum Op {
     ReduceScatter = 5,
     Broadcast = 6,
     Barrier = 7,
+    AllToAll = 8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

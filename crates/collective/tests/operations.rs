@@ -104,6 +104,11 @@ fn check_operations<T: Sample>(communicator: &mut Communicator) {
         let sum = sum_in_rank_order::<T>(round, world_size, total);
         let begin: usize = counts[..rank].iter().sum();
         assert_same_bits(&share, &sum[begin..begin + counts[rank]], "reduce_scatter_sum");
+
+        let mut parts = contribution::<T>(99, 0, world_size * counts[rank]);
+        communicator.all_to_all(&contribution::<T>(round, rank, total), &counts, &mut parts).unwrap();
+        let part = |peer| contribution::<T>(round, peer, total)[begin..begin + counts[rank]].to_vec();
+        assert_same_bits(&parts, &(0..world_size).flat_map(part).collect::<Vec<T>>(), "all_to_all");
     }
     // On both sides of the size at which an all-reduce changes its way, and not divisible by the ranks.
     for len in [0, 1, 7, 1023, 4099, 50_021] {
@@ -205,13 +210,17 @@ fn bytes_sent_are_the_formulas() {
                 .unwrap();
             assert_eq!(sent(&communicator), 8 * (1001 - counts[rank] as u64));
 
+            let mut parts = vec![0; world_size * counts[rank]];
+            communicator.all_to_all(&[1u8; 1001], &counts, &mut parts).unwrap();
+            assert_eq!(sent(&communicator), 1001 - counts[rank] as u64);
+
             communicator.broadcast(&mut [0u8; 77], 0).unwrap();
             assert_eq!(sent(&communicator), if rank == 0 { (w - 1) * 77 } else { 0 });
 
             communicator.barrier().unwrap();
             assert_eq!(sent(&communicator), 0);
             // An all-reduce of shares is two exchanges.
-            assert_eq!(communicator.sequence(), 7);
+            assert_eq!(communicator.sequence(), 8);
         });
     }
 }

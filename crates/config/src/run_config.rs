@@ -87,7 +87,7 @@ pub struct Model {
 pub struct Objective {
     /// Which loss.
     pub kind: ObjectiveKind,
-    /// Divides cosine similarities. Not of `align-uniform`.
+    /// Divides cosine similarities.
     pub temperature: f64,
     /// Slots of the bank that each image is told from; 0: all of them. Of `npid` and `pirl`, like all up to
     /// `exclude_positive`.

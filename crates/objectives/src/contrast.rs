@@ -57,6 +57,9 @@ pub enum Normalizer {
     Ema(f64),
 }
 
+/// Fresh features of all ranks that travel at once: how many are due grows with the data set.
+const FRESH_AT_ONCE: usize = 4096;
+
 /// A bank, and how queries are contrasted with it.
 #[derive(Debug)]
 pub struct Contrast {
@@ -205,9 +208,17 @@ impl Contrast {
         let mut counts = vec![0; communicator.world_size()];
         communicator.all_gather(&[slots.len() as u64], &mut counts)?;
         let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
-        let slots = gather_numbers(communicator, &counts, slots)?;
-        let features = gather_rows(communicator, &counts, width, features)?;
-        self.bank.stage(slots.into_iter().zip(features.chunks_exact(width)), 0.0);
+        let at_once = (FRESH_AT_ONCE / counts.len()).max(1);
+        let most = counts.iter().copied().max().unwrap_or(0);
+        for first in (0..most.max(1)).step_by(at_once) {
+            let part = |count: usize| first.min(count)..(first + at_once).min(count);
+            let counts: Vec<usize> = counts.iter().map(|&count| part(count).len()).collect();
+            let own = part(slots.len());
+            let features = &features[own.start * width..own.end * width];
+            let slots = gather_numbers(communicator, &counts, &slots[own])?;
+            let features = gather_rows(communicator, &counts, width, features)?;
+            self.bank.stage(slots.into_iter().zip(features.chunks_exact(width)), 0.0);
+        }
         Ok(())
     }
 

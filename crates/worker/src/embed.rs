@@ -158,7 +158,8 @@ pub(crate) struct Restored {
 pub(crate) fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let located = checkpoint::locate(checkpoint).map_err(Error::Load)?;
     let warnings = located.problems.iter().map(ToString::to_string).collect();
-    let (manifest, state) = checkpoint::load(&located.dir).map_err(Error::Load)?;
+    let (manifest, state) =
+        checkpoint::load(&located.dir, |name| name.starts_with(snapshot::MODEL)).map_err(Error::Load)?;
     let config = stored_config(&manifest, &located.dir)?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let pool = Arc::new(Pool::new(threads, &[]));

@@ -58,7 +58,7 @@ pub fn normalize_rows(features: &mut [f32], width: usize) {
 
 /// Predicts the class of each of this rank's queries, `[n]`, by the rows of all ranks. Ties go to the lowest class.
 ///
-/// Per query and pair of ranks `4 width + 8 k` bytes travel.
+/// A query travels to every other rank, `4 width` bytes, and comes back with its neighbours there, `8 k`.
 ///
 /// # Errors
 /// If a peer is lost.
@@ -99,17 +99,18 @@ pub fn classify(
             _ => None,
         };
         let (similarities, labels) = nearest(pool, path, bank, &rows, &itself);
-        let lists = labels.len();
-        let mut all_similarities = vec![0f32; world_size * lists];
-        communicator.all_gather(&similarities, &mut all_similarities)?;
-        let mut all_labels = vec![0u32; world_size * lists];
-        communicator.all_gather(&labels, &mut all_labels)?;
+        let returning: Vec<usize> = (0..world_size).map(|rank| of_rank(rank).len() * NEIGHBOURS).collect();
+        let lists = returning[rank];
+        let mut found_similarities = vec![0f32; world_size * lists];
+        communicator.all_to_all(&similarities, &returning, &mut found_similarities)?;
+        let mut found_labels = vec![0u32; world_size * lists];
+        communicator.all_to_all(&labels, &returning, &mut found_labels)?;
 
         let mut neighbours = Vec::with_capacity(world_size * NEIGHBOURS);
-        for query in before..before + mine.len() {
+        for query in 0..mine.len() {
             let list = query * NEIGHBOURS..(query + 1) * NEIGHBOURS;
             neighbours.clear();
-            for (similarities, labels) in all_similarities.chunks(lists).zip(all_labels.chunks(lists)) {
+            for (similarities, labels) in found_similarities.chunks(lists).zip(found_labels.chunks(lists)) {
                 let found = similarities[list.clone()].iter().zip(&labels[list.clone()]);
                 neighbours.extend(found.map(|(&similarity, &label)| (similarity, label)));
             }
@@ -193,8 +194,8 @@ impl Default for Nearest {
 impl Nearest {
     #[inline(always)]
     fn is_near(&self, similarity: f32) -> bool {
-        // Not-a-number is: what has diverged shall show.
-        !matches!(similarity.partial_cmp(&self.least), Some(Ordering::Less | Ordering::Equal))
+        // What is no number is near nothing.
+        similarity > self.least
     }
 
     fn add(&mut self, similarity: f32, row: usize) {
@@ -423,6 +424,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rows_that_are_no_numbers_are_nobodys_neighbours() {
+        for nan in [f32::NAN, -f32::NAN] {
+            let features = [nan, nan, 0.0, 1.0, 1.0, 0.0];
+            let bank = All { features: &features, labels: &[0, 1, 2], width: 2 };
+            for world_size in [1, 3] {
+                let queries = [1.0, 0.1, 0.1, 1.0, nan, 1.0];
+                let predicted = bank.classify(world_size, 1, KernelPath::Portable, Some(&queries));
+                assert_eq!(predicted, [2, 1, 0], "{world_size} ranks");
+            }
+        }
+    }
+
     /// Queries and lists of neighbours are sent, and no row of the bank, however large it is.
     #[test]
     fn the_bank_does_not_travel() {
@@ -436,8 +450,8 @@ mod tests {
                 communicator.bytes_sent()
             })
         };
-        // The number of queries; six queries; lists for the six of each rank.
-        let expected = (8 + 6 * 8 * 4 + 12 * NEIGHBOURS * 8) as u64;
+        // The number of queries; six queries; lists for the other rank's six.
+        let expected = (8 + 6 * 8 * 4 + 6 * NEIGHBOURS * 8) as u64;
         assert_eq!((sent(10), sent(3000)), (vec![expected; 2], vec![expected; 2]));
     }
 }

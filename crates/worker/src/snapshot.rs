@@ -21,7 +21,8 @@ use crate::step::momentum::MomentumEncoder;
 const RUNNING_MEAN: &str = "running_mean";
 const BATCHES: &str = "num_batches_tracked";
 const UPDATES: &str = "counters.updates";
-const MODEL: &str = "model.";
+/// Begins the names of the trained network.
+pub const MODEL: &str = "model.";
 const MOMENTUM: &str = "momentum.";
 const OPTIMIZER: &str = "optimizer.";
 const OBJECTIVE: &str = "objective.";

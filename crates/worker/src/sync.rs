@@ -102,7 +102,8 @@ pub fn fetch(
         let refused = |status| sync_error("fetch", step, &status);
         let mut chunks = session.block_on(client.get_shard(request)).map_err(refused)?.into_inner();
         let mut assembly = Assembly::new(shard);
-        while let Some(chunk) = session.block_on(chunks.message()).map_err(refused)? {
+        // The call's own deadline is that of its beginning.
+        while let Some(chunk) = session.block_on(within_deadline(chunks.message())).map_err(refused)? {
             assembly.add(&chunk).map_err(|reason| Error::Sync { what: "fetch", step, reason })?;
             while let Some(tensor) = assembly.decoder.next_tensor() {
                 take(&tensor)?;
@@ -254,6 +255,11 @@ impl<'s> Assembly<'s> {
         self.bytes += chunk.data.len() as u64;
         self.decoder.push(&chunk.data).map_err(|error| error.to_string())
     }
+}
+
+async fn within_deadline<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("nothing has come for {} s", CALL_DEADLINE.as_secs()));
+    tokio::time::timeout(CALL_DEADLINE, answer).await.map_err(late)?
 }
 
 fn client(session: &Session) -> CheckpointServiceClient<Channel> {

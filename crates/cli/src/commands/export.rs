@@ -32,7 +32,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     for problem in &located.problems {
         output::warning(&problem.to_string());
     }
-    let (manifest, state) = checkpoint::load(&located.dir)?;
+    let (manifest, state) = checkpoint::load(&located.dir, export::is_exported)?;
     let tensors = export::tensors(&state, format)?;
     export::write_safetensors(&arguments.out, &tensors)?;
     if arguments.json {
