@@ -263,13 +263,13 @@ mod tests {
         Shard { file: "a.safetensors".into(), bytes: bytes.len() as u64, blake3: hex(&digest(bytes)) }
     }
 
-    /// The tensors of a shard that arrives in chunks of `size`, and the most bytes that waited for the rest of theirs.
+    /// The tensors of a shard that arrives in chunks of `size`, and the most bytes that the decoder had room for.
     fn decode(shard: &Shard, bytes: &[u8], size: usize) -> Result<(Vec<Tensor<'static>>, usize), Error> {
         let mut decoder = ShardDecoder::new(shard, Path::new("a.safetensors"));
         let (mut tensors, mut waiting) = (Vec::new(), 0);
         for chunk in bytes.chunks(size) {
             decoder.push(chunk)?;
-            waiting = waiting.max(decoder.pending.len());
+            waiting = waiting.max(decoder.pending.capacity());
             while let Some(tensor) = decoder.next_tensor() {
                 tensors.push(tensor.into_owned());
             }
@@ -310,7 +310,7 @@ mod tests {
         }
     }
 
-    /// Of 64 tensors of 4 KiB two at most wait.
+    /// Of 64 tensors of 4 KiB no more than the header and a few.
     #[test]
     fn no_more_than_the_tensor_that_arrives_is_kept() {
         let values = vec![0.5; 1024];
@@ -318,7 +318,7 @@ mod tests {
         let bytes = encode_shard(&tensors);
         let (decoded, waiting) = decode(&listed(&bytes), &bytes, 1000).unwrap();
         assert_eq!(decoded.len(), 64);
-        assert!(waiting < 2 * 4096, "{waiting} bytes");
+        assert!(waiting < 5 * 4096, "{waiting} bytes");
     }
 
     fn shard(header: &str, data: &[u8]) -> Vec<u8> {

@@ -92,6 +92,20 @@ mod tests {
         );
     }
 
+    /// A number that stands in a published preset says where it is from.
+    #[test]
+    fn published_numbers_have_a_source() {
+        let ours = |name: &str| name.ends_with("-small") || name == QUICKSTART;
+        for name in names().into_iter().filter(|name| !ours(name)) {
+            for line in text(name).unwrap().lines() {
+                let Some((key, rest)) = line.split_once(" = ") else { continue };
+                let (value, source) = rest.split_once('#').unwrap_or((rest, ""));
+                let is_number = value.contains(|c: char| c.is_ascii_digit()) && !value.contains('"');
+                assert!(!is_number || key.starts_with('#') || !source.is_empty(), "{name}: {line}");
+            }
+        }
+    }
+
     /// The numbers by which the published presets are known, as the papers print them.
     #[test]
     fn published_numbers() {

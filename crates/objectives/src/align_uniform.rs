@@ -29,7 +29,7 @@ use crate::positives;
 use crate::tile::Logits;
 use crate::two_views::Loss;
 use crate::unit::{UnitRows, dot};
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// Alignment and uniformity.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,7 @@ pub struct AlignUniform {
 }
 
 impl Loss for AlignUniform {
+    const REDUCTION: Reduction = Reduction::Sum;
     const MIN_TEMPERATURE: f64 = positives::MIN_TEMPERATURE;
 
     fn new(temperature: f64) -> Self {

@@ -22,7 +22,7 @@ use crate::pairs::{BLOCK_ROWS, Pairs, own_rows, partner};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// The decoupled contrastive loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,7 @@ pub struct Dcl {
 }
 
 impl Loss for Dcl {
+    const REDUCTION: Reduction = Reduction::Sum;
     fn new(temperature: f64) -> Self {
         Self { temperature }
     }

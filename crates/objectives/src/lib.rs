@@ -207,9 +207,11 @@ impl Objective {
     /// How the parameter gradients of the ranks are joined.
     pub fn reduction(&self) -> Reduction {
         match self {
-            Self::TwoViews(_) | Self::Moco(_) | Self::MocoV3(_) | Self::Npid(_) | Self::Pirl(_) => {
-                Reduction::Sum
-            }
+            Self::TwoViews(loss) => loss.reduction(),
+            Self::Moco(_) => Moco::REDUCTION,
+            Self::MocoV3(_) => MocoV3::REDUCTION,
+            Self::Npid(_) => Npid::REDUCTION,
+            Self::Pirl(_) => Pirl::REDUCTION,
         }
     }
 

@@ -24,7 +24,7 @@ use crate::positives::{Contrasted, check_temperature};
 use crate::queue::Queue;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// InfoNCE against a queue.
 #[derive(Debug)]
@@ -36,6 +36,9 @@ pub struct Moco {
 }
 
 impl Moco {
+    /// A rank's gradient is complete.
+    pub const REDUCTION: Reduction = Reduction::Sum;
+
     /// The loss at `temperature`, with keys to come in `queue`.
     ///
     /// # Panics

@@ -21,7 +21,7 @@ use crate::gather::gather_rows;
 use crate::positives::check_temperature;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// The symmetric InfoNCE within a batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +30,9 @@ pub struct MocoV3 {
 }
 
 impl MocoV3 {
+    /// A rank's gradient is complete.
+    pub const REDUCTION: Reduction = Reduction::Sum;
+
     /// The loss at `temperature`.
     ///
     /// # Panics

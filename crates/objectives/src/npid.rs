@@ -24,7 +24,7 @@ use engine::kernels::Real;
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// Instance discrimination with a memory bank.
 #[derive(Debug)]
@@ -34,6 +34,9 @@ pub struct Npid {
 }
 
 impl Npid {
+    /// A rank's gradient is complete.
+    pub const REDUCTION: Reduction = Reduction::Sum;
+
     /// The loss with `spec`, against `bank`; `proximal` weighs the distance between a feature and its slot.
     ///
     /// # Panics

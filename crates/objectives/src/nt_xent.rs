@@ -30,7 +30,7 @@ use crate::pairs::{BLOCK_ROWS, Pairs, own_blocks, partner};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// The normalised-temperature cross entropy.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +130,7 @@ impl NtXent {
 }
 
 impl Loss for NtXent {
+    const REDUCTION: Reduction = Reduction::Sum;
     fn new(temperature: f64) -> Self {
         Self::new(temperature)
     }

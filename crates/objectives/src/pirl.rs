@@ -21,7 +21,7 @@ use engine::kernels::Real;
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// Pretext-invariant representations with a memory bank.
 #[derive(Debug)]
@@ -31,6 +31,9 @@ pub struct Pirl {
 }
 
 impl Pirl {
+    /// A rank's gradient is complete.
+    pub const REDUCTION: Reduction = Reduction::Sum;
+
     /// The loss with `spec`, against `bank`; `jigsaw_weight` is lambda.
     ///
     /// # Panics

@@ -27,7 +27,7 @@ use crate::pairs::{BLOCK_ROWS, Pairs, own_rows};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep};
+use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// The supervised contrastive loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +44,7 @@ struct Class {
 }
 
 impl Loss for SupCon {
+    const REDUCTION: Reduction = Reduction::Sum;
     const NEEDS_LABELS: bool = true;
 
     fn new(temperature: f64) -> Self {

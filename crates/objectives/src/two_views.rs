@@ -4,10 +4,12 @@ use collective::{Communicator, Number};
 use config::ObjectiveKind;
 use engine::kernels::Real;
 
-use crate::{Compute, Encoded, Error, Needs, ObjectiveStep};
+use crate::{Compute, Encoded, Error, Needs, ObjectiveStep, Reduction};
 
 /// A loss of the embeddings of two views of each image, and of nothing else.
 pub trait Loss: Sized {
+    /// How the ranks' parameter gradients are joined.
+    const REDUCTION: Reduction;
     /// Whether labels are looked at.
     const NEEDS_LABELS: bool = false;
     /// Below this temperature its exponentials are no `f32` any more.
@@ -71,6 +73,12 @@ macro_rules! two_views {
             ) -> Result<ObjectiveStep<T>, Error> {
                 match self {
                     $(Self::$Kind(loss) => Loss::forward_backward(loss, compute, encoded, communicator),)+
+                }
+            }
+
+            pub(crate) fn reduction(&self) -> Reduction {
+                match self {
+                    $(Self::$Kind(_) => <crate::$module::$Loss as Loss>::REDUCTION,)+
                 }
             }
 

@@ -101,7 +101,7 @@ fn a_step_allocates_a_few_times_its_batch_and_a_rank_its_shards() {
 
     // Nor do three ranks, between which queries travel and no slots: what is sent depends on neither number.
     let few = cost_of_a_step(3, 30_000, 1000);
-    let more_slots = cost_of_a_step(3, 120_000, 1000);
+    let more_slots = cost_of_a_step(3, 300_000, 1000);
     let more_negatives = cost_of_a_step(3, 30_000, NEGATIVES);
     for more in [more_slots, more_negatives] {
         // How the peaks of three threads fall together is chance.

@@ -267,6 +267,58 @@ fn mapped_memory_holds_what_memory_holds() {
     }
 }
 
+/// Halves, and rows in mapped memory, are dealt out anew as they are.
+#[test]
+fn any_kind_of_bank_goes_on_at_any_world_size() {
+    let case = case("npid-nce");
+    for (dtype, mapped) in [(BankType::Bf16, false), (BankType::F32, true), (BankType::Bf16, true)] {
+        let spec = BankSpec { dtype, ..bank_spec() };
+        let objective = |rank, world_size| {
+            let map =
+                |slots: std::ops::Range<usize>| MmapMut::map_anon(spec.shard_bytes(slots.len())).unwrap();
+            let storage = if mapped {
+                let own = map(spec.own_slots(rank, world_size));
+                Storage::Mapped { own, mirror: spec.mirrored_slots(rank, world_size).map(map) }
+            } else {
+                Storage::Memory
+            };
+            case.with_bank(Bank::new(spec, rank, world_size, storage))
+        };
+        let mut saved: Option<Vec<Saved>> = None;
+        for (from, world_size) in [(0, 2), (3, 3), (6, 1), (9, 4)] {
+            let ranks = on_ranks(world_size, |rank, mut communicator| {
+                let mut objective = objective(rank, world_size);
+                if let Some(saved) = &saved {
+                    restore(&mut objective, saved);
+                }
+                let restored = kept(&objective);
+                for step in from + 1..=from + 3 {
+                    let deal = even(IMAGES, world_size);
+                    Batch::of_step(step).on_rank(&mut objective, &deal, &mut communicator).unwrap();
+                    objective.commit();
+                }
+                (restored, state_of(&objective))
+            });
+            let (restored, after): (Vec<_>, Vec<_>) = ranks.into_iter().unzip();
+            let (restored, mirrors): (Vec<_>, Vec<_>) = restored.into_iter().unzip();
+            let what = format!("{dtype:?}, mapped: {mapped}");
+            check_mirrors(&restored, &mirrors, &what);
+            if let Some(saved) = &saved {
+                let rows = |state: &[Saved]| {
+                    ["objective.bank", "objective.bank_written"].map(|stem| slots_of(state, stem))
+                };
+                assert!(rows(&checkpoint(restored)) == rows(saved), "{what} at {world_size} ranks");
+                assert_ne!(
+                    rows(saved)[0],
+                    rows(&checkpoint(after.clone()))[0],
+                    "{what}: nothing was written"
+                );
+            }
+            saved = Some(checkpoint(after));
+        }
+    }
+}
+
 #[test]
 fn a_rank_keeps_its_shard_and_a_mirror_and_no_more() {
     for (slots, world_size) in [(1000, 1), (1000, 4), (1001, 4), (4000, 16)] {
