@@ -19,6 +19,16 @@ const IMAGES: usize = 256;
 const WIDTH: usize = 128;
 const NEGATIVES: usize = 32_000;
 
+const NCE: ContrastSpec = ContrastSpec {
+    temperature: 0.07,
+    estimator: Estimator::Nce,
+    negatives: NEGATIVES,
+    exclude_positive: false,
+    normalizer: Normalizer::Ema(0.99),
+    feature_momentum: 0.5,
+    refresh_age: 0,
+};
+
 /// What a step takes, commit included.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
@@ -30,15 +40,7 @@ struct Cost {
 
 /// A step with a bank of so many slots, over so many ranks.
 fn cost_of_a_step(world_size: usize, slots: usize, negatives: usize) -> Cost {
-    let spec = ContrastSpec {
-        temperature: 0.07,
-        estimator: Estimator::Nce,
-        negatives,
-        exclude_positive: false,
-        normalizer: Normalizer::Ema(0.99),
-        feature_momentum: 0.5,
-        refresh_age: 0,
-    };
+    let spec = ContrastSpec { negatives, ..NCE };
     let bank = BankSpec { slots, width: WIDTH, dtype: BankType::F32, mirror: true, seed: 1 };
     let counts: Vec<usize> = (0..world_size).map(|rank| split(IMAGES, world_size, rank).len()).collect();
     let ranks: Vec<_> = collective::loopback(world_size, 1)
@@ -80,6 +82,32 @@ fn cost_of_a_step(world_size: usize, slots: usize, negatives: usize) -> Cost {
     Cost { peak, sent }
 }
 
+/// Bytes at the peak of eight ranks that refresh so many slots each.
+fn peak_of_a_refresh(due: usize) -> usize {
+    const RANKS: usize = 8;
+    let bank = BankSpec { slots: 80_000, width: WIDTH, dtype: BankType::F32, mirror: true, seed: 1 };
+    let ranks: Vec<_> = collective::loopback(RANKS, 1)
+        .unwrap()
+        .into_iter()
+        .enumerate()
+        .map(|(rank, mut group)| {
+            let spec = ContrastSpec { refresh_age: 2, ..NCE };
+            let bank = Bank::new(bank, rank, RANKS, Storage::Memory);
+            let slots: Vec<usize> = bank.own().slots().take(due).collect();
+            let fresh = vec![0.5f32; due * WIDTH];
+            (group.remove(0), Objective::Npid(Npid::new(spec, 0.0, bank)), slots, fresh)
+        })
+        .collect();
+    let work = || {
+        thread::scope(|scope| {
+            for (mut communicator, mut objective, slots, fresh) in ranks {
+                scope.spawn(move || objective.refresh(&slots, &fresh, &mut communicator).unwrap());
+            }
+        });
+    };
+    peak_of(work).0
+}
+
 #[test]
 fn a_step_allocates_a_few_times_its_batch_and_a_rank_its_shards() {
     // Some copies of the batch's features, on their way and as sums, and a buffer for each thread.
@@ -110,6 +138,14 @@ fn a_step_allocates_a_few_times_its_batch_and_a_rank_its_shards() {
     }
     assert!(few.peak < 3 * limit, "{few:?}, {limit} allowed a rank");
     println!("{few:?} of three ranks");
+
+    // A rank that refreshes 4000 slots keeps those and the 4000 that it mirrors, twice while a list grows, and gathers
+    // 4096 at a time of all 32,000.
+    let row = WIDTH * size_of::<f32>();
+    let refreshed = peak_of_a_refresh(4000);
+    let limit = 8 * (row * (4000 + 3 * 8000 / 2 + 4096) + (1 << 20));
+    assert!(refreshed < limit, "{refreshed} bytes at the peak, {limit} allowed");
+    assert!(limit < 8 * row * 32_000, "the limit would not notice all of them on every rank");
 
     // A rank of 8 has its shard and a mirror of another.
     for (dtype, bytes) in [(BankType::F32, 4), (BankType::Bf16, 2)] {
