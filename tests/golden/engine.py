@@ -101,6 +101,16 @@ def predictor_of(case):
     return nn.Sequential(*hidden_layer(out, case["predictor"]), nn.Linear(case["predictor"], out, bias=False))
 
 
+class JigsawHead(nn.Sequential):
+    """PIRL's head of nine patches: a layer over each, and one over the nine of an image side by side."""
+
+    def __init__(self, width, out):
+        super().__init__(nn.Linear(width, out), nn.Linear(9 * out, out))
+
+    def forward(self, patches):
+        return self[1](self[0](patches).unflatten(0, (-1, 9)).flatten(1))
+
+
 def head_of(name, width):
     if name.startswith("simclr"):
         layers = {"simclr-v1": 1, "simclr-v2": 2}[name]
@@ -111,16 +121,22 @@ def head_of(name, width):
         last = nn.BatchNorm1d(out, affine=False)
         return nn.Sequential(*hidden_layer(width, hidden), nn.Linear(hidden, out, bias=False), last)
     kind, *widths = name.split("-")
+    if kind == "jigsaw":
+        return JigsawHead(width, int(widths[0]))
     if kind == "mlp":
         hidden, out = map(int, widths)
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
     return nn.Sequential(nn.Linear(width, int(widths[0])))
 
 
+def head_name(case):
+    return "jigsaw_head" if case["head"].startswith("jigsaw") else "head"
+
+
 def build(case):
     backbone = Small() if case["arch"] == "resnet20" else torchvision_net(case["arch"], case["stem"])
     width = {"resnet20": 64, "resnet18": 512, "resnet34": 512, "resnet50": 2048}[case["arch"]]
-    net = nn.ModuleDict({"backbone": backbone, "head": head_of(case["head"], width)}).double()
+    net = nn.ModuleDict({"backbone": backbone, head_name(case): head_of(case["head"], width)}).double()
     if "predictor" in case:
         net["predictor"] = predictor_of(case).double()
     with torch.no_grad():
@@ -143,7 +159,7 @@ def forward(net, case, step):
     dtype = net["backbone"].conv1.weight.dtype
     images = noise(f"images/{step}", (case["rows"], case["size"], case["size"], 3)).to(dtype)
     features = net["backbone"](images.permute(0, 3, 1, 2))
-    embeddings = net["head"](features)
+    embeddings = net[head_name(case)](features)
     return features, net["predictor"](embeddings) if "predictor" in net else embeddings
 
 
@@ -218,6 +234,7 @@ CASES = [
     dict(arch="resnet50", stem="imagenet", head="linear-8", size=40, rows=4, optimizers=[]),
     dict(arch="resnet20", stem="cifar", head="moco-v3-20-8", predictor=12, size=8, rows=8, optimizers=["sgd"]),
     dict(arch="resnet20", stem="cifar", head="simclr-v2", size=8, rows=16, optimizers=["lars"]),
+    dict(arch="resnet20", stem="cifar", head="jigsaw-7", size=6, rows=27, optimizers=[]),
 ]
 
 

@@ -9,13 +9,13 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use engine::kernels::{KernelPath, Pool, Real};
-use engine::models::{Arch, ModelSpec, Predictor, Stem};
-use engine::network::{BufferUpdate, Network};
+use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
+use engine::network::{BufferUpdate, Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::peers::Alone;
 use safetensors::SafeTensors;
 use serde_json::Value;
-use support::{cast, dot, network, network_on, noise, norm, relative_error, spec};
+use support::{cast, dot, draw, noise, norm, options, relative_error, spec};
 
 /// One row per tensor: norm, projections, elements.
 const PROJECTIONS: usize = 4;
@@ -44,6 +44,8 @@ struct Case {
     index: usize,
     json: Value,
     spec: ModelSpec,
+    role: Role,
+    /// Of images; of a jigsaw, patches.
     rows: usize,
 }
 
@@ -58,8 +60,21 @@ impl Case {
         let stem: Stem = text("stem").parse().unwrap();
         let predictor =
             json["predictor"].as_u64().map(|hidden| Predictor { hidden: hidden as usize, last_norm: false });
-        let spec = ModelSpec { predictor, ..spec(arch, stem, text("head").parse().unwrap(), number("size")) };
-        Self { index, spec, rows: number("rows"), json }
+        let size = number("size");
+        let (head, role) = match text("head").strip_prefix("jigsaw-") {
+            Some(out) => (Head::Linear { out: out.parse().unwrap() }, Role::Patches),
+            None => (text("head").parse().unwrap(), Role::Trained),
+        };
+        let jigsaw = (role == Role::Patches).then_some(Jigsaw { patch_size: size });
+        let spec = ModelSpec { predictor, jigsaw, ..spec(arch, stem, head, size) };
+        Self { index, spec, role, rows: number("rows"), json }
+    }
+
+    fn network<T: Real>(&self, path: KernelPath) -> Network<T> {
+        let options = NetworkOptions { kernel_path: path, ..options(self.rows) };
+        let mut network = Network::with_role(&self.spec, self.role, options, Arc::new(Pool::new(2, &[])));
+        draw(&mut network);
+        network
     }
 
     fn expected(&self, name: &str) -> Vec<f64> {
@@ -73,7 +88,8 @@ impl Case {
     }
 
     fn d_embeddings<T: Real>(&self, step: usize) -> Vec<T> {
-        cast(&noise(&format!("d_embeddings/{step}"), self.rows * self.spec.embedding_width()))
+        let rows = if self.role == Role::Patches { self.rows / PATCHES } else { self.rows };
+        cast(&noise(&format!("d_embeddings/{step}"), rows * self.spec.embedding_width()))
     }
 
     /// The engine's f32 may be eight times as far from f64 as PyTorch's own, plus `slack`.
@@ -136,7 +152,7 @@ fn buffers(network: &Network<f64>) -> impl Iterator<Item = (&str, &[f64])> {
 /// Names, shapes and order are PyTorch's; one training pass forward and backward; then evaluation.
 fn check_pass(index: usize) {
     let case = Case::load(index);
-    let mut network = network::<f64>(&case.spec, case.rows, 2);
+    let mut network = case.network::<f64>(KernelPath::detect());
     let names: Vec<Value> = network
         .parameters()
         .entries
@@ -159,7 +175,7 @@ fn check_pass(index: usize) {
 
     let fast = [KernelPath::Portable, KernelPath::Avx2, KernelPath::Avx512];
     for path in fast.into_iter().filter(|path| path.is_available()) {
-        let mut single = network_on::<f32>(path, &case.spec, case.rows, 2);
+        let mut single = case.network::<f32>(path);
         let error = relative_error(&case.train(&mut single, 0), &expected);
         assert!(error < case.f32_bound("embeddings", F32_SLACK), "embeddings in f32, {path}: {error}");
         for entry in &network.parameters().entries {
@@ -192,7 +208,7 @@ const LARS_LR: f64 = 0.0001;
 const ADAMW_LR: f64 = 0.001;
 
 fn trained<T: Real>(case: &Case, kind: &str) -> Network<T> {
-    let mut network = network::<T>(&case.spec, case.rows, 2);
+    let mut network = case.network::<T>(KernelPath::detect());
     let pool = Arc::new(Pool::new(2, &[]));
     let (spec, base_lr) = optimizer(kind);
     let mut optimizer = Optimizer::new(spec, network.parameters());
@@ -256,6 +272,11 @@ fn resnet20_with_moco_v3s_projector_and_predictor() {
 #[test]
 fn resnet20_with_the_head_of_simclr_v2() {
     check_pass(6);
+}
+
+#[test]
+fn resnet20_over_the_patches_of_a_jigsaw() {
+    check_pass(7);
 }
 
 #[test]

@@ -47,18 +47,7 @@ pub fn options(max_rows: usize) -> NetworkOptions {
 
 /// A network whose parameters are all different from their first values, scales and shifts too.
 pub fn network<T: Real>(spec: &ModelSpec, max_rows: usize, threads: usize) -> Network<T> {
-    network_on(KernelPath::detect(), spec, max_rows, threads)
-}
-
-/// The same with the kernels of a path.
-pub fn network_on<T: Real>(
-    kernel_path: KernelPath,
-    spec: &ModelSpec,
-    max_rows: usize,
-    threads: usize,
-) -> Network<T> {
-    let options = NetworkOptions { kernel_path, ..options(max_rows) };
-    let mut network = Network::new(spec, options, Arc::new(Pool::new(threads, &[])));
+    let mut network = Network::new(spec, options(max_rows), Arc::new(Pool::new(threads, &[])));
     draw(&mut network);
     network
 }
