@@ -1,6 +1,9 @@
 //! Every method, by its small preset cut to a few steps: it runs, resumes, and says what it knows.
 
-use crate::support::{assert_quiet, exported, fail, himpun, images_in_classes, metrics, output, succeed};
+use crate::support::{
+    Process, assert_quiet, children, exported, fail, himpun, images_in_classes, metrics, output, succeed,
+    tiny_run, until,
+};
 use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 4;
@@ -188,4 +191,31 @@ fn simclr_in_chunks() {
     let method = Method::new("simclr-cifar10-small", &["train.chunk=8"]);
     let row = metrics(&method.check()).pop().unwrap();
     assert_eq!(row["chance_loss"].as_f64().unwrap(), 63f64.ln());
+}
+
+/// 8,192 views against each other, 128 of them in memory at a time. The worker's peak is that of its process.
+#[test]
+fn a_batch_of_4096_trains_on_one_small_worker() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let mut command = himpun();
+    command.args(["train", "--workers", "1", "--out"]).arg(&run).args(tiny_run(100_000));
+    let set = ["train.global_batch=4096", "train.chunk=64", "data.size=8"];
+    command.args(set.iter().flat_map(|pair| ["--set", pair]));
+    let train = Process::start(&mut command, directory.path(), "train");
+    let row = until("a step", || metrics(&run).into_iter().find(|row| row["step"] == 1));
+    assert_eq!(row["chance_loss"].as_f64().unwrap(), 8191f64.ln());
+    assert!((row["loss"].as_f64().unwrap() - 8191f64.ln()).abs() < 2.0, "{row}");
+    let workers = children(train.id()).into_iter().filter(|(_, command)| command.contains(" worker "));
+    let peaks: Vec<u64> = workers.map(|(id, _)| peak_kib(id)).collect();
+    assert_eq!(peaks.len(), 1, "{peaks:?} KiB of workers");
+    // Without chunks the network alone takes 635 MB.
+    assert!(peaks[0] < 400 << 10, "{} KiB", peaks[0]);
+}
+
+/// `VmHWM` of a process.
+fn peak_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a process that runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).expect("a number of kB")
 }
