@@ -303,7 +303,9 @@ fn check_same_losses(what: &str, config: &RunConfig, alone: &[f64], of_world_siz
     }
 }
 
-/// In twenty steps rounding carries a few ReLUs over their kinks, which a momentum of gradients shows by some thousandths.
+/// Rounding carries a few ReLUs over their kinks, which a momentum of gradients shows by some thousandths (on one machine
+/// 5e-3 after twenty steps, and none after three). The bounds leave room for other machines' rounding, and none for a
+/// gradient that is scaled by the number of ranks.
 #[test]
 fn any_number_of_ranks_makes_the_same_twenty_steps() {
     for (method, ..) in METHODS {
@@ -312,7 +314,7 @@ fn any_number_of_ranks_makes_the_same_twenty_steps() {
         // Uneven over any number of ranks, and every rank has an image in each chunk.
         config.train.global_batch = 9;
         config.train.chunk = if config.train.chunk > 0 { 5 } else { 0 };
-        for (steps, bound) in [(3, 1e-3), (20, 3e-2)] {
+        for (steps, bound) in [(3, 3e-2), (20, 0.1)] {
             let run = |world_size| Episode { steps: 0..steps, ..Episode::new(&config, world_size) }.run();
             let (start, alone) = (start(&config), run(1));
             let mut losses = Vec::new();
