@@ -102,8 +102,7 @@ pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
     let dataset = Dataset::open(&options.source).map_err(Error::Data)?;
     let augmentation = Augmentation::preset(&options.augment, options.size).map_err(Error::Data)?;
     let augmentation = augmentation.normalised([0.5; 3], [0.25; 3]);
-    let (one, pool) = (Pool::new(1, &[]), options.threads.pool());
-    let threads = pool.threads();
+    let threads = options.threads.count;
     let (indices, decoded) = decodable(&dataset)?;
     let bench = Bench { dataset: &dataset, augmentation: &augmentation, indices: &indices };
     let (n, decoded_bytes) = (indices.len(), decoded.iter().map(|image| image.rgb.len()).sum());
@@ -123,7 +122,8 @@ pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
     });
     let total = time(|| bench.decode_and_augment(1));
     let all_threads = time(|| bench.decode_and_augment(threads));
-    let (copied, copied_by_all) = (copy_rate(&one), copy_rate(&pool));
+    // The last of all: a pool keeps its caller on a core, and all threads that this begins.
+    let (copied, copied_by_all) = (copy_rate(&Pool::new(1, &[])), copy_rate(&options.threads.pool()));
     let part = |timing: Result<Timing, data::Error>, bytes, copied| {
         timing.map(|timing| DataPart::of(timing, n, bytes, copied)).map_err(Error::Data)
     };
