@@ -121,6 +121,11 @@ impl<'s> ShardDecoder<'s> {
         ShardDecoder { shard, file, hasher, bytes: 0, pending, start: 0, header: Header::Awaited }
     }
 
+    /// Bytes that have arrived.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Appends a chunk.
     ///
     /// # Errors
@@ -251,12 +256,8 @@ mod tests {
     use safetensors::tensor::TensorView;
 
     fn tensors() -> Vec<Tensor<'static>> {
-        vec![
-            Tensor::from_f32("model.backbone.conv1.weight", &[2, 1, 1, 1], &[1.5, -0.0]),
-            Tensor::from_i64("model.backbone.bn1.num_batches_tracked", -3),
-            Tensor::from_u64("counters.step", u64::MAX),
-            Tensor::from_f32("empty", &[0, 4], &[]),
-        ]
+        let empty = Tensor::from_f32("empty", &[0, 4], &[]);
+        crate::state::tests::tensors().into_iter().chain([empty]).collect()
     }
 
     fn listed(bytes: &[u8]) -> Shard {

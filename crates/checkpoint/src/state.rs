@@ -144,10 +144,10 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn tensors() -> Vec<Tensor<'static>> {
+    pub fn tensors() -> Vec<Tensor<'static>> {
         vec![
             Tensor::from_f32("model.backbone.conv1.weight", &[2, 1, 1, 1], &[1.5, -0.0]),
             Tensor::from_i64("model.backbone.bn1.num_batches_tracked", -3),

@@ -3,7 +3,7 @@
 //! Rank 0 begins a checkpoint, every rank streams its share of the state in chunks, and rank 0 commits once
 //! all have their receipts. A checkpoint that fails changes nothing: the group agrees that it failed.
 
-use checkpoint::{Manifest, Shard, ShardDecoder, ShardEncoder, Tensor};
+use checkpoint::{Manifest, ShardDecoder, ShardEncoder, Tensor};
 use collective::Communicator;
 use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -101,11 +101,11 @@ pub fn fetch(
         let request = with_deadline(request, shard.bytes);
         let refused = |status| sync_error("fetch", step, &status);
         let mut chunks = session.block_on(client.get_shard(request)).map_err(refused)?.into_inner();
-        let mut assembly = Assembly::new(shard);
+        let mut decoder = ShardDecoder::new(shard, Path::new(&shard.file));
         // The call's own deadline is that of its beginning.
         while let Some(chunk) = session.block_on(within_deadline(chunks.message())).map_err(refused)? {
-            assembly.add(&chunk).map_err(|reason| Error::Sync { what: "fetch", step, reason })?;
-            while let Some(tensor) = assembly.decoder.next_tensor() {
+            receive(&mut decoder, &chunk).map_err(|reason| Error::Sync { what: "fetch", step, reason })?;
+            while let Some(tensor) = decoder.next_tensor() {
                 take(&tensor)?;
                 if let Some(name) = names.replace(tensor.name) {
                     let reason = format!("tensor `{name}` is there twice");
@@ -113,7 +113,7 @@ pub fn fetch(
                 }
             }
         }
-        assembly.decoder.finish().map_err(damaged)?;
+        decoder.finish().map_err(damaged)?;
     }
     Ok(manifest)
 }
@@ -234,27 +234,16 @@ fn abort(session: &Session, id: &str) {
     }
 }
 
-/// A shard whose chunks arrive in order.
-struct Assembly<'s> {
-    decoder: ShardDecoder<'s>,
-    bytes: u64,
-}
-
-impl<'s> Assembly<'s> {
-    fn new(shard: &'s Shard) -> Self {
-        Self { decoder: ShardDecoder::new(shard, Path::new(&shard.file)), bytes: 0 }
+/// Takes a chunk that continues what has arrived.
+fn receive(decoder: &mut ShardDecoder<'_>, chunk: &Chunk) -> Result<(), String> {
+    let at = decoder.bytes();
+    if chunk.offset != at {
+        return Err(format!("a chunk is of byte {} instead of {at}", chunk.offset));
     }
-
-    fn add(&mut self, chunk: &Chunk) -> Result<(), String> {
-        if chunk.offset != self.bytes {
-            return Err(format!("a chunk is of byte {} instead of {}", chunk.offset, self.bytes));
-        }
-        if crc32c::crc32c(&chunk.data) != chunk.crc32c {
-            return Err(format!("chunk at {} has another checksum than it states", self.bytes));
-        }
-        self.bytes += chunk.data.len() as u64;
-        self.decoder.push(&chunk.data).map_err(|error| error.to_string())
+    if crc32c::crc32c(&chunk.data) != chunk.crc32c {
+        return Err(format!("chunk at {at} has another checksum than it states"));
     }
+    decoder.push(&chunk.data).map_err(|error| error.to_string())
 }
 
 async fn within_deadline<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -304,14 +293,14 @@ mod tests {
     /// Receives the chunks of a shard of that many bytes.
     fn assemble(messages: &[Message], shard: &[u8], bytes: u64) -> Result<(), String> {
         let blake3 = checkpoint::hex(&checkpoint::digest(shard));
-        let shard = Shard { file: "a.safetensors".to_owned(), bytes, blake3 };
-        let mut assembly = Assembly::new(&shard);
+        let shard = checkpoint::Shard { file: "a.safetensors".to_owned(), bytes, blake3 };
+        let mut decoder = ShardDecoder::new(&shard, Path::new(&shard.file));
         for message in messages {
             if let Message::Chunk(chunk) = message {
-                assembly.add(chunk)?;
+                receive(&mut decoder, chunk)?;
             }
         }
-        assembly.decoder.finish().map_err(|error| error.to_string())
+        decoder.finish().map_err(|error| error.to_string())
     }
 
     #[test]
