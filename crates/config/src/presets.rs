@@ -31,7 +31,9 @@ const PRESETS: &[(&str, &str)] = presets![
     "simclr-imagenet-256-sqrt",
     "simclr-v2-imagenet",
     "npid-cifar10",
+    "npid-cifar10-proximal",
     "npid-imagenet",
+    "npid-imagenet-ema",
     "npidpp-imagenet",
     "pirl-imagenet",
     "moco-v1-imagenet",
@@ -109,7 +111,7 @@ mod tests {
     /// The numbers by which the published presets are known, as the papers print them.
     #[test]
     fn published_numbers() {
-        use crate::{Estimator, MomentumSchedule, ObjectiveKind, ScheduleKind};
+        use crate::{Estimator, MomentumSchedule, Normalizer, ObjectiveKind, ScheduleKind};
         let config = |name| RunConfig::from_toml(text(name).unwrap()).unwrap();
         #[track_caller]
         fn learning(config: &RunConfig, batch: usize, epochs: u64, lr: f64, weight_decay: f64) {
@@ -135,6 +137,10 @@ mod tests {
         learning(&cifar, 128, 200, 0.03, 5e-4);
         assert_eq!((cifar.objective.negatives, cifar.objective.estimator), (0, Estimator::Softmax));
         assert_eq!(cifar.schedule.milestones, [120, 160]);
+        let ema = config("npid-imagenet-ema").objective;
+        assert_eq!((ema.normalizer, ema.normalizer_momentum), (Normalizer::Ema, 0.99));
+        let proximal = config("npid-cifar10-proximal").objective;
+        assert_eq!((proximal.negatives, proximal.proximal), (4096, 30.0));
         for (name, kind) in [("npidpp-imagenet", ObjectiveKind::Npid), ("pirl-imagenet", ObjectiveKind::Pirl)]
         {
             let config = config(name);

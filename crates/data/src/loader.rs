@@ -163,7 +163,7 @@ impl Loader {
         assert!(threads > 0 && prefetch > 0 && global_batch > 0, "{options:?}");
         assert!(rank < world_size, "rank {rank} of {world_size}");
         assert!((1..=2).contains(&options.parts.views), "{} views", options.parts.views);
-        if options.labels && dataset.labels().is_none() {
+        if options.labels && !dataset.has_labels() {
             return Err(Error::NoLabels { origin: dataset.origin().to_owned() });
         }
         if global_batch > dataset.len() {
@@ -349,9 +349,9 @@ impl Shared {
         }
         let jigsaw_len = parts.jigsaw_len();
         batch.jigsaw[unit.rows.start * jigsaw_len..unit.rows.end * jigsaw_len].copy_from_slice(&made.jigsaw);
-        if let (true, Some(classes)) = (labels, self.dataset.labels()) {
+        if labels {
             for (label, &shown) in batch.labels[unit.rows.clone()].iter_mut().zip(&made.shown) {
-                *label = classes[shown];
+                *label = self.dataset.label_of(shown);
             }
         }
     }

@@ -57,7 +57,7 @@ pub fn stats(dataset: &Dataset, threads: usize) -> Result<Stats, Error> {
     let std =
         std::array::from_fn(|c| (scaled(sums.squares[c], 255.0 * 255.0) - mean[c] * mean[c]).max(0.0).sqrt());
     let mut class_counts = vec![0; dataset.class_names().len()];
-    for &label in dataset.labels().unwrap_or_default() {
+    for label in dataset.labels().unwrap_or_default() {
         class_counts[label as usize] += 1;
     }
     sums.corrupt.sort_unstable_by_key(|(index, _)| *index);

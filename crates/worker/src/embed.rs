@@ -80,7 +80,7 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
         features::encode(&mut network, &pool, &dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
     let (n, width) = (features.indices.len(), network.spec().feature_width());
     let labels: Option<Vec<u32>> =
-        dataset.labels().map(|labels| features.indices.iter().map(|&i| labels[i]).collect());
+        dataset.has_labels().then(|| features.indices.iter().map(|&i| dataset.label_of(i)).collect());
 
     let bytes = match form {
         Form::Npy => npy::encode(&features.values, width),

@@ -26,9 +26,8 @@ pub struct Encoder<'a> {
 pub struct Evaluation {
     /// The training images.
     bank: Arc<Dataset>,
-    bank_labels: Vec<u32>,
-    /// Absent: every training image is classified by the others.
-    test: Option<(Arc<Dataset>, Vec<u32>)>,
+    /// With the numbers that its classes have in `bank`. Absent: every training image is classified by the others.
+    test: Option<(Arc<Dataset>, ClassNumbers)>,
     preprocess: Preprocess,
 }
 
@@ -59,15 +58,17 @@ impl Evaluation {
         test: Option<Arc<Dataset>>,
         preprocess: Preprocess,
     ) -> Result<Option<Evaluation>, Error> {
-        let Some(bank_labels) = bank.labels().map(<[u32]>::to_vec) else { return Ok(None) };
+        if !bank.has_labels() {
+            return Ok(None);
+        }
         let test = match test {
             None => None,
             Some(test) => {
-                let labels = labels_in_terms_of(&bank, &test)?;
-                Some((test, labels))
+                let numbers = ClassNumbers::of(&test, &bank)?;
+                Some((test, numbers))
             }
         };
-        Ok(Some(Evaluation { bank, bank_labels, test, preprocess }))
+        Ok(Some(Evaluation { bank, test, preprocess }))
     }
 
     /// Classifies the test images (or each training image by the others) with the present weights and
@@ -84,15 +85,15 @@ impl Evaluation {
             spectrum::spread(encoder.pool, path, encoder.communicator, &own.values, width)
                 .map_err(Error::Collective)?;
 
-        let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank_labels[i]).collect();
+        let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank.label_of(i)).collect();
         let classes = self.bank.class_names().len();
         let bank = Bank { features: &own.values, labels: &labels, width, classes };
         let mut corrupt = own.corrupt;
         let test = match &self.test {
             None => None,
-            Some((test, test_labels)) => {
+            Some((test, numbers)) => {
                 let queries = self.encode_share(encoder, test)?;
-                let expected: Vec<u32> = queries.indices.iter().map(|&i| test_labels[i]).collect();
+                let expected: Vec<u32> = queries.indices.iter().map(|&i| numbers.label_of(test, i)).collect();
                 corrupt.extend(queries.corrupt);
                 Some((queries.values, expected))
             }
@@ -171,19 +172,36 @@ fn share(n: usize, rank: usize, world_size: usize) -> Range<usize> {
     start..start + each + usize::from(rank < more)
 }
 
-/// Labels of `test` as class numbers of `bank`: two folders number their classes independently.
-pub(crate) fn labels_in_terms_of(bank: &Dataset, test: &Dataset) -> Result<Vec<u32>, Error> {
-    let labels = test.labels().ok_or(Error::NoTestLabels)?;
-    let number_in_bank = |name| bank.class_names().iter().position(|known| known == name);
-    let numbers: Vec<Option<usize>> = test.class_names().iter().map(number_in_bank).collect();
-    let in_bank = |&label: &u32| match numbers[label as usize] {
-        Some(number) => Ok(number as u32),
-        None => Err(Error::UnknownTestClass {
-            class: test.class_names()[label as usize].clone(),
-            known: bank.class_names().to_vec(),
-        }),
-    };
-    labels.iter().map(in_bank).collect()
+/// The classes of test images by their numbers among the training images: two folders number their classes
+/// independently.
+pub(crate) struct ClassNumbers(Vec<Option<u32>>);
+
+impl ClassNumbers {
+    /// # Errors
+    /// If the test images have no labels, or are of a class that the training images lack.
+    pub(crate) fn of(test: &Dataset, bank: &Dataset) -> Result<ClassNumbers, Error> {
+        if !test.has_labels() {
+            return Err(Error::NoTestLabels);
+        }
+        let number_in_bank = |name| bank.class_names().iter().position(|known| known == name);
+        let of_classes =
+            test.class_names().iter().map(|name| number_in_bank(name).map(|number| number as u32));
+        let numbers: Vec<Option<u32>> = of_classes.collect();
+        let unknown =
+            (0..test.len()).map(|i| test.label_of(i)).find(|&label| numbers[label as usize].is_none());
+        match unknown {
+            None => Ok(ClassNumbers(numbers)),
+            Some(label) => Err(Error::UnknownTestClass {
+                class: test.class_names()[label as usize].clone(),
+                known: bank.class_names().to_vec(),
+            }),
+        }
+    }
+
+    /// The class of the test image `index`.
+    pub(crate) fn label_of(&self, test: &Dataset, index: usize) -> u32 {
+        self.0[test.label_of(index) as usize].expect("every class with an image is known")
+    }
 }
 
 fn gather_counts(communicator: &mut Communicator, n: usize) -> Result<Vec<usize>, Error> {

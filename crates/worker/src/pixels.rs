@@ -5,7 +5,7 @@ use data::{Dataset, Preprocess};
 use engine::kernels::{KernelPath, Pool};
 use std::thread;
 
-use crate::evaluation::labels_in_terms_of;
+use crate::evaluation::ClassNumbers;
 use crate::features::{self, Features};
 use crate::knn::{self, Bank, Queries};
 use crate::{Error, embed};
@@ -33,13 +33,15 @@ pub struct PixelReport {
 pub fn evaluate_knn(data: &str, test: Option<&str>, size: usize) -> Result<PixelReport, Error> {
     let mut warnings = Vec::new();
     let bank = embed::open(data, &mut warnings)?;
-    let bank_labels = bank.labels().ok_or(Error::NoLabels)?;
+    if !bank.has_labels() {
+        return Err(Error::NoLabels);
+    }
     let test = match test {
         None => None,
         Some(test) => {
             let test = embed::open(test, &mut warnings)?;
-            let labels = labels_in_terms_of(&bank, &test)?;
-            Some((test, labels))
+            let numbers = ClassNumbers::of(&test, &bank)?;
+            Some((test, numbers))
         }
     };
 
@@ -53,29 +55,30 @@ pub fn evaluate_knn(data: &str, test: Option<&str>, size: usize) -> Result<Pixel
         Ok(rows)
     };
     let rows = unit_rows(&bank)?;
-    let labels = labels_of(&rows, bank_labels);
-    let queries = test.map(|(test, labels)| Ok::<_, Error>((unit_rows(&test)?, labels))).transpose()?;
-
+    let labels: Vec<u32> = rows.indices.iter().map(|&i| bank.label_of(i)).collect();
+    let queries = match test {
+        None => None,
+        Some((test, numbers)) => {
+            let rows = unit_rows(&test)?;
+            let expected: Vec<u32> = rows.indices.iter().map(|&i| numbers.label_of(&test, i)).collect();
+            Some((rows, expected))
+        }
+    };
     let (of_test, expected) = match &queries {
-        None => (Queries::Bank, labels.clone()),
-        Some((rows, labels)) => (Queries::Others(&rows.values), labels_of(rows, labels)),
+        None => (Queries::Bank, &labels),
+        Some((rows, expected)) => (Queries::Others(&rows.values), expected),
     };
     let classes = bank.class_names().len();
     let bank = Bank { features: &rows.values, labels: &labels, width, classes };
     let predictions = knn::classify(&pool, KernelPath::detect(), &mut Communicator::alone(), bank, of_test)
         .map_err(Error::Collective)?;
-    let correct = predictions.iter().zip(&expected).filter(|(a, b)| a == b).count();
+    let correct = predictions.iter().zip(expected).filter(|(a, b)| a == b).count();
     Ok(PixelReport {
         top1: correct as f64 / expected.len() as f64,
         n_queries: expected.len(),
         n_bank: labels.len(),
         warnings,
     })
-}
-
-/// The labels of the images that could be decoded.
-fn labels_of(rows: &Features, labels: &[u32]) -> Vec<u32> {
-    rows.indices.iter().map(|&i| labels[i]).collect()
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl Plan {
         check_temperature(config)?;
         check_bank(config, world_size)?;
         let needs = objective::needs(config)?;
-        if needs.labels && dataset.labels().is_none() {
+        if needs.labels && !dataset.has_labels() {
             return Err(Error::Config {
                 key: "objective.kind",
                 value: config.objective.kind.to_string(),

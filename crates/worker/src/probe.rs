@@ -9,7 +9,7 @@ use data::{Augmentation, Dataset, Sampler, ViewPipeline};
 use std::path::{Path, PathBuf};
 
 use crate::embed::{self, Restored};
-use crate::evaluation::labels_in_terms_of;
+use crate::evaluation::ClassNumbers;
 use crate::features::{self, Features, Look};
 use crate::linear::{Accuracy, Classifier, Compute, Examples, Protocol};
 use crate::{Error, model};
@@ -72,7 +72,9 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     let mut restored = embed::restore(probe.checkpoint)?;
     let mut warnings = std::mem::take(&mut restored.warnings);
     let train = embed::open(probe.data, &mut warnings)?;
-    let labels = train.labels().ok_or(Error::NoLabels)?;
+    if !train.has_labels() {
+        return Err(Error::NoLabels);
+    }
     let classes = train.class_names().len();
     if classes < 2 {
         return refuse(
@@ -82,17 +84,19 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
         );
     }
     let test = probe.test.map(|source| embed::open(source, &mut warnings)).transpose()?;
-    let test_labels = test.as_ref().map(|test| labels_in_terms_of(&train, test)).transpose()?;
+    let test_numbers = test.as_ref().map(|test| ClassNumbers::of(test, &train)).transpose()?;
 
     let preprocess = model::preprocess(&restored.config);
-    let mut rows = |dataset: &Dataset, labels: &[u32], look: Look<'_>| {
+    let mut rows = |dataset: &Dataset| {
         let Restored { network, pool, .. } = &mut restored;
-        features::encode(network, pool, dataset, 0..dataset.len(), look)
-            .map(|rows| Labelled::new(rows, labels))
+        features::encode(network, pool, dataset, 0..dataset.len(), Look::Plain(&preprocess))
     };
-    let plain = rows(&train, labels, Look::Plain(&preprocess))?;
-    let (train_indices, test) = match (&test, &test_labels) {
-        (Some(test), Some(labels)) => (plain.indices.clone(), rows(test, labels, Look::Plain(&preprocess))?),
+    let label = |index| train.label_of(index);
+    let plain = Labelled::new(rows(&train)?, label);
+    let (train_indices, test) = match (&test, &test_numbers) {
+        (Some(test), Some(numbers)) => {
+            (plain.indices.clone(), Labelled::new(rows(test)?, |index| numbers.label_of(test, index)))
+        }
         _ => hold_out(&plain, probe)?,
     };
     warnings.extend(embed::left_out(&plain.corrupt));
@@ -115,7 +119,7 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
                 let Restored { network, .. } = &mut restored;
                 let look = Look::Augmented { augmentation: &crops, seed: probe.seed, epoch };
                 let rows = features::encode(network, &pool, &train, 0..train.len(), look)?;
-                Some(Labelled::new(rows, labels).only(&train_indices))
+                Some(Labelled::new(rows, label).only(&train_indices))
             }
             false => None,
         };
@@ -187,9 +191,9 @@ struct Labelled {
 }
 
 impl Labelled {
-    fn new(rows: Features, labels: &[u32]) -> Labelled {
+    fn new(rows: Features, label: impl Fn(usize) -> u32) -> Labelled {
         let Features { values: features, indices, corrupt } = rows;
-        let labels = indices.iter().map(|&index| labels[index]).collect();
+        let labels = indices.iter().map(|&index| label(index)).collect();
         Labelled { features, labels, indices, corrupt }
     }
 

@@ -162,7 +162,7 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
         vec!["std".to_owned(), channels(stats.std)],
         vec!["corrupt".to_owned(), stats.corrupt.len().to_string()],
     ];
-    if dataset.labels().is_none() {
+    if !dataset.has_labels() {
         rows.push(vec!["classes".to_owned(), "none, so that kNN has nothing to compare with".to_owned()]);
     }
     for (name, count) in dataset.class_names().iter().zip(&stats.class_counts) {

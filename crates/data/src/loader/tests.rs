@@ -120,7 +120,7 @@ fn chunks_labels_and_jigsaws_do_not_depend_on_ranks_threads_or_restarts() {
     let folder = tempfile::tempdir().unwrap();
     write_dataset(folder.path(), 40, &[4, 17]);
     let dataset = open(folder.path());
-    let classes = dataset.labels().unwrap().to_vec();
+    let classes = dataset.labels().unwrap();
     let jigsaw = Jigsaw::of(&augmentation());
     let (view_len, jigsaw_len) = (augmentation().view_len(), jigsaw.len());
     for (views, chunk) in [(1, 0), (1, 4), (2, 4), (2, 3), (2, 12)] {

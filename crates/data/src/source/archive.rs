@@ -10,13 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::listing::{Files, Found};
 use super::{listing, malformed};
 use crate::Error;
 
 /// The files of a set that lies in a tar.
 pub struct Archive {
-    /// Paths within the tar, and where the content is.
-    pub items: Vec<(PathBuf, Span)>,
+    /// Relative to the tar, and where the content is.
+    pub files: Files<Span>,
     pub bytes: Bytes,
 }
 
@@ -35,7 +36,7 @@ pub enum Bytes {
 
 impl Archive {
     pub fn read(&self, index: usize) -> Result<Vec<u8>, Error> {
-        let Span { offset, len } = self.items[index].1;
+        let Span { offset, len } = self.files.known(index);
         match &self.bytes {
             Bytes::OnDisk { path, file } => {
                 let mut content = vec![0; len];
@@ -48,10 +49,8 @@ impl Archive {
     }
 }
 
-type Index = (Vec<(PathBuf, Span)>, usize, Bytes);
-
-/// Lists the image files in the tar at `path` and counts the other files.
-pub fn index(path: &Path) -> Result<Index, Error> {
+/// Finds the image files in the tar at `path`.
+pub fn index(path: &Path) -> Result<(Found<Span>, Bytes), Error> {
     let io_error = |source| Error::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io_error)?;
     let mut start = Vec::new();
@@ -65,8 +64,8 @@ pub fn index(path: &Path) -> Result<Index, Error> {
         }
         _ if start.get(257..262) == Some(b"ustar") => {
             let file_len = file.metadata().map_err(io_error)?.len();
-            let (items, skipped) = locate(&file, file_len).map_err(damaged)?;
-            Ok((items, skipped, Bytes::OnDisk { path: path.to_owned(), file }))
+            let found = locate(&file, file_len).map_err(damaged)?;
+            Ok((found, Bytes::OnDisk { path: path.to_owned(), file }))
         }
         _ => Err(malformed(
             path,
@@ -76,39 +75,43 @@ pub fn index(path: &Path) -> Result<Index, Error> {
     }
 }
 
-fn locate(file: &File, file_len: u64) -> std::io::Result<(Vec<(PathBuf, Span)>, usize)> {
+fn locate(file: &File, file_len: u64) -> std::io::Result<Found<Span>> {
     // Without this, a tar that was cut in the padding after a file would pass for a shorter one.
     if !file_len.is_multiple_of(512) {
         return Err(std::io::Error::other(format!(
             "{file_len} bytes are no number of blocks of 512: it is cut"
         )));
     }
-    let (mut items, mut skipped) = (Vec::new(), 0);
+    let mut found = Found::new();
     for entry in tar::Archive::new(BufReader::new(file)).entries_with_seek()? {
         let entry = entry?;
-        let Some(path) = image_path(&entry, &mut skipped) else { continue };
+        let Some(path) = image_path(&entry, &mut found.skipped) else { continue };
         let span = Span { offset: entry.raw_file_position(), len: entry.size() as usize };
         if span.offset + span.len as u64 > file_len {
             return Err(std::io::Error::other(format!("it ends within {}", path.display())));
         }
-        items.push((path, span));
+        push(&mut found, &path, span);
     }
-    Ok((items, skipped))
+    Ok(found)
 }
 
-fn unpack(stream: impl Read) -> std::io::Result<Index> {
-    let (mut items, mut skipped, mut bytes) = (Vec::new(), 0, Vec::new());
+fn unpack(stream: impl Read) -> std::io::Result<(Found<Span>, Bytes)> {
+    let (mut found, mut bytes) = (Found::new(), Vec::new());
     for entry in tar::Archive::new(stream).entries()? {
         let mut entry = entry?;
-        let Some(path) = image_path(&entry, &mut skipped) else { continue };
+        let Some(path) = image_path(&entry, &mut found.skipped) else { continue };
         let offset = bytes.len();
         entry.read_to_end(&mut bytes)?;
         if bytes.len() - offset != entry.size() as usize {
             return Err(std::io::Error::other(format!("it ends within {}", path.display())));
         }
-        items.push((path, Span { offset: offset as u64, len: bytes.len() - offset }));
+        push(&mut found, &path, Span { offset: offset as u64, len: bytes.len() - offset });
     }
-    Ok((items, skipped, Bytes::InMemory(bytes)))
+    Ok((found, Bytes::InMemory(bytes)))
+}
+
+fn push(found: &mut Found<Span>, path: &Path, span: Span) {
+    found.push(path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default(), span);
 }
 
 /// The path of an entry that is an image file, without a leading `./`.

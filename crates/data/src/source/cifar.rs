@@ -114,7 +114,7 @@ fn read(paths: &[PathBuf], kind: Kind) -> Result<Pixels, Error> {
         channels: 3,
         layout: Layout::Planar,
         bytes,
-        labels: Some(labels),
+        labels,
         class_names: class_names(&paths[0].with_file_name(kind.class_names), kind.n_classes)?,
         files,
         note: None,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::listing::{Files, Found};
 use super::{listing, read_file};
 use crate::Error;
 
@@ -10,20 +11,20 @@ use crate::Error;
 pub struct Folder {
     pub root: PathBuf,
     /// Relative to the root.
-    pub paths: Vec<PathBuf>,
+    pub files: Files<()>,
 }
 
 impl Folder {
     pub fn read(&self, index: usize) -> Result<Vec<u8>, Error> {
-        read_file(&self.root.join(&self.paths[index]))
+        read_file(&self.root.join(self.files.path(index)))
     }
 }
 
-/// Lists the image files below `root`, relative to it, and counts the other files.
+/// Finds the image files below `root`.
 ///
 /// Symbolic links are followed, as torchvision's `ImageFolder` does.
-pub fn walk(root: &Path) -> Result<(Vec<(PathBuf, ())>, usize), Error> {
-    let (mut found, mut skipped) = (Vec::new(), 0);
+pub fn walk(root: &Path) -> Result<Found<()>, Error> {
+    let mut found = Found::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let absolute = root.join(&folder);
@@ -33,19 +34,19 @@ pub fn walk(root: &Path) -> Result<(Vec<(PathBuf, ())>, usize), Error> {
         };
         for entry in fs::read_dir(&absolute).map_err(failed(&absolute))? {
             let entry = entry.map_err(failed(&absolute))?;
-            let relative = folder.join(entry.file_name());
-            if listing::is_hidden(Path::new(&entry.file_name())) {
-                skipped += 1;
+            let name = entry.file_name();
+            if listing::is_hidden(Path::new(&name)) {
+                found.skipped += 1;
             } else if is_folder(&entry).map_err(failed(&entry.path()))? {
-                folders.push(relative);
-            } else if listing::is_image(&relative) {
-                found.push((relative, ()));
+                folders.push(folder.join(name));
+            } else if listing::is_image(Path::new(&name)) {
+                found.push(&folder, &name, ());
             } else {
-                skipped += 1;
+                found.skipped += 1;
             }
         }
     }
-    Ok((found, skipped))
+    Ok(found)
 }
 
 /// Asks for the kind of a file only where the listing does not tell it: a set may have a million files.

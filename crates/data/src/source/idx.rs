@@ -55,8 +55,8 @@ fn read_pair(path: &Path) -> Result<Pixels, Error> {
         return Err(malformed(path, format!("{len} images of {width} x {height} pixels")));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let labels = labels_beside(path, &name).map(|labels| read_labels(&labels, len)).transpose()?;
-    let n_classes = labels.iter().flatten().max().map_or(0, |last| last + 1);
+    let labels = labels_beside(path, &name).map_or(Ok(Vec::new()), |labels| read_labels(&labels, len))?;
+    let n_classes = labels.iter().max().map_or(0, |last| last + 1);
     Ok(Pixels {
         width,
         height,

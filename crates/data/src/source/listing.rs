@@ -1,20 +1,170 @@
 //! From the paths of image files to a data set: which of them, in which order, of which class.
 //!
-//! Folders and archives are the same here: a list of relative paths.
+//! Folders and archives are the same here: a list of relative paths. Every worker has the whole of it, so it is kept
+//! small.
 
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::no_such_split;
 use crate::Error;
 
+/// Relative paths of files, and what else is known of each.
+///
+/// A folder is kept once for all the files in it: a file takes its name and 16 bytes beside `T`.
+#[derive(Debug)]
+pub struct Files<T> {
+    folders: Vec<Folder>,
+    /// Of all files, one after the other.
+    names: Vec<u8>,
+    entries: Vec<Entry<T>>,
+}
+
+#[derive(Debug)]
+struct Folder {
+    /// With a slash at its end; that of the root is empty.
+    path: Vec<u8>,
+    /// 0 where there are no classes.
+    label: u32,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    folder: u32,
+    name_len: u32,
+    name_start: usize,
+    known: T,
+}
+
+impl<T: Copy> Files<T> {
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn path(&self, index: usize) -> PathBuf {
+        let entry = &self.entries[index];
+        let bytes = [&self.folders[entry.folder as usize].path, entry.name(&self.names)].concat();
+        PathBuf::from(OsStr::from_bytes(&bytes))
+    }
+
+    /// The class of a file: 0 where there are no classes.
+    pub fn label(&self, index: usize) -> u32 {
+        self.folders[self.entries[index].folder as usize].label
+    }
+
+    pub fn known(&self, index: usize) -> T {
+        self.entries[index].known
+    }
+}
+
+impl<T> Files<T> {
+    /// Puts them in the bytewise order of their paths.
+    fn sort(&mut self) {
+        let Files { folders, names, entries } = self;
+        entries.sort_unstable_by(|a, b| order(folders, names, a, b));
+    }
+
+    /// Keeps those below `base`, and no more memory than they take.
+    fn retain(&mut self, base: &[u8]) {
+        let Files { folders, names, entries } = self;
+        entries.retain(|entry| folders[entry.folder as usize].path.starts_with(base));
+        entries.shrink_to_fit();
+        let mut kept = Vec::with_capacity(entries.iter().map(|entry| entry.name_len as usize).sum());
+        for entry in entries {
+            let start = kept.len();
+            kept.extend_from_slice(entry.name(names));
+            entry.name_start = start;
+        }
+        *names = kept;
+    }
+
+    /// Takes the folder in `base` that a file lies in as its class, and lists the classes. One file outside of any, and
+    /// there are none.
+    fn classify(&mut self, base: &[u8]) -> Vec<String> {
+        let within = |folder: &Folder| folder.path.strip_prefix(base).map(|path| first_name(path).to_vec());
+        let of_folders: Vec<Option<Vec<u8>>> = self.folders.iter().map(within).collect();
+        // Sorted by path is not sorted by folder: "a-b/" comes before "a/".
+        let classes: Vec<&Vec<u8>> =
+            of_folders.iter().flatten().collect::<BTreeSet<_>>().into_iter().collect();
+        if classes.iter().any(|class| class.is_empty()) {
+            return Vec::new();
+        }
+        for (folder, class) in self.folders.iter_mut().zip(&of_folders) {
+            if let Some(class) = class {
+                folder.label = classes.binary_search(&class).expect("every class is listed") as u32;
+            }
+        }
+        classes.into_iter().map(|class| String::from_utf8_lossy(class).into_owned()).collect()
+    }
+}
+
+impl<T> Entry<T> {
+    fn name<'a>(&self, names: &'a [u8]) -> &'a [u8] {
+        &names[self.name_start..][..self.name_len as usize]
+    }
+}
+
+/// Compares two paths without putting them together.
+fn order<T>(folders: &[Folder], names: &[u8], a: &Entry<T>, b: &Entry<T>) -> Ordering {
+    let (name_a, name_b) = (a.name(names), b.name(names));
+    if a.folder == b.folder {
+        return name_a.cmp(name_b);
+    }
+    let (a, b) = (&folders[a.folder as usize].path, &folders[b.folder as usize].path);
+    let common = a.len().min(b.len());
+    // Where one folder lies in the other, the rest of its path, which has a slash, is compared with a name, which has
+    // none: neither begins with the whole of the other unless it is the longer path.
+    let rest_a = if a.len() > common { &a[common..] } else { name_a };
+    let rest_b = if b.len() > common { &b[common..] } else { name_b };
+    a[..common].cmp(&b[..common]).then_with(|| rest_a.cmp(rest_b))
+}
+
+fn first_name(path: &[u8]) -> &[u8] {
+    path.split(|&byte| byte == b'/').next().unwrap_or_default()
+}
+
+/// Files as they are found, in any order.
+pub struct Found<T> {
+    files: Files<T>,
+    /// The folders' numbers by their paths.
+    numbers: HashMap<PathBuf, u32>,
+    /// How many others there are, which are no images.
+    pub skipped: usize,
+}
+
+impl<T> Found<T> {
+    pub fn new() -> Found<T> {
+        let files = Files { folders: Vec::new(), names: Vec::new(), entries: Vec::new() };
+        Found { files, numbers: HashMap::new(), skipped: 0 }
+    }
+
+    /// Adds the file `name` of `folder`, a relative path.
+    pub fn push(&mut self, folder: &Path, name: &OsStr, known: T) {
+        let Files { folders, names, entries } = &mut self.files;
+        let folder = self.numbers.get(folder).copied().unwrap_or_else(|| {
+            let mut path = folder.as_os_str().as_bytes().to_vec();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            let number = folders.len() as u32;
+            folders.push(Folder { path, label: 0 });
+            self.numbers.insert(folder.to_owned(), number);
+            number
+        });
+        let name_start = names.len();
+        names.extend_from_slice(name.as_bytes());
+        entries.push(Entry { folder, name_len: name.len() as u32, name_start, known });
+    }
+}
+
 /// The files of a data set in order.
 #[derive(Debug)]
 pub struct Arranged<T> {
-    pub items: Vec<(PathBuf, T)>,
-    pub labels: Option<Vec<u32>>,
+    pub files: Files<T>,
+    /// Empty: there are no classes.
     pub class_names: Vec<String>,
     pub note: Option<String>,
 }
@@ -34,30 +184,22 @@ pub fn is_hidden(path: &Path) -> bool {
 ///
 /// A folder that only wraps others (`imagenette/train/…`) is passed through. Where no split is asked for and
 /// the root holds a `train` and a `test` (or `val`) folder, `train` is taken.
-pub fn arrange<T>(
-    origin: &Path,
-    mut items: Vec<(PathBuf, T)>,
-    skipped: usize,
-    split: Option<&str>,
-) -> Result<Arranged<T>, Error> {
-    items.sort_unstable_by(|(a, _), (b, _)| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    if items.is_empty() {
+pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result<Arranged<T>, Error> {
+    let Found { mut files, skipped, .. } = found;
+    if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped });
     }
     let mut note = None;
-    let mut base = PathBuf::new();
+    let mut base = Vec::new();
     match split {
-        Some(split) => base = find_split(origin, &items, split)?,
+        Some(split) => base = find_split(origin, &files.folders, split)?,
         None => {
-            while let Some(inner) = wrapper(&items, &base) {
-                base = inner;
-            }
-            let level = Level::of(&items, &base);
-            let other = ["test", "val"].into_iter().find(|name| level.folders.contains(OsStr::new(name)));
-            if let (true, false, Some(other)) =
-                (level.folders.contains(OsStr::new("train")), level.has_files, other)
-            {
-                base.push("train");
+            pass_wrappers(&files.folders, &mut base);
+            let level = Level::of(&files.folders, &base);
+            let holds = |name: &str| level.folders.contains(name.as_bytes());
+            let other = ["test", "val"].into_iter().find(|name| holds(name));
+            if let (true, false, Some(other)) = (holds("train"), level.has_files, other) {
+                base.extend_from_slice(b"train/");
                 let origin = origin.display();
                 note = Some(format!(
                     "{origin} holds train and {other}: taking train; {origin}#{other} is the other"
@@ -65,85 +207,65 @@ pub fn arrange<T>(
             }
         }
     }
-    items.retain(|(path, _)| path.starts_with(&base));
-    while let Some(inner) = wrapper(&items, &base) {
-        base = inner;
-    }
-    let (labels, class_names) = classes(&items, &base);
-    Ok(Arranged { items, labels, class_names, note })
+    pass_wrappers(&files.folders, &mut base);
+    files.retain(&base);
+    files.sort();
+    let class_names = files.classify(&base);
+    Ok(Arranged { files, class_names, note })
 }
 
 /// What lies directly in a folder.
 struct Level<'a> {
-    folders: BTreeSet<&'a OsStr>,
+    folders: BTreeSet<&'a [u8]>,
     has_files: bool,
     /// Whether some folder here holds a file directly.
     has_leaves: bool,
 }
 
 impl<'a> Level<'a> {
-    fn of<T>(items: &'a [(PathBuf, T)], base: &Path) -> Level<'a> {
+    fn of(folders: &'a [Folder], base: &[u8]) -> Level<'a> {
         let mut level = Level { folders: BTreeSet::new(), has_files: false, has_leaves: false };
-        for relative in items.iter().filter_map(|(path, _)| path.strip_prefix(base).ok()) {
-            let names: Vec<&OsStr> = relative.iter().take(3).collect();
-            level.has_files |= names.len() == 1;
-            level.has_leaves |= names.len() == 2;
-            if names.len() > 1 {
-                level.folders.insert(names[0]);
+        for relative in folders.iter().filter_map(|folder| folder.path.strip_prefix(base)) {
+            let name = first_name(relative);
+            if name.is_empty() {
+                level.has_files = true;
+            } else {
+                level.folders.insert(name);
+                level.has_leaves |= relative.len() == name.len() + 1;
             }
         }
         level
     }
 }
 
-/// The one folder in `base` through which everything goes, if it holds folders only: a class holds files.
-fn wrapper<T>(items: &[(PathBuf, T)], base: &Path) -> Option<PathBuf> {
-    let level = Level::of(items, base);
-    let [only] = level.folders.iter().copied().collect::<Vec<_>>()[..] else { return None };
-    (!level.has_files && !level.has_leaves).then(|| base.join(only))
+/// Goes down from `base` as long as everything goes through one folder that holds folders only: a class holds files.
+fn pass_wrappers(folders: &[Folder], base: &mut Vec<u8>) {
+    while let Some(inner) = wrapper(folders, base) {
+        *base = inner;
+    }
 }
 
-fn find_split<T>(origin: &Path, items: &[(PathBuf, T)], split: &str) -> Result<PathBuf, Error> {
-    let mut base = PathBuf::new();
+fn wrapper(folders: &[Folder], base: &[u8]) -> Option<Vec<u8>> {
+    let level = Level::of(folders, base);
+    let [only] = level.folders.iter().copied().collect::<Vec<_>>()[..] else { return None };
+    (!level.has_files && !level.has_leaves).then(|| [base, only, b"/"].concat())
+}
+
+fn find_split(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, Error> {
+    let mut base = Vec::new();
     loop {
-        let wanted = base.join(split);
-        if items.iter().any(|(path, _)| path.starts_with(&wanted) && *path != wanted) {
+        let wanted = [&base[..], split.trim_end_matches('/').as_bytes(), b"/"].concat();
+        if folders.iter().any(|folder| folder.path.starts_with(&wanted)) {
             return Ok(wanted);
         }
-        match wrapper(items, &base) {
+        match wrapper(folders, &base) {
             Some(inner) => base = inner,
             None => {
-                let names: Vec<_> =
-                    Level::of(items, &base).folders.iter().map(|name| name.to_string_lossy()).collect();
+                let level = Level::of(folders, &base);
+                let names: Vec<_> = level.folders.iter().map(|name| String::from_utf8_lossy(name)).collect();
                 let available = if names.is_empty() { "no folders".to_owned() } else { names.join(", ") };
                 return Err(no_such_split(origin, split, &available));
             }
         }
     }
-}
-
-/// The folder in `base` that a file lies in is its class. One file outside of any, and there are no classes.
-fn classes<T>(items: &[(PathBuf, T)], base: &Path) -> (Option<Vec<u32>>, Vec<String>) {
-    let mut names: Vec<OsString> = Vec::new();
-    let mut of_items = Vec::with_capacity(items.len());
-    for (path, _) in items {
-        let relative = path.strip_prefix(base).expect("files outside the base are removed");
-        let mut parts = relative.iter();
-        match (parts.next(), parts.next()) {
-            (Some(folder), Some(_)) => {
-                if names.last().is_none_or(|last| last != folder) {
-                    names.push(folder.to_owned());
-                }
-                of_items.push(folder);
-            }
-            _ => return (None, Vec::new()),
-        }
-    }
-    // Sorted by path is not sorted by folder: "a-b/" comes before "a/".
-    names.sort_unstable();
-    names.dedup();
-    let label =
-        |folder| names.binary_search_by(|name| name.as_os_str().cmp(folder)).expect("every folder is listed");
-    let labels = of_items.into_iter().map(|folder| label(folder) as u32).collect();
-    (Some(labels), names.iter().map(|name| name.to_string_lossy().into_owned()).collect())
 }

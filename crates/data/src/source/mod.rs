@@ -43,7 +43,7 @@ use pixels::Pixels;
 pub struct Dataset {
     origin: String,
     source: Source,
-    labels: Option<Vec<u32>>,
+    /// Empty: there are no labels.
     class_names: Vec<String>,
     note: Option<String>,
     cache: Cache,
@@ -91,9 +91,8 @@ impl Dataset {
             "test" => Split::Test,
             other => return Err(no_such_split(Path::new("builtin"), other, "train and test")),
         };
-        let labels = (0..split.len()).map(builtin::label).collect();
         let class_names = builtin::CLASS_NAMES.map(str::to_owned).to_vec();
-        Ok(Dataset::new(origin, Source::Builtin(split), Some(labels), class_names, None))
+        Ok(Dataset::new(origin, Source::Builtin(split), class_names, None))
     }
 
     fn open_folder(origin: &str, root: &Path, split: Option<&str>) -> Result<Dataset, Error> {
@@ -103,17 +102,15 @@ impl Dataset {
         if let Some(pixels) = cifar::open_folder(root, split)? {
             return Ok(Dataset::of_pixels(origin, pixels));
         }
-        let (found, skipped) = files::walk(root)?;
-        let Arranged { items, labels, class_names, note } = listing::arrange(root, found, skipped, split)?;
-        let paths = items.into_iter().map(|(path, ())| path).collect();
-        let folder = Folder { root: root.to_owned(), paths };
-        Ok(Dataset::new(origin, Source::Folder(folder), labels, class_names, note))
+        let Arranged { files, class_names, note } = listing::arrange(root, files::walk(root)?, split)?;
+        let folder = Folder { root: root.to_owned(), files };
+        Ok(Dataset::new(origin, Source::Folder(folder), class_names, note))
     }
 
     fn open_file(origin: &str, path: &Path, split: Option<&str>) -> Result<Dataset, Error> {
-        if let Some((pack, labels, class_names)) = pack::open_file(path)? {
+        if let Some((pack, class_names)) = pack::open_file(path)? {
             return match split {
-                None => Ok(Dataset::new(origin, Source::Pack(pack), labels, class_names, None)),
+                None => Ok(Dataset::new(origin, Source::Pack(pack), class_names, None)),
                 Some(split) => Err(no_such_split(path, split, "no splits: it was packed from one")),
             };
         }
@@ -123,9 +120,9 @@ impl Dataset {
         if path.extension().is_some_and(|extension| extension == "bin") {
             return Dataset::of_one_file(origin, path, split, cifar::open_file(path)?);
         }
-        let (found, skipped, bytes) = archive::index(path)?;
-        let Arranged { items, labels, class_names, note } = listing::arrange(path, found, skipped, split)?;
-        Ok(Dataset::new(origin, Source::Archive(Archive { items, bytes }), labels, class_names, note))
+        let (found, bytes) = archive::index(path)?;
+        let Arranged { files, class_names, note } = listing::arrange(path, found, split)?;
+        Ok(Dataset::new(origin, Source::Archive(Archive { files, bytes }), class_names, note))
     }
 
     fn of_one_file(origin: &str, path: &Path, split: Option<&str>, pixels: Pixels) -> Result<Dataset, Error> {
@@ -136,20 +133,13 @@ impl Dataset {
     }
 
     fn of_pixels(origin: &str, mut pixels: Pixels) -> Dataset {
-        let (labels, class_names, note) =
-            (pixels.labels.take(), std::mem::take(&mut pixels.class_names), pixels.note.take());
-        Dataset::new(origin, Source::Pixels(pixels), labels, class_names, note)
+        let (class_names, note) = (std::mem::take(&mut pixels.class_names), pixels.note.take());
+        Dataset::new(origin, Source::Pixels(pixels), class_names, note)
     }
 
-    fn new(
-        origin: &str,
-        source: Source,
-        labels: Option<Vec<u32>>,
-        class_names: Vec<String>,
-        note: Option<String>,
-    ) -> Dataset {
+    fn new(origin: &str, source: Source, class_names: Vec<String>, note: Option<String>) -> Dataset {
         let cache = Cache::new(source.len());
-        Dataset { origin: origin.to_owned(), source, labels, class_names, note, cache }
+        Dataset { origin: origin.to_owned(), source, class_names, note, cache }
     }
 
     /// The text that was opened.
@@ -163,9 +153,29 @@ impl Dataset {
         self.source.len()
     }
 
-    /// The class of every image, where the source has classes.
-    pub fn labels(&self) -> Option<&[u32]> {
-        self.labels.as_deref()
+    /// Tells whether the images have classes.
+    pub fn has_labels(&self) -> bool {
+        !self.class_names.is_empty()
+    }
+
+    /// The class of an image.
+    ///
+    /// # Panics
+    /// If there is no such image, or images have no classes.
+    pub fn label_of(&self, index: usize) -> u32 {
+        assert!(self.has_labels(), "{} has no classes", self.origin);
+        match &self.source {
+            Source::Builtin(_) => builtin::label(index),
+            Source::Folder(folder) => folder.files.label(index),
+            Source::Archive(archive) => archive.files.label(index),
+            Source::Pixels(pixels) => pixels.labels[index],
+            Source::Pack(pack) => pack.label_of(index),
+        }
+    }
+
+    /// The classes of all images, made anew; none where images have no classes.
+    pub fn labels(&self) -> Option<Vec<u32>> {
+        self.has_labels().then(|| (0..self.len()).map(|index| self.label_of(index)).collect())
     }
 
     /// The names of the classes by label, sorted for folders; empty without labels.
@@ -188,10 +198,10 @@ impl Dataset {
                     builtin::CLASS_NAMES[builtin::label(index) as usize]
                 )
             }
-            Source::Folder(folder) => folder.paths[index].to_string_lossy().into_owned(),
-            Source::Archive(archive) => archive.items[index].0.to_string_lossy().into_owned(),
+            Source::Folder(folder) => folder.files.path(index).to_string_lossy().into_owned(),
+            Source::Archive(archive) => archive.files.path(index).to_string_lossy().into_owned(),
             Source::Pixels(pixels) => pixels.path_of(index),
-            Source::Pack(pack) => pack.path_of(index).to_owned(),
+            Source::Pack(pack) => pack.path_of(index),
         }
     }
 
@@ -251,8 +261,8 @@ impl Dataset {
         for index in 0..self.len() {
             hasher.update(self.path_of(index).as_bytes());
             hasher.update(&[0]);
-            if let Some(labels) = &self.labels {
-                hasher.update(&labels[index].to_le_bytes());
+            if self.has_labels() {
+                hasher.update(&self.label_of(index).to_le_bytes());
             }
         }
         *hasher.finalize().as_bytes()
@@ -263,8 +273,8 @@ impl Source {
     fn len(&self) -> usize {
         match self {
             Source::Builtin(split) => split.len(),
-            Source::Folder(folder) => folder.paths.len(),
-            Source::Archive(archive) => archive.items.len(),
+            Source::Folder(folder) => folder.files.len(),
+            Source::Archive(archive) => archive.files.len(),
             Source::Pixels(pixels) => pixels.len(),
             Source::Pack(pack) => pack.len(),
         }

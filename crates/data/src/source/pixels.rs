@@ -12,7 +12,8 @@ pub struct Pixels {
     pub layout: Layout,
     /// The images one after the other.
     pub bytes: Vec<u8>,
-    pub labels: Option<Vec<u32>>,
+    /// Empty: there are no classes.
+    pub labels: Vec<u32>,
     pub class_names: Vec<String>,
     /// The files in order, and how many images each holds.
     pub files: Vec<(String, usize)>,

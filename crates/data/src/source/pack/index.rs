@@ -5,21 +5,24 @@ use std::ops::Range;
 use super::MAGIC;
 use crate::MAX_PIXELS;
 
-/// The only version there is.
-const VERSION: u64 = 1;
+/// The version that is read. Version 1 had the paths between the numbers.
+const VERSION: u64 = 2;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 72;
 
-/// Bytes of an entry whose path is empty: more entries than fit are not believed.
-const SMALLEST_ENTRY: usize = 40;
+/// Bytes of an image's entry: 36 of numbers and checksum, and where its path ends.
+const ENTRY_LEN: usize = 44;
 
-/// What the index says of the set.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Where the parts of the index lie, by which an image's entry is found.
+#[derive(Clone, Debug)]
 pub struct Index {
-    pub entries: Vec<Entry>,
-    /// Empty: there are no labels.
-    pub class_names: Vec<String>,
+    n_images: usize,
+    n_classes: u32,
+    /// Where the images end, at most.
+    images_end: u64,
+    entries: Range<usize>,
+    paths: Range<usize>,
 }
 
 /// What the index says of one image.
@@ -32,11 +35,10 @@ pub struct Entry {
     pub height: u32,
     pub label: u32,
     pub checksum: [u8; 16],
-    pub path: String,
 }
 
 impl Entry {
-    /// Where its bytes lie. [`read`] has made sure that they do.
+    /// Where its bytes lie. [`Index::entry`] has made sure that they do.
     pub fn range(&self) -> Range<usize> {
         let start = self.offset as usize;
         start..start + self.len() as usize
@@ -48,39 +50,55 @@ impl Entry {
     }
 }
 
-/// Writes header and index of a set whose images end at `index_offset`.
-pub fn write(index: &Index, index_offset: u64) -> ([u8; HEADER_LEN], Vec<u8>) {
-    let mut bytes = Vec::new();
-    let text = |bytes: &mut Vec<u8>, text: &str| {
-        bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(text.as_bytes());
-    };
-    bytes.extend_from_slice(&(index.class_names.len() as u32).to_le_bytes());
-    index.class_names.iter().for_each(|name| text(&mut bytes, name));
-    for entry in &index.entries {
-        bytes.extend_from_slice(&entry.offset.to_le_bytes());
-        for number in [entry.width, entry.height, entry.label] {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
-        bytes.extend_from_slice(&entry.checksum);
-        text(&mut bytes, &entry.path);
-    }
-    let mut header = [0; HEADER_LEN];
-    header[..8].copy_from_slice(MAGIC);
-    let numbers = [VERSION, index_offset, bytes.len() as u64, index.entries.len() as u64];
-    for (place, number) in header[8..40].chunks_exact_mut(8).zip(numbers) {
-        place.copy_from_slice(&number.to_le_bytes());
-    }
-    let digest = digest(&header, &bytes);
-    header[40..].copy_from_slice(&digest);
-    (header, bytes)
+/// An index that is being written: its three parts.
+pub struct Writer {
+    class_names: Vec<u8>,
+    entries: Vec<u8>,
+    paths: Vec<u8>,
 }
 
-/// Reads the index of the file `bytes`.
+impl Writer {
+    pub fn new(class_names: &[String]) -> Writer {
+        let mut bytes = (class_names.len() as u32).to_le_bytes().to_vec();
+        for name in class_names {
+            bytes.extend_from_slice(&(name.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        Writer { class_names: bytes, entries: Vec::new(), paths: Vec::new() }
+    }
+
+    /// Adds an image.
+    pub fn push(&mut self, entry: &Entry, path: &str) {
+        self.entries.extend_from_slice(&entry.offset.to_le_bytes());
+        for number in [entry.width, entry.height, entry.label] {
+            self.entries.extend_from_slice(&number.to_le_bytes());
+        }
+        self.entries.extend_from_slice(&entry.checksum);
+        self.paths.extend_from_slice(path.as_bytes());
+        self.entries.extend_from_slice(&(self.paths.len() as u64).to_le_bytes());
+    }
+
+    /// Header and parts of the index of a set whose images end at `index_offset`.
+    pub fn finish(self, index_offset: u64) -> ([u8; HEADER_LEN], [Vec<u8>; 3]) {
+        let n_images = (self.entries.len() / ENTRY_LEN) as u64;
+        let parts = [self.class_names, self.entries, self.paths];
+        let mut header = [0; HEADER_LEN];
+        header[..8].copy_from_slice(MAGIC);
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        for (place, number) in header[8..40].chunks_exact_mut(8).zip([VERSION, index_offset, len, n_images]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        let digest = digest(&header, parts.iter().map(Vec::as_slice));
+        header[40..].copy_from_slice(&digest);
+        (header, parts)
+    }
+}
+
+/// Checks the index of the file `bytes`, and lists the classes.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(bytes: &[u8]) -> Result<Index, String> {
+pub fn read(bytes: &[u8]) -> Result<(Index, Vec<String>), String> {
     let header: &[u8; HEADER_LEN] = bytes
         .first_chunk()
         .ok_or_else(|| format!("it ends after {} bytes, within its header", bytes.len()))?;
@@ -94,27 +112,89 @@ pub fn read(bytes: &[u8]) -> Result<Index, String> {
     if offset < HEADER_LEN as u64 || offset.checked_add(len) != Some(file_len) {
         return Err(format!("it has {file_len} bytes where its header says {len} behind the first {offset}"));
     }
-    let index = &bytes[offset as usize..];
-    if digest(header, index)[..] != header[40..] {
+    let whole = &bytes[offset as usize..];
+    if digest(header, [whole])[..] != header[40..] {
         return Err("its index does not have the checksum of its header".to_owned());
     }
-    let mut reader = Reader { rest: index };
+    let mut reader = Reader { rest: whole };
     let n_classes = reader.u32()?;
     let class_names = (0..n_classes).map(|_| reader.text()).collect::<Result<Vec<_>, _>>()?;
-    if n_images > (reader.rest.len() / SMALLEST_ENTRY) as u64 {
-        return Err(format!("{n_images} images do not fit an index of {len} bytes"));
+    let n_images = usize::try_from(n_images).ok().filter(|n| *n <= reader.rest.len() / ENTRY_LEN);
+    let n_images = n_images.ok_or_else(|| format!("its images do not fit an index of {len} bytes"))?;
+    let entries = bytes.len() - reader.rest.len();
+    let paths = entries + n_images * ENTRY_LEN;
+    let index =
+        Index { n_images, n_classes, images_end: offset, entries: entries..paths, paths: paths..bytes.len() };
+    for image in 0..n_images {
+        index.entry(bytes, image)?;
+        index.path(bytes, image)?;
     }
-    let entries = (0..n_images).map(|_| reader.entry(offset, n_classes)).collect::<Result<Vec<_>, _>>()?;
-    if !reader.rest.is_empty() {
-        return Err(format!("{} bytes follow its index", reader.rest.len()));
+    let paths_end = index.path_end(bytes, n_images)?;
+    if paths_end != index.paths.len() {
+        return Err(format!("{} bytes follow its index", index.paths.len() - paths_end));
     }
-    Ok(Index { entries, class_names })
+    Ok((index, class_names))
 }
 
-fn digest(header: &[u8; HEADER_LEN], index: &[u8]) -> [u8; 32] {
+impl Index {
+    /// Counts the images.
+    pub fn len(&self) -> usize {
+        self.n_images
+    }
+
+    /// What the index in the file `bytes` says of an image.
+    ///
+    /// # Errors
+    /// If its bytes cannot lie in the file, or its class is none.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn entry(&self, bytes: &[u8], image: usize) -> Result<Entry, String> {
+        assert!(image < self.n_images, "image {image} of {}", self.n_images);
+        let mut reader = Reader { rest: &bytes[self.entries.clone()][image * ENTRY_LEN..] };
+        let offset = reader.u64()?;
+        let (width, height, label) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let entry = Entry { offset, width, height, label, checksum: reader.bytes()? };
+        let name = || self.path(bytes, image).unwrap_or_else(|_| format!("image {image}"));
+        let within = offset >= HEADER_LEN as u64
+            && offset.checked_add(entry.len()).is_some_and(|image_end| image_end <= self.images_end);
+        if !within || height == 0 || entry.len() > 3 * MAX_PIXELS as u64 {
+            return Err(format!("{width} x {height} pixels of {} are not in it", name()));
+        }
+        if label >= self.n_classes.max(1) {
+            return Err(format!("{} is of class {label} of {}", name(), self.n_classes));
+        }
+        Ok(entry)
+    }
+
+    /// The path of an image in the set that was packed.
+    ///
+    /// # Errors
+    /// If it does not lie in the file `bytes`, or is no text.
+    pub fn path(&self, bytes: &[u8], image: usize) -> Result<String, String> {
+        let range = self.path_end(bytes, image)?..self.path_end(bytes, image + 1)?;
+        let path = bytes[self.paths.clone()].get(range).ok_or("a path is not in its index")?;
+        String::from_utf8(path.to_vec()).map_err(|_| "a path in its index is no UTF-8".to_owned())
+    }
+
+    /// Where the paths of the first `n` images end.
+    fn path_end(&self, bytes: &[u8], n: usize) -> Result<usize, String> {
+        match n.checked_sub(1) {
+            None => Ok(0),
+            Some(last) => {
+                let mut reader = Reader { rest: &bytes[self.entries.clone()][last * ENTRY_LEN + 36..] };
+                usize::try_from(reader.u64()?).map_err(|_| "a path is not in its index".to_owned())
+            }
+        }
+    }
+}
+
+fn digest<'a>(header: &[u8; HEADER_LEN], index: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&header[..40]);
-    hasher.update(index);
+    for part in index {
+        hasher.update(part);
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -143,21 +223,5 @@ impl Reader<'_> {
         let (text, rest) = self.rest.split_at_checked(len).ok_or("its index ends within a name")?;
         self.rest = rest;
         String::from_utf8(text.to_vec()).map_err(|_| "a name in its index is no UTF-8".to_owned())
-    }
-
-    /// An image of a file whose images end at `end`.
-    fn entry(&mut self, end: u64, n_classes: u32) -> Result<Entry, String> {
-        let offset = self.u64()?;
-        let (width, height, label) = (self.u32()?, self.u32()?, self.u32()?);
-        let entry = Entry { offset, width, height, label, checksum: self.bytes()?, path: self.text()? };
-        let within = offset >= HEADER_LEN as u64
-            && offset.checked_add(entry.len()).is_some_and(|image_end| image_end <= end);
-        if !within || height == 0 || entry.len() > 3 * MAX_PIXELS as u64 {
-            return Err(format!("{} x {} pixels of {} are not in it", width, height, entry.path));
-        }
-        if label >= n_classes.max(1) {
-            return Err(format!("{} is of class {label} of {n_classes}", entry.path));
-        }
-        Ok(entry)
     }
 }

@@ -13,6 +13,15 @@ use std::path::Path;
 /// writes into the file shows here as changed bytes (which checksums find), and one that cuts it ends this process.
 pub struct Map(memmap2::Mmap);
 
+/// How a map is going to be read.
+#[derive(Clone, Copy, Debug)]
+pub enum Access {
+    /// What follows is worth reading ahead.
+    InOrder,
+    /// It is not.
+    InAnyOrder,
+}
+
 impl Map {
     /// Maps the file, unless it begins with something else than `magic`.
     pub fn open(path: &Path, magic: &[u8]) -> io::Result<Option<Map>> {
@@ -23,11 +32,16 @@ impl Map {
             return Ok(None);
         }
         // SAFETY: bytes that change meanwhile are only compared and copied as plain numbers; nothing that was
-        // checked once is trusted to stay: ranges come from the index's own copy, within the length of the map.
+        // checked once is trusted to stay: a number is copied, then held against the length of the map, then used.
         let map = unsafe { memmap2::Mmap::map(&file) }?;
-        // Images are read in any order: what lies behind them is not worth reading ahead.
-        map.advise(memmap2::Advice::Random)?;
         Ok(Some(Map(map)))
+    }
+
+    pub fn expect(&self, access: Access) -> io::Result<()> {
+        self.0.advise(match access {
+            Access::InOrder => memmap2::Advice::Sequential,
+            Access::InAnyOrder => memmap2::Advice::Random,
+        })
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -6,15 +6,17 @@
 //! | bytes | content |
 //! | --- | --- |
 //! | 0-7 | [`MAGIC`] |
-//! | 8-15 | version, 1 |
+//! | 8-15 | version, 2 |
 //! | 16-23, 24-31 | where the index begins, and its length: the file ends with it |
 //! | 32-39 | number of images |
 //! | 40-71 | BLAKE3 of bytes 0-39 and the index |
 //!
-//! The index: the number of class names (0: no labels), then each name; then for every image offset, width, height,
-//! label (4 bytes each but the offset's 8), the first 16 bytes of the BLAKE3 of its bytes, and its path. A text is
-//! its length in 4 bytes and UTF-8. An image that could not be decoded has a width of 0; its bytes are the reason,
-//! `height` of them, so that training replaces it as it would have.
+//! The index: the number of class names (0: no labels), then each name, its length in 4 bytes before it; then for every
+//! image offset (8 bytes), width, height and label (4 each), the first 16 bytes of the BLAKE3 of its bytes, and where its
+//! path ends in the last part (8); then the paths. Texts are UTF-8. An image that could not be decoded has a width of 0;
+//! its bytes are the reason, `height` of them, so that training replaces it as it would have.
+//!
+//! All of it is checked when the set is opened, and then read where it lies: no process has a list of the images.
 
 mod index;
 mod map;
@@ -23,12 +25,12 @@ mod write;
 pub use write::{PackOptions, Packed, pack};
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::malformed;
 use crate::{Error, Image};
 use index::{Entry, Index};
-use map::Map;
+use map::{Access, Map};
 
 /// What a packed set begins with. Detected by this, not by a name.
 pub const MAGIC: &[u8; 8] = b"\x89HPACK\r\n";
@@ -37,57 +39,65 @@ pub const MAGIC: &[u8; 8] = b"\x89HPACK\r\n";
 pub struct Pack {
     path: PathBuf,
     map: Map,
-    entries: Vec<Entry>,
-    /// Whose checksum was found right: it is computed at the first read of an image, not at every one.
-    verified: Vec<AtomicBool>,
+    index: Index,
+    /// A bit for each image whose checksum was found right: it is computed at the first read, not at every one.
+    verified: Vec<AtomicU64>,
 }
 
-/// Opens a packed set, if the file begins like one: the set, its labels, and its class names.
-#[expect(clippy::type_complexity, reason = "what a data set is made of")]
-pub fn open_file(path: &Path) -> Result<Option<(Pack, Option<Vec<u32>>, Vec<String>)>, Error> {
+/// Opens a packed set, if the file begins like one: the set, and its class names (none: it has no labels).
+pub fn open_file(path: &Path) -> Result<Option<(Pack, Vec<String>)>, Error> {
     let io_error = |source| Error::Io { path: path.to_owned(), source };
     let Some(map) = Map::open(path, MAGIC).map_err(io_error)? else { return Ok(None) };
+    map.expect(Access::InOrder).map_err(io_error)?;
     let damaged = |reason| malformed(path, format!("damaged packed set: {reason}; pack it again"));
-    let Index { entries, class_names } = index::read(map.bytes()).map_err(damaged)?;
-    if entries.is_empty() {
+    let (index, class_names) = index::read(map.bytes()).map_err(damaged)?;
+    map.expect(Access::InAnyOrder).map_err(io_error)?;
+    if index.len() == 0 {
         return Err(Error::Empty { origin: path.display().to_string(), skipped: 0 });
     }
-    let labels = (!class_names.is_empty()).then(|| entries.iter().map(|entry| entry.label).collect());
-    let verified = entries.iter().map(|_| AtomicBool::new(false)).collect();
-    Ok(Some((Pack { path: path.to_owned(), map, entries, verified }, labels, class_names)))
+    let verified = (0..index.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    Ok(Some((Pack { path: path.to_owned(), map, index, verified }, class_names)))
 }
 
 impl Pack {
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.index.len()
     }
 
     /// The image's path in the set that was packed.
-    pub fn path_of(&self, index: usize) -> &str {
-        &self.entries[index].path
+    pub fn path_of(&self, index: usize) -> String {
+        let path = self.index.path(self.map.bytes(), index);
+        path.unwrap_or_else(|reason| format!("image {index} ({reason})"))
+    }
+
+    /// The image's class; that of one whose entry was overwritten since the set was opened is 0.
+    pub fn label_of(&self, index: usize) -> u32 {
+        self.index.entry(self.map.bytes(), index).map_or(0, |entry| entry.label)
     }
 
     /// Copies an image out of the map.
     pub fn image(&self, index: usize) -> Result<Image, Error> {
-        let entry = &self.entries[index];
         let corrupt = |reason| {
-            let path = format!("{} in {}", entry.path, self.path.display());
+            let path = format!("{} in {}", self.path_of(index), self.path.display());
             Error::Image { path, reason }
         };
+        let entry = self.index.entry(self.map.bytes(), index).map_err(corrupt)?;
         let bytes = self.map.range(entry.range());
         let bytes = bytes.map_err(|source| Error::Io { path: self.path.clone(), source })?;
-        if !self.verified[index].load(Ordering::Relaxed) {
+        let (word, bit) = (&self.verified[index / 64], 1 << (index % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
             if checksum(bytes) != entry.checksum {
                 return Err(corrupt(
                     "its bytes do not have the checksum of the index: pack it again".to_owned(),
                 ));
             }
-            self.verified[index].store(true, Ordering::Relaxed);
+            word.fetch_or(bit, Ordering::Relaxed);
         }
-        if entry.width == 0 {
+        let Entry { width, height, .. } = entry;
+        if width == 0 {
             return Err(corrupt(String::from_utf8_lossy(bytes).into_owned()));
         }
-        Ok(Image { width: entry.width as usize, height: entry.height as usize, rgb: bytes.to_vec() })
+        Ok(Image { width: width as usize, height: height as usize, rgb: bytes.to_vec() })
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::index::HEADER_LEN;
+use super::index::{HEADER_LEN, Writer};
 use super::*;
 use crate::fixtures::{image, png, write_dataset, write_files};
 use crate::{Augmentation, Dataset, Decoding, Loader, LoaderOptions};
@@ -19,6 +19,10 @@ fn packed(root: &Path, shorter_side: usize) -> (Dataset, PathBuf, Packed) {
         pack(&folder, &out, &PackOptions { shorter_side, threads: 2 }, &mut |n| done.push(n)).unwrap();
     assert_eq!(done.last(), Some(&folder.len()));
     (folder, out, report)
+}
+
+fn entry(file: &[u8], image: usize) -> Entry {
+    index::read(file).unwrap().0.entry(file, image).unwrap()
 }
 
 /// A folder of 40 images in two classes, of which one is none.
@@ -100,8 +104,8 @@ fn a_damaged_image_is_one_error_that_names_it() {
     let root = folder();
     let (_, out, _) = packed(root.path(), 256);
     let mut bytes = std::fs::read(&out).unwrap();
-    let entry = index::read(&bytes).unwrap().entries[30].clone();
-    bytes[entry.range().start + 100] ^= 1;
+    let start = entry(&bytes, 30).range().start;
+    bytes[start + 100] ^= 1;
     std::fs::write(&out, &bytes).unwrap();
     let set = open(&out).unwrap();
     let error = set.load(30).unwrap_err().to_string();
@@ -114,7 +118,7 @@ fn a_file_that_is_cut_or_changed_in_header_or_index_is_refused() {
     let root = folder();
     let (_, out, _) = packed(root.path(), 256);
     let bytes = std::fs::read(&out).unwrap();
-    let images_end = index::read(&bytes).unwrap().entries[39].range().end;
+    let images_end = entry(&bytes, 39).range().end;
     for place in (8..HEADER_LEN).chain((images_end.next_multiple_of(64)..bytes.len()).step_by(7)) {
         for flip in [1, 0x80] {
             let mut bytes = bytes.clone();
@@ -136,12 +140,13 @@ fn no_number_of_an_index_is_believed() {
     #[track_caller]
     fn check(expected: &str, spoil: impl Fn(&mut Entry)) {
         let checksum = checksum(&[0; 12]);
-        let mut entry = Entry { offset: 128, width: 2, height: 2, label: 0, checksum, path: "a".to_owned() };
+        let mut entry = Entry { offset: 128, width: 2, height: 2, label: 0, checksum };
         spoil(&mut entry);
-        let index = Index { entries: vec![entry], class_names: vec!["c".to_owned()] };
-        let (header, index) = index::write(&index, 192);
-        let file = [&header[..], &[0; 192 - HEADER_LEN], &index].concat();
-        let outcome = index::read(&file).map(|index| index.entries.len());
+        let mut writer = Writer::new(&["c".to_owned()]);
+        writer.push(&entry, "a");
+        let (header, index) = writer.finish(192);
+        let file = [&header[..], &[0; 192 - HEADER_LEN], &index.concat()].concat();
+        let outcome = index::read(&file).map(|(index, _)| index.len());
         assert!(outcome.as_ref().err().is_some_and(|reason| reason.contains(expected)), "{outcome:?}");
     }
     check("2 x 2 pixels of a", |entry| entry.offset = u64::MAX - 3);
@@ -150,11 +155,37 @@ fn no_number_of_an_index_is_believed() {
     check("4294967295 x 4294967295", |entry| (entry.width, entry.height) = (u32::MAX, u32::MAX));
     check("2 x 0 pixels", |entry| entry.height = 0);
     check("class 1 of 1", |entry| entry.label = 1);
-    // More images than the index has room for are refused before anything is reserved for them.
-    let (mut header, index) = index::write(&Index::default(), 72);
-    header[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
-    let digest = *blake3::Hasher::new().update(&header[..40]).update(&index).finalize().as_bytes();
-    header[40..].copy_from_slice(&digest);
-    let reason = index::read(&[&header[..], &index].concat()).unwrap_err();
-    assert!(reason.contains("do not fit"), "{reason}");
+}
+
+/// As above: what an index of two images says of its size and its paths.
+#[test]
+fn no_place_in_an_index_is_believed() {
+    type Spoil = fn(&mut [u8; HEADER_LEN], &mut [Vec<u8>; 3]);
+    fn refused(spoil: Spoil) -> Option<String> {
+        let mut writer = Writer::new(&[]);
+        for path in ["first", "second"] {
+            let checksum = checksum(b"x");
+            writer.push(&Entry { offset: 72, width: 0, height: 1, label: 0, checksum }, path);
+        }
+        let (mut header, mut parts) = writer.finish(73);
+        spoil(&mut header, &mut parts);
+        let index = parts.concat();
+        let digest = *blake3::Hasher::new().update(&header[..40]).update(&index).finalize().as_bytes();
+        header[40..].copy_from_slice(&digest);
+        index::read(&[&header[..], b"x", &index].concat()).err()
+    }
+    #[track_caller]
+    fn check(expected: &str, spoil: Spoil) {
+        let reason = refused(spoil);
+        assert!(reason.as_ref().is_some_and(|reason| reason.contains(expected)), "{reason:?}");
+    }
+    assert_eq!(refused(|_, _| ()), None);
+    // More images than the index has room for, before anything is reserved for them.
+    check("do not fit", |header, _| header[32..40].copy_from_slice(&u64::MAX.to_le_bytes()));
+    check("do not fit", |header, _| header[32..40].copy_from_slice(&3u64.to_le_bytes()));
+    // Where a path ends: behind the others, after the next, short of the last byte, within a letter.
+    check("a path is not in its index", |_, parts| parts[1][36..44].fill(0xFF));
+    check("a path is not in its index", |_, parts| parts[1][36] = 12);
+    check("1 bytes follow its index", |_, parts| parts[1][80] = 10);
+    check("no UTF-8", |_, parts| parts[2][4] = 0xC3);
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::checksum;
-use super::index::{self, Entry, HEADER_LEN, Index};
+use super::index::{Entry, HEADER_LEN, Writer};
 use crate::augment::Shrink;
 use crate::replace::Replaced;
 use crate::{Dataset, Error};
@@ -85,7 +85,7 @@ fn write_and_sync(
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(partial).map_err(failed)?;
     let mut file = Positioned { file: BufWriter::with_capacity(1 << 20, file), position: 0 };
     file.write(&[0; HEADER_LEN]).map_err(failed)?;
-    let mut index = Index { entries: Vec::new(), class_names: dataset.class_names().to_vec() };
+    let mut index = Writer::new(dataset.class_names());
     let mut packed = Packed { len: dataset.len(), shrunk: 0, file_bytes: 0, corrupt: Vec::new() };
     let threads = options.threads.max(1);
     for start in (0..dataset.len()).step_by(threads * PER_THREAD) {
@@ -94,22 +94,23 @@ fn write_and_sync(
             let Prepared { width, height, bytes, shrunk } = prepared?;
             file.align().map_err(failed)?;
             let path = dataset.path_of(start + place);
-            let label = dataset.labels().map_or(0, |labels| labels[start + place]);
+            let label = if dataset.has_labels() { dataset.label_of(start + place) } else { 0 };
             if width == 0 {
                 let reason = String::from_utf8_lossy(&bytes).into_owned();
                 packed.corrupt.push(Replaced { path: path.clone(), reason });
             }
             packed.shrunk += usize::from(shrunk);
-            let entry =
-                Entry { offset: file.position, width, height, label, checksum: checksum(&bytes), path };
-            index.entries.push(entry);
+            let entry = Entry { offset: file.position, width, height, label, checksum: checksum(&bytes) };
+            index.push(&entry, &path);
             file.write(&bytes).map_err(failed)?;
         }
         progress(end);
     }
     file.align().map_err(failed)?;
-    let (header, index) = index::write(&index, file.position);
-    file.write(&index).map_err(failed)?;
+    let (header, index) = index.finish(file.position);
+    for part in &index {
+        file.write(part).map_err(failed)?;
+    }
     packed.file_bytes = file.position;
     file.finish(&header).map_err(failed)?;
     Ok(packed)
