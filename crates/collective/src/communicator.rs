@@ -15,6 +15,10 @@ use crate::{AbortHandle, Element, Error, Number};
 /// Whole buffers cost `(W - 1) n` bytes and one latency, shares `2 (W - 1) / W n` and two.
 const ONE_EXCHANGE_BYTES: usize = 16 << 10;
 
+/// The largest share that is reduced at once where all ranks are on one host: what came from the peers is then still in the
+/// cache when it is summed and sent on. Over a network each piece would cost two latencies.
+const SHARE_BYTES_ON_ONE_HOST: usize = 256 << 10;
+
 /// One rank's end of a group, as formed by [`crate::form`].
 ///
 /// Every rank calls the same operations in the same order with the same lengths; a rank that does not is
@@ -22,6 +26,8 @@ const ONE_EXCHANGE_BYTES: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Communicator {
     mesh: Mesh,
+    /// The most that an all-reduce sums at once on a rank.
+    share_bytes: usize,
     /// What the peers sent to be summed, kept between calls. Of `u64`, so that it is aligned for any element.
     scratch: Vec<u64>,
 }
@@ -45,7 +51,7 @@ struct Mesh {
 impl Communicator {
     /// A group of one: every operation is a copy.
     pub fn alone() -> Self {
-        Self::new(0, 0, vec![None], AbortHandle::alone())
+        Self::new(0, 0, vec![None], AbortHandle::alone(), true)
     }
 
     pub(crate) fn new(
@@ -53,7 +59,9 @@ impl Communicator {
         generation: u64,
         links: Vec<Option<TcpStream>>,
         abort: AbortHandle,
+        on_one_host: bool,
     ) -> Self {
+        let share_bytes = if on_one_host { SHARE_BYTES_ON_ONE_HOST } else { usize::MAX };
         let mesh = Mesh {
             rank,
             links,
@@ -65,7 +73,7 @@ impl Communicator {
             failed: false,
             fails_at: None,
         };
-        Self { mesh, scratch: Vec::new() }
+        Self { mesh, share_bytes, scratch: Vec::new() }
     }
 
     /// This rank's place, in `0..world_size`.
@@ -153,6 +161,11 @@ impl Communicator {
             sum_in_rank_order(gathered, values);
             return Ok(());
         }
+        let piece = self.share_bytes.saturating_mul(self.world_size()) / size_of::<T>();
+        values.chunks_mut(piece).try_for_each(|piece| self.all_reduce_in_shares(piece))
+    }
+
+    fn all_reduce_in_shares<T: Number>(&mut self, values: &mut [T]) -> Result<(), Error> {
         let world_size = self.world_size();
         let bounds: Vec<_> = (0..world_size).map(|rank| split(values.len(), world_size, rank)).collect();
         let own = bounds[self.rank()].clone();

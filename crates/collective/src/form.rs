@@ -274,13 +274,16 @@ impl<'a> Forming<'a> {
     }
 
     fn into_communicators(self, abort: &AbortHandle) -> Result<Vec<Communicator>, Error> {
-        let Group { rank, generation, .. } = *self.group;
+        let Group { rank, generation, ref peers, .. } = *self.group;
+        // By what the coordinator told every rank alike, so that all do the same.
+        let host = |peer: &str| peer.rsplit_once(':').map(|(host, _)| host.to_owned());
+        let on_one_host = peers.iter().all(|peer| host(peer) == host(&peers[0]));
         let mut communicators = Vec::with_capacity(self.links.len());
         for links in self.links {
             for stream in links.iter().flatten() {
                 prepare(stream).map_err(failed_to("set a socket's options"))?;
             }
-            communicators.push(Communicator::new(rank, generation, links, abort.clone()));
+            communicators.push(Communicator::new(rank, generation, links, abort.clone(), on_one_host));
         }
         Ok(communicators)
     }

@@ -5,8 +5,11 @@
 mod support;
 
 use std::fmt::Debug;
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
-use collective::{Communicator, Element, GradientReducer, Number};
+use collective::{AbortHandle, Communicator, Element, GradientReducer, Group, Listener, Number, form};
 use engine::kernels::split;
 use engine::peers::Peers;
 use support::on_ranks;
@@ -183,6 +186,53 @@ fn all_ranks_send_more_than_the_sockets_hold_at_once() {
     }
 }
 
+/// As [`on_ranks`], each rank at an address of its own, so that they seem to be on several hosts.
+#[track_caller]
+fn on_hosts<R: Send>(world_size: usize, body: impl Fn(Communicator) -> R + Sync) -> Vec<R> {
+    let host = |rank: usize| IpAddr::from([127, 0, 0, 1 + rank as u8]);
+    let listeners: Vec<_> = (0..world_size).map(|rank| Listener::bind(host(rank)).unwrap()).collect();
+    let peers: Vec<_> = listeners.iter().map(|listener| listener.address().to_string()).collect();
+    thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let group = Group { token: [0; 32], generation: 0, rank, peers: peers.clone() };
+                scope.spawn(|| {
+                    let abort = AbortHandle::new().unwrap();
+                    body(form(listener, group, 1, Duration::from_secs(60), &abort).unwrap().pop().unwrap())
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_long_buffer_is_reduced_piece_by_piece_on_one_host_and_at_once_over_several() {
+    const LEN: usize = 700_001;
+    let reduce = |mut communicator: Communicator| {
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let mut values = contribution::<f32>(7, rank, LEN);
+        communicator.all_reduce_sum(&mut values).unwrap();
+        assert_same_bits(&values, &sum_in_rank_order::<f32>(7, world_size, LEN), "a long sum");
+        (communicator.sequence(), communicator.bytes_sent())
+    };
+    for world_size in [2, 3] {
+        let pieces = (4 * LEN).div_ceil(world_size * 256 * 1024) as u64;
+        for (rank, (exchanges, bytes)) in on_ranks(world_size, reduce).into_iter().enumerate() {
+            assert_eq!(exchanges, 2 * pieces);
+            // Every rank is sent all but its own share, and sends its own to all others.
+            let whole = 4 * LEN as u64;
+            assert!(
+                bytes.abs_diff(2 * (world_size as u64 - 1) * whole / world_size as u64) < 16 * pieces,
+                "{rank}"
+            );
+        }
+        assert!(on_hosts(world_size, reduce).into_iter().all(|(exchanges, _)| exchanges == 2));
+    }
+}
+
 #[test]
 fn bytes_sent_are_the_formulas() {
     for world_size in 1..=4 {
@@ -200,8 +250,8 @@ fn bytes_sent_are_the_formulas() {
             communicator.all_reduce_sum(&mut [1f32; 100]).unwrap();
             assert_eq!(sent(&communicator), (w - 1) * 400, "small: whole buffers");
 
-            communicator.all_reduce_sum(&mut vec![1f32; 120_000]).unwrap();
-            assert_eq!(sent(&communicator), 2 * (w - 1) * 480_000 / w, "large: shares, there and back");
+            communicator.all_reduce_sum(&mut vec![1f32; 60_000]).unwrap();
+            assert_eq!(sent(&communicator), 2 * (w - 1) * 240_000 / w, "large: shares, there and back");
 
             let counts: Vec<usize> =
                 (0..world_size).map(|rank| split(1001, world_size, rank).len()).collect();
