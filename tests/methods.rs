@@ -193,6 +193,27 @@ fn simclr_in_chunks() {
     assert_eq!(row["chance_loss"].as_f64().unwrap(), 63f64.ln());
 }
 
+/// Frozen batch norm knows no other rows: the run resumes, and is the same in chunks to rounding.
+#[test]
+fn simclr_with_frozen_batch_norm() {
+    let method =
+        Method::new("simclr-cifar10-small", &["model.batch_norm=frozen", "model.zero_init_residual=true"]);
+    let whole = method.check();
+    let cut = method.train("cut", &["train.chunk=8"]);
+    let losses =
+        |run: &Path| metrics(run).iter().map(|row| row["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    let (losses, of_cut) = (losses(&whole), losses(&cut));
+    assert!(losses.iter().zip(&of_cut).all(|(a, b)| (a / b - 1.0).abs() < 1e-5), "{losses:?} {of_cut:?}");
+    let export = exported(&whole, method.directory.path());
+    let tensors = safetensors::SafeTensors::deserialize(&export).unwrap();
+    let statistics: Vec<_> = tensors.iter().filter(|(name, _)| name.contains("running_")).collect();
+    assert!(statistics.len() > 30);
+    for (name, tensor) in statistics {
+        let kept = if name.ends_with("running_var") { 1f32 } else { 0.0 };
+        assert!(tensor.data().as_chunks().0.iter().all(|bytes| f32::from_le_bytes(*bytes) == kept), "{name}");
+    }
+}
+
 /// 8,192 views against each other, 128 of them in memory at a time. The worker's peak is that of its process.
 #[test]
 fn a_batch_of_4096_trains_on_one_small_worker() {

@@ -133,12 +133,14 @@ choices! {
 }
 
 choices! {
-    /// `model.batch_norm`: rows that share their statistics.
+    /// `model.batch_norm`: where statistics come from in training.
     BatchNorm {
         /// All rows of all ranks.
         Global = "global",
         /// This rank's rows.
         Local = "local",
+        /// Nowhere: the mean stays 0 and the variance 1, so that scale and shift are left.
+        Frozen = "frozen",
     }
 }
 

@@ -116,7 +116,10 @@ pub(crate) const KEYS: &[Key] = &[
     key!(model.freeze_patch, "the patches' layer stays as it was drawn"),
     key!(model.head, "projection head"),
     key!(model.predictor, "none, moco-v3 or moco-v3-vit: behind the head of the trained network"),
-    key!(model.batch_norm, "statistics over all ranks' rows, or each rank's own"),
+    key!(
+        model.batch_norm,
+        "statistics over all ranks' rows (global), each rank's own (local), or none: mean 0 and variance 1 stay (frozen)"
+    ),
     key!(model.zero_init_residual, "residual blocks start as the identity"),
     key!(objective.kind, "loss"),
     key!(objective.temperature, "divides cosine similarities", " greater than 0", |t| *t > 0.0),

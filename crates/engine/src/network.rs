@@ -84,11 +84,11 @@ pub struct Network<T: Real> {
     trained_rows: Option<usize>,
 }
 
-/// Whether a forward pass takes the batch's statistics, and so needs channel sums.
+/// Whose statistics a forward pass normalises by: those of the batch need channel sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pass {
-    Train,
-    Evaluate,
+    OfBatch,
+    OfRunning,
 }
 
 impl<T: Real> Network<T> {
@@ -162,7 +162,7 @@ impl<T: Real> Network<T> {
             + (buffers + sums) * size_of::<f64>()
     }
 
-    /// Runs the forward pass of training: batch norm normalises by the statistics of the batch.
+    /// Runs the forward pass of training: batch norm normalises by the statistics of the batch, unless they are frozen.
     ///
     /// - `images`: `[n, h, w, 3]` of this rank; the statistics are those of all ranks if the model says so
     ///
@@ -181,18 +181,32 @@ impl<T: Real> Network<T> {
     ) -> Result<&[T], PeerError> {
         self.take_images(images, n);
         self.is_staged = false;
+        let pass = match self.spec.batch_norm {
+            BatchNormScope::Global | BatchNormScope::Local => Pass::OfBatch,
+            BatchNormScope::Frozen => Pass::OfRunning,
+        };
         let mut alone = Alone;
         let peers = in_scope(self.spec.batch_norm, peers, &mut alone);
         for node_idx in 0..self.graph.nodes.len() {
             if let (Node::BatchNorm(node), Op::BatchNorm(op)) =
                 (&self.graph.nodes[node_idx], &mut self.ops[node_idx])
             {
-                let shape = self.graph.shape(node.y);
-                let sums: Vec<&[f64]> = node.norms().map(|norm| &self.channel_sums[norm.x.0][..]).collect();
-                let statistics = (n * shape.h * shape.w, &sums[..]);
-                op.use_batch_statistics(statistics, &self.parameters, &mut self.staged, peers)?;
+                match pass {
+                    Pass::OfRunning => op.freeze(&self.parameters),
+                    Pass::OfBatch => {
+                        let shape = self.graph.shape(node.y);
+                        let sums: Vec<&[f64]> =
+                            node.norms().map(|norm| &self.channel_sums[norm.x.0][..]).collect();
+                        let statistics = (n * shape.h * shape.w, &sums[..]);
+                        op.use_batch_statistics(statistics, &self.parameters, &mut self.staged, peers)?;
+                    }
+                }
             }
-            self.forward_node(node_idx, n, Pass::Train);
+            self.forward_node(node_idx, n, pass);
+        }
+        if pass == Pass::OfRunning {
+            let running = &self.parameters.buffer_values;
+            self.staged.iter_mut().zip(running).for_each(|(staged, running)| *staged = running.to_f64());
         }
         self.is_staged = true;
         self.trained_rows = Some(n);
@@ -229,7 +243,7 @@ impl<T: Real> Network<T> {
             if let Op::BatchNorm(op) = &mut self.ops[node_idx] {
                 op.use_running_statistics(&self.parameters);
             }
-            self.forward_node(node_idx, n, Pass::Evaluate);
+            self.forward_node(node_idx, n, Pass::OfRunning);
         }
         Evaluated {
             features: self.value(self.graph.features, n),
@@ -280,14 +294,16 @@ impl<T: Real> Network<T> {
         Ok(())
     }
 
-    /// Lets the statistics of the last training pass enter the running ones, once.
+    /// Lets the statistics of the last training pass enter the running ones, once; frozen ones stay as they are.
     ///
     /// # Panics
     /// If that was done already, or there was no training pass.
     pub fn commit_buffers(&mut self, update: BufferUpdate) {
         assert!(self.is_staged, "statistics of a batch are committed once");
         self.is_staged = false;
-        self.parameters.update_buffers(&self.staged, update);
+        if self.spec.batch_norm != BatchNormScope::Frozen {
+            self.parameters.update_buffers(&self.staged, update);
+        }
     }
 
     /// The statistics of the last training pass, in the places of the running ones: mean and unbiased variance.
@@ -438,6 +454,6 @@ fn norm_input_widths(graph: &Graph) -> impl Iterator<Item = usize> {
 fn in_scope<'a>(scope: BatchNormScope, peers: &'a mut dyn Peers, alone: &'a mut Alone) -> &'a mut dyn Peers {
     match scope {
         BatchNormScope::Global => peers,
-        BatchNormScope::Local => alone,
+        BatchNormScope::Local | BatchNormScope::Frozen => alone,
     }
 }

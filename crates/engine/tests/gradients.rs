@@ -7,8 +7,8 @@ mod support;
 use std::sync::Arc;
 
 use engine::kernels::Pool;
-use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
-use engine::network::Network;
+use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
+use engine::network::{BufferUpdate, Network};
 use engine::peers::Alone;
 use support::{dot, network, noise, spec};
 
@@ -97,6 +97,35 @@ fn deeper_nets_with_both_stems() {
     check(&spec(Arch::ResNet18, Stem::Imagenet, head, 35), (2, 1), &["", "conv1.weight"]);
     check(&spec(Arch::ResNet34, Stem::Cifar, head, 7), (3, 2), &[""]);
     check(&spec(Arch::ResNet50, Stem::Imagenet, head, 33), (2, 2), &[""]);
+}
+
+/// By running statistics that are not those of the batch, which no rank's peers are asked for, and which stay.
+#[test]
+fn frozen_statistics() {
+    let head = Head::MocoV3 { hidden: 7, out: 5 };
+    let nets: [(Arch, Stem, usize, &[&str]); 2] =
+        [(Arch::ResNet20, Stem::Cifar, 8, &KINDS), (Arch::ResNet50, Stem::Imagenet, 33, &[""])];
+    for (arch, stem, size, suffixes) in nets {
+        let spec = ModelSpec { batch_norm: BatchNormScope::Frozen, ..spec(arch, stem, head, size) };
+        let mut network = network::<f64>(&spec, 4, 2);
+        for (entry, value) in network.parameters().buffers.clone().iter().zip(noise("scales", 1000)) {
+            let drawn = noise(&entry.name, entry.len);
+            let is_variance = entry.name.ends_with("running_var");
+            let drawn = drawn.iter().map(|x| if is_variance { 2.0 + x + value } else { 0.5 * x });
+            let buffers = &mut network.parameters_mut().buffer_values[entry.range()];
+            buffers.iter_mut().zip(drawn).for_each(|(buffer, x)| *buffer = x);
+        }
+        let buffers = network.parameters().buffer_values.clone();
+        let images = noise("images", 3 * size * size * 3);
+        let evaluated = network.forward_eval(&images, 3).embeddings.to_vec();
+        assert_eq!(network.forward_train(&images, 3, &mut Alone).unwrap(), evaluated);
+        network.commit_buffers(BufferUpdate::Momentum(0.1));
+        assert_eq!(
+            (&network.parameters().buffer_values, network.parameters().num_batches_tracked),
+            (&buffers, 0)
+        );
+        check_network(network, (&images, 3), 3 * 5, suffixes);
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub fn spec(config: &RunConfig) -> ModelSpec {
         batch_norm: match model.batch_norm {
             config::BatchNorm::Global => BatchNormScope::Global,
             config::BatchNorm::Local => BatchNormScope::Local,
+            config::BatchNorm::Frozen => BatchNormScope::Frozen,
         },
         image_size: config.data.size,
         zero_init_residual: model.zero_init_residual,

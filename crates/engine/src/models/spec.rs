@@ -135,13 +135,16 @@ pub enum Role {
     Patches,
 }
 
-/// Over which rows batch statistics are taken.
+/// By which statistics batch norm normalises in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BatchNormScope {
     /// All rows of all ranks.
     Global,
     /// This rank's rows only.
     Local,
+    /// The running statistics, which stay as they are (mean 0 and variance 1 unless others were loaded), so that a row's
+    /// embedding depends on no other row.
+    Frozen,
 }
 
 /// Everything that decides a network's shape.
@@ -153,7 +156,7 @@ pub struct ModelSpec {
     pub stem: Stem,
     /// Its projection head.
     pub head: Head,
-    /// Rows over which batch norm takes its statistics.
+    /// Where batch norm takes its statistics from.
     pub batch_norm: BatchNormScope,
     /// Side of the square input images, in pixels.
     pub image_size: usize,
@@ -346,6 +349,7 @@ impl fmt::Display for BatchNormScope {
         f.write_str(match self {
             Self::Global => "global",
             Self::Local => "local",
+            Self::Frozen => "frozen",
         })
     }
 }
@@ -357,10 +361,11 @@ impl FromStr for BatchNormScope {
         match name {
             "global" => Ok(Self::Global),
             "local" => Ok(Self::Local),
+            "frozen" => Ok(Self::Frozen),
             _ => Err(UnknownName {
                 part: "batch norm scope",
                 name: name.to_owned(),
-                expected: "global or local",
+                expected: "global, local or frozen",
             }),
         }
     }

@@ -25,7 +25,7 @@ impl<T: Real> Network<T> {
             (Node::Conv(node), Op::Conv(conv)) => {
                 let prologue = program.prologue(node.x).map(|norm| prologue(&earlier[norm]));
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
-                let sums = (pass == Pass::Train).then(|| &mut all_sums[node.y.0][..]);
+                let sums = (pass == Pass::OfBatch).then(|| &mut all_sums[node.y.0][..]);
                 let w = weight(graph, parameters, node.weight);
                 conv.forward(&team.pool, n, Input { x, prologue }, w, y, sums);
             }
@@ -50,7 +50,7 @@ impl<T: Real> Network<T> {
                 let layer = (weight(graph, parameters, node.weight), bias, node.relu);
                 linear::forward(team, shape, x, layer, y);
                 let sums = &mut all_sums[node.y.0];
-                if pass == Pass::Train && !sums.is_empty() {
+                if pass == Pass::OfBatch && !sums.is_empty() {
                     channel_sums(team, y, sums);
                 }
             }

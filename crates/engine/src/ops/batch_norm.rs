@@ -6,7 +6,8 @@
 //! `d_x = scale / sqrt(variance + eps) * (g - sum(g) / m - x^ * sum(g x^) / m)`
 //!
 //! where both sums run over all ranks; `d_scale = sum(g x^)` and `d_shift = sum(g)` stay sums over this rank's
-//! rows, because parameter gradients are summed over ranks afterwards.
+//! rows, because parameter gradients are summed over ranks afterwards. Statistics that are frozen do not depend on `x`,
+//! and both means vanish from `d_x`.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +28,7 @@ pub(crate) struct BatchNorm<T> {
     relu: bool,
     has_shortcut: bool,
     norms: Vec<Normalisation<T>>,
-    /// Values per channel on all ranks, in the last training pass.
+    /// Values per channel on all ranks, in the last training pass; infinite if the statistics are of no batch.
     count: f64,
     /// Of each thread `[1 + norms, channels]`: sums of `g`, then of `g * (x - mean)` for each norm.
     partials: Vec<Mutex<Vec<f64>>>,
@@ -93,9 +94,7 @@ impl<T: Real> BatchNorm<T> {
         staged: &mut [f64],
         peers: &mut dyn Peers,
     ) -> Result<(), PeerError> {
-        for partial in &mut self.partials {
-            partial.get_mut().unwrap_or_else(PoisonError::into_inner).fill(0.0);
-        }
+        self.clear_partials();
         let moments = statistics::gather(count, sums, peers)?;
         self.count = moments[0].count;
         for (norm, moments) in self.norms.iter_mut().zip(moments.chunks_exact(self.channels)) {
@@ -104,6 +103,19 @@ impl<T: Real> BatchNorm<T> {
             fill(&mut staged[norm.running_var.clone()], moments.iter().map(Moments::unbiased_variance));
         }
         Ok(())
+    }
+
+    /// Takes the running statistics for a training pass, as constants.
+    pub fn freeze(&mut self, parameters: &Parameters<T>) {
+        self.clear_partials();
+        self.count = f64::INFINITY;
+        self.use_running_statistics(parameters);
+    }
+
+    fn clear_partials(&mut self) {
+        for partial in &mut self.partials {
+            partial.get_mut().unwrap_or_else(PoisonError::into_inner).fill(0.0);
+        }
     }
 
     /// Takes the running statistics, for evaluation.
@@ -142,7 +154,8 @@ impl<T: Real> BatchNorm<T> {
 
     /// Adds up what the gradients of some pixels say about the statistics, for one thread; masks a residual sum's.
     ///
-    /// Every pixel is added once between [`BatchNorm::use_batch_statistics`] and [`BatchNorm::backward`].
+    /// Every pixel is added once between [`BatchNorm::use_batch_statistics`], or [`BatchNorm::freeze`], and
+    /// [`BatchNorm::backward`].
     pub fn add_gradients(&self, path: KernelPath, thread: usize, views: BackwardViews<'_, T>) {
         let mut partial = self.partials[thread].lock().unwrap_or_else(PoisonError::into_inner);
         let sums = &mut partial[..];

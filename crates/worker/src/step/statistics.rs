@@ -32,7 +32,7 @@ impl ChunkStatistics {
 /// Images over which a rank's statistics are taken.
 fn counted(scope: BatchNormScope, images: &[usize], rank: usize) -> usize {
     match scope {
-        BatchNormScope::Global => images.iter().sum(),
+        BatchNormScope::Global | BatchNormScope::Frozen => images.iter().sum(),
         BatchNormScope::Local => images[rank],
     }
 }
