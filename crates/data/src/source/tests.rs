@@ -66,6 +66,24 @@ fn a_folder_is_read_in_the_order_of_its_paths() {
     assert_eq!(paths(&open(&root.path().join("train"), ""))[0], "a-b/1.png");
 }
 
+/// Folders within folders, and names that sort before and after a slash.
+#[test]
+fn files_are_in_the_order_of_their_whole_paths() {
+    let names = ["a", "a!", "a0", "b"];
+    let folders =
+        names.iter().flat_map(|a| names.map(|b| format!("{a}/{b}"))).chain(names.map(str::to_owned));
+    let (mut found, mut expected) = (listing::Found::new(), Vec::new());
+    for folder in folders.chain([String::new()]) {
+        for name in ["a.png", "a!.png", "a0.png", "0.png"] {
+            found.push(Path::new(&folder), name.as_ref(), ());
+            expected.push(Path::new(&folder).join(name));
+        }
+    }
+    expected.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+    let files = listing::arrange(Path::new("x"), found, None).unwrap().files;
+    assert_eq!((0..files.len()).map(|index| files.path(index)).collect::<Vec<_>>(), expected);
+}
+
 #[test]
 fn a_tar_is_read_like_the_folder_it_was_made_of() {
     let root = tempfile::tempdir().unwrap();

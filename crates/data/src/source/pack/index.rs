@@ -17,7 +17,6 @@ const ENTRY_LEN: usize = 44;
 /// Where the parts of the index lie, by which an image's entry is found.
 #[derive(Clone, Debug)]
 pub struct Index {
-    n_images: usize,
     n_classes: u32,
     /// Where the images end, at most.
     images_end: u64,
@@ -123,8 +122,7 @@ pub fn read(bytes: &[u8]) -> Result<(Index, Vec<String>), String> {
     let n_images = n_images.ok_or_else(|| format!("its images do not fit an index of {len} bytes"))?;
     let entries = bytes.len() - reader.rest.len();
     let paths = entries + n_images * ENTRY_LEN;
-    let index =
-        Index { n_images, n_classes, images_end: offset, entries: entries..paths, paths: paths..bytes.len() };
+    let index = Index { n_classes, images_end: offset, entries: entries..paths, paths: paths..bytes.len() };
     for image in 0..n_images {
         index.entry(bytes, image)?;
         index.path(bytes, image)?;
@@ -139,7 +137,7 @@ pub fn read(bytes: &[u8]) -> Result<(Index, Vec<String>), String> {
 impl Index {
     /// Counts the images.
     pub fn len(&self) -> usize {
-        self.n_images
+        self.entries.len() / ENTRY_LEN
     }
 
     /// What the index in the file `bytes` says of an image.
@@ -150,7 +148,7 @@ impl Index {
     /// # Panics
     /// If there is no such image.
     pub fn entry(&self, bytes: &[u8], image: usize) -> Result<Entry, String> {
-        assert!(image < self.n_images, "image {image} of {}", self.n_images);
+        assert!(image < self.len(), "image {image} of {}", self.len());
         let mut reader = Reader { rest: &bytes[self.entries.clone()][image * ENTRY_LEN..] };
         let offset = reader.u64()?;
         let (width, height, label) = (reader.u32()?, reader.u32()?, reader.u32()?);
