@@ -53,6 +53,11 @@ impl ConvShape {
         self.out_h() * self.out_w() * self.c_out
     }
 
+    /// Whether each pixel of the input is a window, and the only one that reads it.
+    pub(super) fn is_every_pixel(&self) -> bool {
+        (self.kernel, self.stride, self.pad) == (1, 1, 0)
+    }
+
     /// Elements of the weights, `[c_out, c_in, kernel, kernel]`.
     pub fn weight_len(&self) -> usize {
         self.c_out * self.c_in * self.kernel * self.kernel

@@ -26,8 +26,9 @@ use super::simd::InstructionSet;
 use super::taps::Taps;
 use super::window::{FEWEST_PIXELS, Output, Weights, Window};
 
-/// Bytes of framed images in a block: half of a second-level cache, the other half is for weights.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of framed images in a block: a fifth of the smallest second-level cache in use, since what the images are made
+/// from and what is made from them pass through it as well.
+const BLOCK_BYTES: usize = 96 << 10;
 
 /// Output pixels in a block of the weight gradient, at least: the gradient is read and written once
 /// per block.
@@ -60,6 +61,8 @@ struct Plan {
     shape: ConvShape,
     forward: Window,
     input: Frame,
+    /// The input as the weight gradient reads it.
+    input_planes: Frame,
     backward: Vec<Window>,
     d_output: Frame,
     taps: Taps,
@@ -78,17 +81,19 @@ struct Plan {
 impl Plan {
     fn new(shape: ConvShape, lanes: usize, threads: usize) -> Self {
         let input = Frame::input(&shape);
+        let input_planes = Frame::input_planes(&shape);
         let (d_output, backward) = Window::backward(&shape);
         let most = shape.n.div_ceil(threads).max(1);
         let block = |len: usize, pixels: usize| {
             let fewest = pixels.div_ceil(shape.out_h() * shape.out_w());
             (BLOCK_BYTES / size_of::<f32>() / len).max(fewest).clamp(1, most)
         };
-        let gradient_block = block(input.len().max(shape.output_len()), GRADIENT_PIXELS);
+        let gradient_block = block(input_planes.len().max(shape.output_len()), GRADIENT_PIXELS);
         Self {
             shape,
             forward: Window::forward(&shape),
             input,
+            input_planes,
             backward,
             d_output,
             taps: Taps::new(&shape, gradient_block),
@@ -106,7 +111,8 @@ impl Plan {
     }
 
     fn framed_len(&self) -> usize {
-        (self.block.max(self.gradient_block) * self.input.len())
+        (self.block * self.input.len())
+            .max(self.gradient_block * self.input_planes.len())
             .max(self.backward_block * self.d_output.len())
     }
 
@@ -118,7 +124,7 @@ impl Plan {
     }
 
     fn d_weights_len(&self) -> usize {
-        self.taps.depth * self.outputs.stored()
+        self.taps.depth() * self.outputs.stored()
     }
 
     fn bytes(&self, threads: usize) -> usize {
@@ -272,7 +278,7 @@ impl Plan {
         worker: &mut Worker,
         accumulate: bool,
     ) {
-        let framed = self.input.place(isa, x, &mut worker.framed);
+        let framed = self.input_planes.place(isa, x, &mut worker.framed);
         let d_y = if self.outputs.is_one_full_panel() {
             d_y
         } else {

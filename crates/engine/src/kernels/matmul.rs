@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::real::Real;
 use super::reference;
 use super::simd::InstructionSet;
-use super::strip::{MAX_WIDTH, Rows, Target, Terms, strip};
+use super::strip::{MAX_WIDTH, Row, Target, Terms, strips};
 
 /// Rows of `B` that are packed at a time: a panel of them fits the nearest cache.
 const DEPTH: usize = 128;
@@ -106,15 +106,11 @@ fn fast_rows(isa: InstructionSet, gemm: Gemm, first: usize, a: &[f32], b: &[f32]
             };
             let accumulate = gemm.accumulate || start > 0;
             let mut target = Target { c: &mut *c, columns: panel.columns, accumulate, sums: None };
-            for group in (0..rows).step_by(isa.rows()) {
-                let mut strip_rows = Rows::default();
-                for row in group..(group + isa.rows()).min(rows) {
-                    let a =
-                        if gemm.a_transposed { start * m + first + row } else { (first + row) * k + start };
-                    strip_rows.push(a, row * n + panel.first);
-                }
-                strip(isa, &terms, &strip_rows, &mut target);
-            }
+            let of_a = |row: usize| {
+                if gemm.a_transposed { start * m + first + row } else { (first + row) * k + start }
+            };
+            let rows = (0..rows).map(|row| Row { a: of_a(row), c: row * n + panel.first });
+            strips(isa, &terms, rows, &mut target);
         }
     }
 }

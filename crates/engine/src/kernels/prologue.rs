@@ -3,6 +3,8 @@
 //! A normalised activation that only convolutions read is never stored: they read what is normalised, and
 //! normalise it themselves.
 
+use std::ops::Range;
+
 use super::real::Real;
 use super::simd::{Simd, Task};
 
@@ -33,7 +35,7 @@ impl<'a, T: Real> Input<'a, T> {
     }
 
     /// The same prologue on a part of the numbers.
-    pub(super) fn slice(&self, range: std::ops::Range<usize>) -> Self {
+    pub(super) fn slice(&self, range: Range<usize>) -> Self {
         Self { x: &self.x[range], ..*self }
     }
 
@@ -97,28 +99,57 @@ impl<S: Simd> VectorPrologue<S> {
     }
 }
 
-/// Writes what a convolution sees of some pixels.
+/// Writes what a convolution sees of some channels of some pixels.
 pub(super) struct Apply<'a> {
-    pub(super) prologue: Prologue<'a, f32>,
-    /// `[pixels, c_in]`
+    pub(super) prologue: Option<Prologue<'a, f32>>,
+    pub(super) channels: Range<usize>,
+    /// Pixels, `x_step` apart, of all channels.
     pub(super) x: &'a [f32],
+    pub(super) x_step: usize,
+    /// As many pixels, `y_step` apart, of these channels.
     pub(super) y: &'a mut [f32],
+    pub(super) y_step: usize,
 }
 
 impl Task for Apply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let channels = self.prologue.multiplier.len();
-        let whole = channels - channels % S::LANES;
-        for (x, y) in self.x.chunks_exact(channels).zip(self.y.chunks_exact_mut(channels)) {
-            for channel in (0..whole).step_by(S::LANES) {
-                let prologue = self.prologue.vector(simd, channel);
-                simd.write(&mut y[channel..], prologue.see(simd, simd.read(&x[channel..])));
+    fn run<S: Simd>(mut self, simd: S) {
+        let count = self.channels.len();
+        let mut done = 0;
+        while done + 2 * S::LANES <= count {
+            self.vectors::<S, 2>(simd, done);
+            done += 2 * S::LANES;
+        }
+        if done + S::LANES <= count {
+            self.vectors::<S, 1>(simd, done);
+            done += S::LANES;
+        }
+        let Self { prologue, channels, x, x_step, y, y_step } = self;
+        for (at, channel) in channels.enumerate().skip(done) {
+            let values = x[channel..].iter().step_by(x_step);
+            for (y, &value) in y[at..].iter_mut().step_by(y_step).zip(values) {
+                *y = prologue.map_or(value, |prologue| prologue.at(channel, value));
             }
-            for channel in whole..channels {
-                y[channel] = self.prologue.at(channel, x[channel]);
+        }
+    }
+}
+
+impl Apply<'_> {
+    /// A few vectors of the channels of all pixels: what is done to them stays in registers.
+    #[inline(always)]
+    fn vectors<S: Simd, const VECTORS: usize>(&mut self, simd: S, first: usize) {
+        let channel = self.channels.start + first;
+        let seen = self.prologue.map(|prologue| -> [_; VECTORS] {
+            std::array::from_fn(|v| prologue.vector(simd, channel + v * S::LANES))
+        });
+        let x = self.x[channel..].chunks(self.x_step);
+        for (x, y) in x.zip(self.y[first..].chunks_mut(self.y_step)) {
+            for v in 0..VECTORS {
+                let value = simd.read(&x[v * S::LANES..]);
+                let value = seen.map_or(value, |seen| seen[v].see(simd, value));
+                simd.write(&mut y[v * S::LANES..], value);
             }
         }
     }

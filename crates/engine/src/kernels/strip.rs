@@ -1,35 +1,27 @@
-//! The micro-kernel: a strip of a matrix product, held in registers while it is summed.
+//! The micro-kernel: strips of a matrix product, each held in registers while it is summed.
 //!
-//! A strip has one or two vectors of columns, and up to [`InstructionSet::rows`] rows or, one vector wide, twice as
-//! many ([`strip_rows`]): sums that are too few wait for each other. Each term loads one row of the packed panel `b`
-//! and multiplies it by one number of `a` per row:
+//! A strip has one or two vectors of columns, and up to [`Simd::ROWS`] rows or, one vector wide, twice as many: sums
+//! that are too few wait for each other. Each term loads one row of the packed panel `b` and multiplies it by one
+//! number of `a` per row:
 //!
 //! ```text
-//! c[c_offset(row) + column] = sum over runs, over l < len:
-//!     a[a_offset(row) + run + l * step] * b[(run number * len + l) * width + column]
+//! c[row.c + column] = sum over runs, over l < len:
+//!     a[row.a + run + l * step] * b[(run number * len + l) * width + column]
 //! ```
 //!
 //! `a` is never packed: a row is wherever its offset says, so a convolution's output pixels read
 //! their windows in place (`step` 1), and a weight gradient's rows read one pixel after the other
 //! (`step` of a pixel).
 
-#![expect(unsafe_code, reason = "bounds are asserted once per run instead of once per term")]
+#![expect(unsafe_code, reason = "bounds are asserted once per strip instead of once per term")]
 
-use std::ops::Range;
-
-use super::simd::{InstructionSet, MAX_LANES, MAX_ROWS, Simd, Task, add_lanes};
+use super::simd::{InstructionSet, MAX_LANES, Simd, Task, add_lanes};
 
 /// The widest strip.
 pub(super) const MAX_WIDTH: usize = 2 * MAX_LANES;
 
-/// Rows of the longest strip.
-const MAX_STRIP_ROWS: usize = 2 * MAX_ROWS;
-
-/// Rows that a strip of `width` columns has at most. Long ones are worth it if the rows are `even`: runs of the window
-/// whose pixels are a vector apart, or terms of a weight gradient that lie side by side.
-pub(super) fn strip_rows(isa: InstructionSet, width: usize, even: bool) -> usize {
-    if even && width == isa.lanes() { 2 * isa.rows() } else { isa.rows() }
-}
+/// Distance of two pixels in images cut into planes of so many channels: one cache line.
+pub(super) const PLANE_STEP: usize = 16;
 
 /// What the numbers of a strip are sums of.
 #[derive(Clone, Copy)]
@@ -47,43 +39,25 @@ pub(super) struct Terms<'a> {
     pub(super) width: usize,
 }
 
-/// Where the rows of a strip are read and written.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Rows {
-    pub(super) count: usize,
-    pub(super) a_offsets: [usize; MAX_STRIP_ROWS],
-    pub(super) c_offsets: [usize; MAX_STRIP_ROWS],
-}
-
-impl Rows {
-    /// Adds a row that reads at `a` and writes at `c`.
-    #[inline]
-    pub(super) fn push(&mut self, a: usize, c: usize) {
-        self.a_offsets[self.count] = a;
-        self.c_offsets[self.count] = c;
-        self.count += 1;
-    }
-
-    /// Whether there are `count` rows, each of which begins `distance` behind the one before.
-    #[inline(always)]
-    fn are_even(&self, count: usize, distance: usize) -> bool {
-        self.count == count && (0..count).all(|row| self.a_offsets[row] == self.a_offsets[0] + row * distance)
-    }
-
-    /// Some of the rows.
-    fn part(&self, range: Range<usize>) -> Self {
-        let mut part = Self::default();
-        for row in range {
-            part.push(self.a_offsets[row], self.c_offsets[row]);
-        }
-        part
+impl Terms<'_> {
+    /// How far behind a row's offset its last number lies; none if there are no terms.
+    fn reach(&self) -> Option<usize> {
+        let last = self.runs.iter().max().filter(|_| self.len > 0)?;
+        Some(last + (self.len - 1) * self.step)
     }
 }
 
-/// Where a strip goes.
+/// Where a row of a product is read and written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Row {
+    pub(super) a: usize,
+    pub(super) c: usize,
+}
+
+/// Where strips go.
 pub(super) struct Target<'a> {
     pub(super) c: &'a mut [f32],
-    /// Columns of the strip that exist; the panel holds zeros in the others.
+    /// Columns that exist; the panel holds zeros in the others.
     pub(super) columns: usize,
     /// Adds to `c` instead of replacing it.
     pub(super) accumulate: bool,
@@ -91,123 +65,139 @@ pub(super) struct Target<'a> {
     pub(super) sums: Option<[&'a mut [f64]; 2]>,
 }
 
-/// Computes one strip.
+/// Computes some rows of a product, strip by strip.
 ///
 /// # Panics
 /// If a row or a run lies outside its slice, or the width is neither one nor two vectors.
-#[inline]
-pub(super) fn strip(isa: InstructionSet, terms: &Terms<'_>, rows: &Rows, target: &mut Target<'_>) {
-    isa.run(Strip { terms, rows, target });
+pub(super) fn strips(
+    isa: InstructionSet,
+    terms: &Terms<'_>,
+    rows: impl ExactSizeIterator<Item = Row>,
+    target: &mut Target<'_>,
+) {
+    isa.run(Strips { terms, rows, target });
 }
 
-struct Strip<'a, 'b, 'c> {
+struct Strips<'a, 'b, 'c, I> {
     terms: &'a Terms<'b>,
-    rows: &'a Rows,
+    rows: I,
     target: &'a mut Target<'c>,
 }
 
-impl Task for Strip<'_, '_, '_> {
+impl<I: ExactSizeIterator<Item = Row>> Task for Strips<'_, '_, '_, I> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { terms, rows, target } = self;
-        match (S::ROWS, terms.width / S::LANES) {
-            (8, 2) => run::<S, 8, 2>(simd, terms, rows, target),
-            (8, 1) => run_narrow::<S, 16, 8>(simd, terms, rows, target),
-            (6, 2) => run::<S, 6, 2>(simd, terms, rows, target),
-            (6, 1) => run_narrow::<S, 12, 6>(simd, terms, rows, target),
-            _ => unreachable!("a strip of {} columns", terms.width),
+        match (S::ROWS, self.terms.width / S::LANES) {
+            (8, 2) => self.wide::<S, 8>(simd),
+            (8, 1) => self.narrow::<S, 16, 8>(simd),
+            (6, 2) => self.wide::<S, 6>(simd),
+            (6, 1) => self.narrow::<S, 12, 6>(simd),
+            _ => unreachable!("strips of {} columns", self.terms.width),
         }
     }
 }
 
-/// Computes a strip that is one vector wide: of `LONG` rows if one register holds where they all begin, and otherwise
-/// of `SHORT` rows at a time.
-#[inline(always)]
-fn run_narrow<S: Simd, const LONG: usize, const SHORT: usize>(
-    simd: S,
-    terms: &Terms<'_>,
-    rows: &Rows,
-    target: &mut Target<'_>,
-) {
-    let distance = if terms.step == 1 { S::LANES } else { 1 };
-    if rows.are_even(LONG, distance) {
-        let first = rows.a_offsets[0];
-        let mut tile = [[simd.splat(0.0); 1]; LONG];
-        match terms.step {
-            1 => sum(simd, terms, 1, &|row| first + row * S::LANES, &mut tile),
-            step => sum(simd, terms, step, &|row| first + row, &mut tile),
+impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
+    /// Strips of two vectors.
+    #[inline(always)]
+    fn wide<S: Simd, const ROWS: usize>(mut self, simd: S) {
+        let terms = (self.terms, self.terms.reach());
+        let (strips, rest) = (self.rows.len() / ROWS, self.rows.len() % ROWS);
+        for _ in 0..strips {
+            let rows = self.take::<ROWS>(ROWS);
+            one_strip::<S, ROWS, 2>(simd, terms, (rows, ROWS), self.target);
         }
-        return write_tile(simd, &tile, rows, target);
+        if rest > 0 {
+            let rows = self.take::<ROWS>(rest);
+            one_strip::<S, ROWS, 2>(simd, terms, (rows, rest), self.target);
+        }
     }
-    for first in (0..rows.count).step_by(SHORT) {
-        let rows = rows.part(first..rows.count.min(first + SHORT));
-        run::<S, SHORT, 1>(simd, terms, &rows, target);
+
+    /// Strips of one vector: of `LONG` rows if one register holds where they all begin, and otherwise of `SHORT` ones.
+    #[inline(always)]
+    fn narrow<S: Simd, const LONG: usize, const SHORT: usize>(mut self, simd: S) {
+        let terms = (self.terms, self.terms.reach());
+        let distance = if self.terms.step == 1 { S::LANES } else { 1 };
+        let (strips, mut rest) = (self.rows.len() / LONG, self.rows.len() % LONG);
+        for _ in 0..strips {
+            let rows = self.take::<LONG>(LONG);
+            let first = rows[0].a;
+            if rows.iter().enumerate().all(|(row, at)| at.a == first + row * distance) {
+                let sums: [[S::Vector; 1]; LONG] = match self.terms.step {
+                    1 => sum(simd, terms, 1, &|row| first + row * S::LANES),
+                    step => sum(simd, terms, step, &|row| first + row),
+                };
+                write(simd, &sums, (&rows, LONG), self.target);
+            } else {
+                for start in (0..LONG).step_by(SHORT) {
+                    let mut short = [Row::default(); SHORT];
+                    short.copy_from_slice(&rows[start..start + SHORT]);
+                    one_strip::<S, SHORT, 1>(simd, terms, (short, SHORT), self.target);
+                }
+            }
+        }
+        while rest > 0 {
+            let count = rest.min(SHORT);
+            rest -= count;
+            let rows = self.take::<SHORT>(count);
+            one_strip::<S, SHORT, 1>(simd, terms, (rows, count), self.target);
+        }
+    }
+
+    /// The next `count` rows. The others of a strip repeat the first one.
+    #[inline(always)]
+    fn take<const ROWS: usize>(&mut self, count: usize) -> [Row; ROWS] {
+        let mut rows = [Row::default(); ROWS];
+        for row in 0..ROWS {
+            rows[row] = if row < count { self.rows.next().unwrap_or_default() } else { rows[0] };
+        }
+        rows
     }
 }
 
 /// Sums a strip, with code of its own for each way to walk through `a`, and writes it.
 #[inline(always)]
-fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(
+fn one_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    terms: &Terms<'_>,
-    rows: &Rows,
+    terms: (&Terms<'_>, Option<usize>),
+    (rows, count): ([Row; ROWS], usize),
     target: &mut Target<'_>,
 ) {
-    // Rows that do not exist repeat the first one.
-    let offsets: [usize; ROWS] =
-        std::array::from_fn(|row| rows.a_offsets[if row < rows.count { row } else { 0 }]);
-    let first = offsets[0];
-    let mut tile = [[simd.splat(0.0); VECTORS]; ROWS];
-    match terms.step {
-        1 => sum(simd, terms, 1, &|row| offsets[row], &mut tile),
-        step if (0..ROWS).all(|row| offsets[row] == first + row) => {
-            sum(simd, terms, step, &|row| first + row, &mut tile);
-        }
-        step => sum(simd, terms, step, &|row| offsets[row], &mut tile),
-    }
-    write_tile(simd, &tile, rows, target);
+    let first = rows[0].a;
+    let are_neighbours = || (0..ROWS).all(|row| rows[row].a == first + row);
+    let sums: [[S::Vector; VECTORS]; ROWS] = match terms.0.step {
+        1 => sum(simd, terms, 1, &|row| rows[row].a),
+        PLANE_STEP if are_neighbours() => sum(simd, terms, PLANE_STEP, &|row| first + row),
+        step if are_neighbours() => sum(simd, terms, step, &|row| first + row),
+        step => sum(simd, terms, step, &|row| rows[row].a),
+    };
+    write(simd, &sums, (&rows, count), target);
 }
 
-/// Writes the rows and columns of a tile that exist.
-#[inline(always)]
-fn write_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    simd: S,
-    tile: &[[S::Vector; VECTORS]; ROWS],
-    rows: &Rows,
-    target: &mut Target<'_>,
-) {
-    if target.columns == VECTORS * S::LANES {
-        write(simd, tile, rows, target);
-    } else {
-        write_columns(simd, tile, rows, target);
-    }
-}
-
-/// Sums a strip in registers and leaves it in `tile`.
+/// Sums a strip in registers. `terms` come with their reach.
 #[inline(always)]
 fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    terms: &Terms<'_>,
+    (terms, reach): (&Terms<'_>, Option<usize>),
     step: usize,
     offset: &impl Fn(usize) -> usize,
-    tile: &mut [[S::Vector; VECTORS]; ROWS],
-) {
+) -> [[S::Vector; VECTORS]; ROWS] {
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+    let Some(reach) = reach else { return sums };
     let last = (0..ROWS).map(offset).max().unwrap_or(0);
-    let reach = terms.len.saturating_sub(1) * step;
-    let mut panel = terms.b;
+    assert!(last + reach < terms.a.len(), "a run leaves its matrix");
+    let run_len = terms.len * VECTORS * S::LANES;
+    assert!(terms.runs.len() * run_len <= terms.b.len(), "a panel of too few rows");
+    let mut b = terms.b.as_ptr();
     for &start in terms.runs {
-        assert!(terms.len == 0 || last + start + reach < terms.a.len(), "a run leaves its matrix");
-        let (b, rest) = panel.split_at(terms.len * VECTORS * S::LANES);
-        panel = rest;
-        let run = Run { a: terms.a.as_ptr().wrapping_add(start), step, b: b.as_ptr(), len: terms.len };
-        // SAFETY: the ends of the run in `a` and in `b` have just been checked.
+        let run = Run { a: terms.a.as_ptr().wrapping_add(start), step, b, len: terms.len };
+        // SAFETY: the ends of the furthest run in `a` and of the last one in `b` have just been checked.
         unsafe { add_run(simd, run, offset, &mut sums) };
+        b = b.wrapping_add(run_len);
     }
-    // Written row by row from a copy, because what is indexed at run time cannot live in registers.
-    *tile = sums;
+    sums
 }
 
 /// Terms that lie at equal distances.
@@ -233,20 +223,21 @@ pub(super) unsafe fn add_run<S: Simd, const ROWS: usize, const VECTORS: usize>(
     offset: &impl Fn(usize) -> usize,
     sums: &mut [[S::Vector; VECTORS]; ROWS],
 ) {
-    let a = |l: usize| run.a.wrapping_add(l * run.step);
-    let b = |l: usize| run.b.wrapping_add(l * VECTORS * S::LANES);
-    let mut l = 0;
-    while l + 4 <= run.len {
-        for l in l..l + 4 {
-            // SAFETY: l < len, and the rest is the caller's promise.
-            unsafe { add_term(simd, a(l), offset, b(l), sums) };
+    const UNROLLED: usize = 4;
+    let (mut a, mut b) = (run.a, run.b);
+    for _ in 0..run.len / UNROLLED {
+        for _ in 0..UNROLLED {
+            // SAFETY: there are that many terms, and the rest is the caller's promise.
+            unsafe { add_term(simd, a, offset, b, sums) };
+            a = a.wrapping_add(run.step);
+            b = b.wrapping_add(VECTORS * S::LANES);
         }
-        l += 4;
     }
-    while l < run.len {
-        // SAFETY: l < len, and the rest is the caller's promise.
-        unsafe { add_term(simd, a(l), offset, b(l), sums) };
-        l += 1;
+    for _ in 0..run.len % UNROLLED {
+        // SAFETY: these are the terms left, and the rest is the caller's promise.
+        unsafe { add_term(simd, a, offset, b, sums) };
+        a = a.wrapping_add(run.step);
+        b = b.wrapping_add(VECTORS * S::LANES);
     }
 }
 
@@ -276,48 +267,70 @@ unsafe fn add_term<S: Simd, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// Writes the rows of a full tile that exist, and adds up what was written.
+/// Writes the rows and columns of a strip that exist, and adds up what was written.
 #[inline(always)]
 fn write<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    tile: &[[S::Vector; VECTORS]; ROWS],
-    rows: &Rows,
+    strip: &[[S::Vector; VECTORS]; ROWS],
+    (rows, count): (&[Row; ROWS], usize),
     target: &mut Target<'_>,
 ) {
-    let mut sum = [simd.splat(0.0); VECTORS];
-    let mut squares = [simd.splat(0.0); VECTORS];
-    for (values, &offset) in tile.iter().zip(&rows.c_offsets[..rows.count]) {
-        let c = &mut target.c[offset..][..VECTORS * S::LANES];
-        for (v, &value) in values.iter().enumerate() {
-            let c = &mut c[v * S::LANES..];
-            let value = if target.accumulate { simd.add(simd.read(c), value) } else { value };
-            simd.write(c, value);
-            sum[v] = simd.add(sum[v], value);
-            squares[v] = simd.mul_add(value, value, squares[v]);
+    if target.columns < VECTORS * S::LANES {
+        return write_columns(simd, strip, &rows[..count], target);
+    }
+    let mut sums = [[simd.splat(0.0); VECTORS]; 2];
+    if count == ROWS {
+        // What is indexed by constants alone can stay in registers.
+        for row in 0..ROWS {
+            write_row(simd, strip[row], rows[row], target, &mut sums);
+        }
+    } else {
+        for (&values, &row) in strip.iter().zip(&rows[..count]) {
+            write_row(simd, values, row, target, &mut sums);
         }
     }
-    if let Some([sums, all_squares]) = &mut target.sums {
-        for v in 0..VECTORS {
-            add_lanes(simd, sum[v], &mut sums[v * S::LANES..]);
-            add_lanes(simd, squares[v], &mut all_squares[v * S::LANES..]);
+    if let Some(totals) = &mut target.sums {
+        for (sums, totals) in sums.iter().zip(totals) {
+            for (&sum, totals) in sums.iter().zip(totals.chunks_exact_mut(S::LANES)) {
+                add_lanes(simd, sum, totals);
+            }
         }
     }
 }
 
-/// Writes the rows and columns of a tile that exist, and adds up what was written.
+/// Writes a row of whole vectors, and adds it and its squares to `sums`.
 #[inline(always)]
-fn write_columns<S: Simd, const ROWS: usize, const VECTORS: usize>(
+fn write_row<S: Simd, const VECTORS: usize>(
     simd: S,
-    tile: &[[S::Vector; VECTORS]; ROWS],
-    rows: &Rows,
+    values: [S::Vector; VECTORS],
+    row: Row,
+    target: &mut Target<'_>,
+    [sum, squares]: &mut [[S::Vector; VECTORS]; 2],
+) {
+    let c = &mut target.c[row.c..][..VECTORS * S::LANES];
+    for (v, value) in values.into_iter().enumerate() {
+        let c = &mut c[v * S::LANES..];
+        let value = if target.accumulate { simd.add(simd.read(c), value) } else { value };
+        simd.write(c, value);
+        sum[v] = simd.add(sum[v], value);
+        squares[v] = simd.mul_add(value, value, squares[v]);
+    }
+}
+
+/// Writes rows of which not all columns exist, and adds up what was written.
+#[inline(always)]
+fn write_columns<S: Simd, const VECTORS: usize>(
+    simd: S,
+    strip: &[[S::Vector; VECTORS]],
+    rows: &[Row],
     target: &mut Target<'_>,
 ) {
-    for (values, &offset) in tile.iter().zip(&rows.c_offsets[..rows.count]) {
+    for (values, row) in strip.iter().zip(rows) {
         let mut lanes = [0.0; MAX_WIDTH];
         for (v, &value) in values.iter().enumerate() {
             simd.write(&mut lanes[v * S::LANES..], value);
         }
-        let c = &mut target.c[offset..][..target.columns];
+        let c = &mut target.c[row.c..][..target.columns];
         for (column, (c, value)) in c.iter_mut().zip(lanes).enumerate() {
             *c = if target.accumulate { *c + value } else { value };
             if let Some([sums, squares]) = &mut target.sums {

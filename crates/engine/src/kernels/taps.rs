@@ -5,7 +5,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::Panels;
 use super::simd::InstructionSet;
-use super::strip::{Rows, Target, Terms, strip, strip_rows};
+use super::strip::{Row, Target, Terms, strips};
 
 /// Bytes of framed images that every panel visits before the next pixels are begun: a part of a second-level cache.
 const SOURCE_BYTES: usize = 256 << 10;
@@ -18,12 +18,8 @@ const MOST_PIXELS: usize = 1024;
 /// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
 #[derive(Clone, Debug)]
 pub(super) struct Taps {
-    /// Rows of the gradient.
-    pub(super) depth: usize,
-    /// Rows of the gradient that lie side by side in the first window.
-    run: usize,
-    /// Distance of two such runs.
-    row: usize,
+    /// Rows of the gradient: where each is read in the first window, and which one it is. Plane by plane of the frame.
+    rows: Vec<Row>,
     /// Where each row of windows begins, over the images of a block. Empty where every pixel is a window: then it does not
     /// matter where a row or an image ends, and long runs take less time.
     runs: Vec<usize>,
@@ -36,25 +32,38 @@ pub(super) struct Taps {
 }
 
 impl Taps {
-    /// The gradient of `shape` over blocks of up to `images` images framed by [`Frame::input`].
+    /// The gradient of `shape` over blocks of up to `images` images framed by [`Frame::input_planes`].
     pub(super) fn new(shape: &ConvShape, images: usize) -> Self {
-        let frame = Frame::input(shape);
-        let ConvShape { c_in, kernel, stride, pad, .. } = *shape;
-        let run = kernel * c_in;
-        let is_every_pixel = (kernel, stride, pad) == (1, 1, 0);
-        let (lines, len) = if is_every_pixel { (0, 1) } else { (shape.out_h(), shape.out_w()) };
+        let frame = Frame::input_planes(shape);
+        let ConvShape { c_in, kernel, stride, .. } = *shape;
+        let (lines, len) = if shape.is_every_pixel() { (0, 1) } else { (shape.out_h(), shape.out_w()) };
         let line = stride * frame.row();
         let floats = stride * stride * c_in;
         let pixels = (SOURCE_BYTES / size_of::<f32>() / floats).clamp(FEWEST_PIXELS, MOST_PIXELS);
+        let plane = frame.plane_channels;
+        let mut rows = Vec::with_capacity(kernel * kernel * c_in);
+        for first in (0..c_in).step_by(plane) {
+            for tap in 0..kernel * kernel {
+                let window = (tap / kernel) * frame.row() + tap % kernel * plane;
+                let channels = first..c_in.min(first + plane);
+                rows.extend(channels.map(|channel| Row {
+                    a: first / plane * frame.plane() + window + channel % plane,
+                    c: tap * c_in + channel,
+                }));
+            }
+        }
         Self {
-            depth: kernel * run,
-            run,
-            row: frame.row(),
+            rows,
             runs: (0..images).flat_map(|n| (0..lines).map(move |y| n * frame.len() + y * line)).collect(),
             len,
-            step: stride * c_in,
+            step: stride * plane,
             lines_at_once: (pixels / len).max(1),
         }
+    }
+
+    /// Rows of the gradient.
+    pub(super) fn depth(&self) -> usize {
+        self.rows.len()
     }
 
     /// Sums over all windows of a block, into `d_weights`, panels of `[depth, panel.width]`.
@@ -87,19 +96,13 @@ impl Taps {
                     width: panel.width,
                 };
                 let mut target = Target {
-                    c: &mut d_weights[panel.range(self.depth)],
+                    c: &mut d_weights[panel.range(self.depth())],
                     columns: panel.width,
                     accumulate: accumulate || lines.start > 0,
                     sums: None,
                 };
-                let most = strip_rows(isa, panel.width, self.run.is_multiple_of(2 * isa.rows()));
-                for first in (0..self.depth).step_by(most) {
-                    let mut rows = Rows::default();
-                    for row in first..(first + most).min(self.depth) {
-                        rows.push(row / self.run * self.row + row % self.run, row * panel.width);
-                    }
-                    strip(isa, &terms, &rows, &mut target);
-                }
+                let rows = self.rows.iter().map(|row| Row { c: row.c * panel.width, ..*row });
+                strips(isa, &terms, rows, &mut target);
             }
         }
     }

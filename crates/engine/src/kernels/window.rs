@@ -8,7 +8,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::{Panel, Panels};
 use super::simd::InstructionSet;
-use super::strip::{Rows, Target, Terms, strip, strip_rows};
+use super::strip::{Row, Target, Terms, strips};
 
 /// Bytes of a panel that are used at a time, so that they stay in the near cache.
 const PANEL_BYTES: usize = 128 << 10;
@@ -73,7 +73,9 @@ impl Window {
             (0..stride.min(w)).map(|phase| Remainder::new(shape, w, phase)).collect();
         let (top, height) = Remainder::frame(&rows, shape.out_h());
         let (left, width) = Remainder::frame(&columns, shape.out_w());
-        let frame = Frame { h: shape.out_h(), w: shape.out_w(), channels: c_out, top, left, height, width };
+        let (h_out, w_out) = (shape.out_h(), shape.out_w());
+        let frame =
+            Frame { h: h_out, w: w_out, channels: c_out, plane_channels: c_out, top, left, height, width };
         let windows = rows.iter().flat_map(|y| columns.iter().map(move |x| (y, x))).map(|(y, x)| Self {
             height: y.count,
             width: x.count,
@@ -153,32 +155,69 @@ impl Window {
                     _ => None,
                 },
             };
-            let most = strip_rows(isa, panel.width, self.source.pixel == isa.lanes());
-            self.for_each_strip(most, rows.clone(), panel, |rows| strip(isa, &terms, rows, &mut target));
-        }
-    }
-
-    fn for_each_strip(&self, most: usize, rows: Range<usize>, panel: Panel, mut f: impl FnMut(&Rows)) {
-        let mut strip = Rows::default();
-        for row in rows {
-            let (image, y) = (row / self.height, row % self.height);
-            let mut a = self.source.start + image * self.source.image + y * self.source.row;
-            let mut c = self.target.start + image * self.target.image + y * self.target.row + panel.first;
-            for _ in 0..self.width {
-                strip.push(a, c);
-                if strip.count == most {
-                    f(&strip);
-                    strip.count = 0;
-                }
-                a += self.source.pixel;
-                c += self.target.pixel;
-            }
-        }
-        if strip.count > 0 {
-            f(&strip);
+            strips(isa, &terms, Pixels::new(self, rows.clone(), panel.first), &mut target);
         }
     }
 }
+
+/// The pixels of some rows, counted over all images.
+struct Pixels<'a> {
+    window: &'a Window,
+    /// Where the image and the row begin, and the next pixel is.
+    image: Row,
+    row: Row,
+    next: Row,
+    /// The row within its image.
+    y: usize,
+    /// Pixels left in the row, and in all rows.
+    in_row: usize,
+    left: usize,
+}
+
+impl<'a> Pixels<'a> {
+    /// - `column`: first column of the panel
+    fn new(window: &'a Window, rows: Range<usize>, column: usize) -> Self {
+        let Window { height, width, source, target, .. } = window;
+        let (n, y) = (rows.start / height, rows.start % height);
+        let image = Row { a: source.start + n * source.image, c: target.start + n * target.image + column };
+        let row = Row { a: image.a + y * source.row, c: image.c + y * target.row };
+        Self { window, image, row, next: row, y, in_row: *width, left: rows.len() * width }
+    }
+}
+
+impl Iterator for Pixels<'_> {
+    type Item = Row;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Row> {
+        let Window { height, width, source, target, .. } = self.window;
+        if self.left == 0 {
+            return None;
+        }
+        let pixel = self.next;
+        self.left -= 1;
+        self.in_row -= 1;
+        self.next = Row { a: pixel.a + source.pixel, c: pixel.c + target.pixel };
+        if self.in_row == 0 {
+            self.in_row = *width;
+            self.y += 1;
+            self.row = Row { a: self.row.a + source.row, c: self.row.c + target.row };
+            if self.y == *height {
+                self.y = 0;
+                self.image = Row { a: self.image.a + source.image, c: self.image.c + target.image };
+                self.row = self.image;
+            }
+            self.next = self.row;
+        }
+        Some(pixel)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Pixels<'_> {}
 
 /// Packed weights.
 #[derive(Clone, Copy)]
