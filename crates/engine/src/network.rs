@@ -395,7 +395,7 @@ fn passes(role: Role) -> Passes {
 
 fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> Op<T> {
     match node {
-        Node::Conv(node) => Op::Conv(conv(graph, node, options, threads)),
+        Node::Conv(node) => Op::Conv(conv::<T>(graph, node, options, threads)),
         Node::BatchNorm(node) => Op::BatchNorm(BatchNorm::new(graph, node, threads)),
         Node::MaxPool(node) => {
             Op::MaxPool(MaxPool::new(graph.shape(node.x), graph.shape(node.y), options.max_rows))
@@ -406,31 +406,23 @@ fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: us
     }
 }
 
-fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d<T> {
+fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d {
     let shape = graph.conv_shape(node, options.max_rows);
-    Conv2d::new(shape, options.kernel_path, options.convolution, threads)
+    Conv2d::new::<T>(shape, options.kernel_path, options.convolution, threads)
 }
 
 fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
     match node {
-        Node::Conv(node) => {
-            let shape = graph.conv_shape(node, options.max_rows);
-            Conv2d::<T>::predicted_bytes(&shape, options.kernel_path, options.convolution, threads)
-        }
         Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, threads),
         Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
-        Node::AveragePool(_) | Node::Linear(_) | Node::Tokens(_) => 0,
+        Node::Conv(_) | Node::AveragePool(_) | Node::Linear(_) | Node::Tokens(_) => 0,
     }
 }
 
-/// Numbers that the ops want to write while they run, one after the other; convolutions in their backward pass only.
+/// Numbers that the ops want to write while they run, one after the other.
 fn scratch_len<T: Real>(graph: &Graph, passes: Passes, options: &NetworkOptions, threads: usize) -> usize {
-    let of = |node: &ConvNode| {
-        let shape = graph.conv_shape(node, options.max_rows);
-        Conv2d::<T>::predicted_scratch_len(&shape, options.kernel_path, options.convolution, threads)
-    };
     let ops = graph.nodes.iter().map(|node| match node {
-        Node::Conv(node) if passes == Passes::Both => of(node),
+        Node::Conv(node) => conv::<T>(graph, node, options, threads).scratch_len(),
         Node::Tokens(node) => tokens::scratch_len(graph, node, passes, threads),
         _ => 0,
     });

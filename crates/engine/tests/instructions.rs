@@ -16,7 +16,8 @@
 use std::io::{self, Read, Write};
 
 use engine::kernels::{
-    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool,
+    AlignedVec, Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient,
+    Pool,
 };
 
 /// Small, and yet of every part: tiles and strips, edges, packing or transforming the weights.
@@ -72,11 +73,12 @@ fn counted_pass(case: usize) {
     let (path, convolution, _) = COUNTED[case];
     io::stdin().read_exact(&mut [0]).unwrap();
     let pool = Pool::new(1, &[]);
-    let mut conv = Conv2d::<f32>::new(SHAPE, path, convolution, 1);
+    let conv = Conv2d::new::<f32>(SHAPE, path, convolution, 1);
     let numbers = |len: usize| (0..len).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>();
     let (dy, w) = (numbers(SHAPE.output_len()), numbers(SHAPE.weight_len()));
     let x = numbers(SHAPE.input_len());
-    let (mut d_x, mut d_w, mut scratch) = (x.clone(), w.clone(), vec![0.0; conv.scratch_len()]);
+    let (mut d_x, mut d_w) = (x.clone(), w.clone());
+    let mut scratch = AlignedVec::zeroed(conv.scratch_len());
     let mut pass = || {
         let (input, d_y) = (Input::plain(&x), OutputGradient::Plain(&dy));
         let d_x = Some(InputGradient { d_x: &mut d_x, accumulate: false, then: None });

@@ -1,13 +1,13 @@
 //! Two-dimensional convolution and its two gradients, NHWC.
 
-use super::backward::{Backward, InputGradient, OutputGradient, Then};
 use super::dense::DenseConv;
 use super::direct::DirectConv;
+use super::operands::{Backward, Forward, InputGradient, OutputGradient, Then};
 use super::path::KernelPath;
 use super::pool::Pool;
 use super::prologue::Input;
 use super::real::Real;
-use super::reference::{self, ReferenceConv};
+use super::reference::ReferenceConv;
 use super::simd::InstructionSet;
 use super::winograd::WinogradConv;
 
@@ -84,19 +84,19 @@ pub enum Convolution {
     Direct,
 }
 
-/// A convolution planned for one shape: it owns its packed weights and the scratch of each thread.
+/// A convolution planned for one shape. All that it writes besides its results is scratch, which convolutions that run one
+/// after the other share.
 ///
 /// Images and activations are NHWC, weights `[c_out, c_in, kh, kw]` as in PyTorch. Every call may
 /// run fewer images than planned. Results depend on the kernel path and the number of threads only.
-pub struct Conv2d<T: Real> {
+pub struct Conv2d {
     shape: ConvShape,
     threads: usize,
-    scratch_len: usize,
-    method: Method<T>,
+    method: Method,
 }
 
-enum Method<T> {
-    Reference(ReferenceConv<T>),
+enum Method {
+    Reference(ReferenceConv),
     /// In `f32` only.
     Direct(Box<DirectConv>),
     /// In `f32` only.
@@ -105,12 +105,17 @@ enum Method<T> {
     Winograd(Box<WinogradConv>),
 }
 
-impl<T: Real> Conv2d<T> {
-    /// Allocates everything that the three passes will need.
+impl Conv2d {
+    /// Plans the three passes for numbers of type `T`.
     ///
     /// # Panics
     /// If the shape has no output or the machine lacks the instructions of `path`.
-    pub fn new(shape: ConvShape, path: KernelPath, convolution: Convolution, threads: usize) -> Self {
+    pub fn new<T: Real>(
+        shape: ConvShape,
+        path: KernelPath,
+        convolution: Convolution,
+        threads: usize,
+    ) -> Self {
         shape.check();
         assert!(path.is_available(), "this machine cannot run the {path} path");
         Self::planned(shape, Choice::new::<T>(&shape, path, convolution), threads)
@@ -123,80 +128,48 @@ impl<T: Real> Conv2d<T> {
             Choice::Dense(isa) => Method::Dense(Box::new(DenseConv::new(shape, isa, threads))),
             Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
         };
-        Self { shape, threads, scratch_len: choice.scratch_len::<T>(&shape, threads), method }
+        Self { shape, threads, method }
     }
 
-    /// Bytes of buffers that [`Conv2d::new`] allocates.
-    pub fn predicted_bytes(
-        shape: &ConvShape,
-        path: KernelPath,
-        convolution: Convolution,
-        threads: usize,
-    ) -> usize {
-        match Choice::new::<T>(shape, path, convolution) {
-            Choice::Reference => ReferenceConv::<T>::predicted_bytes(shape),
-            Choice::Direct(isa) => DirectConv::predicted_bytes(shape, isa, threads),
-            Choice::Dense(isa) => DenseConv::predicted_bytes(shape, isa, threads),
-            Choice::Winograd(isa) => WinogradConv::predicted_bytes(shape, isa, threads),
+    /// Numbers of scratch that each pass wants.
+    pub fn scratch_len(&self) -> usize {
+        match &self.method {
+            Method::Reference(reference) => reference.scratch_len(),
+            Method::Direct(direct) => direct.scratch_len(),
+            Method::Dense(dense) => dense.scratch_len(),
+            Method::Winograd(winograd) => winograd.scratch_len(),
         }
     }
 
     /// Computes `y = conv(input, w)` for the first `n` images.
     ///
-    /// - `w`: `[c_out, c_in, kh, kw]`; `y`: `[n, out_h, out_w, c_out]`
-    /// - `sums`: `[2, c_out]`, overwritten with the sum and the sum of squares of each channel of `y`
-    ///
     /// # Panics
-    /// If the weights are not exactly and the images not at least that long, or `n` or the pool is larger than planned.
-    pub fn forward(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: Input<'_, T>,
-        w: &[T],
-        y: &mut [T],
-        sums: Option<&mut [f64]>,
-    ) {
+    /// If the numbers are not of the type planned for, the weights are not exactly and the images and the scratch not at
+    /// least that long, or `n` or the pool is larger than planned.
+    pub fn forward<T: Real>(&self, pool: &Pool, n: usize, forward: Forward<'_, T>) {
+        let Forward { input, w, y, sums, scratch } = forward;
         self.check(pool, n, input.x, w, y.len());
-        self.check_prologue(input);
+        self.check_inputs(input, scratch.len());
         let len = 2 * self.shape.c_out;
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
-        match &mut self.method {
-            Method::Direct(direct) => direct.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums),
-            Method::Dense(dense) => dense.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums),
-            Method::Winograd(winograd) => {
-                winograd.forward(pool, n, f32_input(input), f32s(w), f32s_mut(y), sums)
-            }
-            Method::Reference(reference) => {
-                reference.forward(pool, n, input, w, y);
-                if let Some(sums) = sums {
-                    reference::channel_sums(pool, &y[..n * self.shape.output_len()], sums);
-                }
-            }
+        if let Method::Reference(reference) = &self.method {
+            return reference.forward(pool, n, Forward { input, w, y, sums, scratch });
         }
-    }
-
-    /// Numbers of scratch that [`Conv2d::backward`] wants.
-    pub fn scratch_len(&self) -> usize {
-        self.scratch_len
-    }
-
-    /// What [`Conv2d::scratch_len`] of such a convolution will be.
-    pub fn predicted_scratch_len(
-        shape: &ConvShape,
-        path: KernelPath,
-        convolution: Convolution,
-        threads: usize,
-    ) -> usize {
-        Choice::new::<T>(shape, path, convolution).scratch_len::<T>(shape, threads)
+        let (input, w) = (f32_input(input), f32s(w));
+        let forward = Forward { input, w, y: f32s_mut(y), sums, scratch: f32s_mut(scratch) };
+        match &self.method {
+            Method::Reference(_) => unreachable!("it has returned"),
+            Method::Direct(direct) => direct.forward(pool, n, forward),
+            Method::Dense(dense) => dense.forward(pool, n, forward),
+            Method::Winograd(winograd) => winograd.forward(pool, n, forward),
+        }
     }
 
     /// Computes the gradients with respect to the weights and, if wanted, the input, for the first `n` images.
     ///
     /// # Panics
-    /// If the weights are not exactly and the images and the scratch not at least that long, or `n` or the pool is
-    /// larger than planned.
-    pub fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
+    /// As [`Conv2d::forward`].
+    pub fn backward<T: Real>(&self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
         let output_len = n * self.shape.output_len();
         match d_y {
@@ -206,16 +179,10 @@ impl<T: Real> Conv2d<T> {
         if let Some(d_x) = &d_x {
             self.check(pool, n, d_x.d_x, d_w, output_len);
         }
-        self.check_prologue(input);
-        assert!(scratch.len() >= self.scratch_len(), "{} numbers of scratch", scratch.len());
-        let method: &mut dyn FnMut(Backward<'_, f32>) = match &mut self.method {
-            Method::Reference(reference) => {
-                return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
-            }
-            Method::Direct(direct) => &mut |backward| direct.backward(pool, n, backward),
-            Method::Dense(dense) => &mut |backward| dense.backward(pool, n, backward),
-            Method::Winograd(winograd) => &mut |backward| winograd.backward(pool, n, backward),
-        };
+        self.check_inputs(input, scratch.len());
+        if let Method::Reference(reference) = &self.method {
+            return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
+        }
         let make = |images, made: &mut [f32]| match d_y {
             OutputGradient::Made(make) => make(images, bytemuck::cast_slice_mut(made)),
             OutputGradient::Plain(_) => unreachable!("there is nothing to make"),
@@ -224,7 +191,7 @@ impl<T: Real> Conv2d<T> {
         let then = then.map(|then| {
             move |thread, images, d_x: &mut [f32]| then(thread, images, bytemuck::cast_slice_mut(d_x))
         });
-        method(Backward {
+        let backward = Backward {
             input: f32_input(input),
             d_y: match d_y {
                 OutputGradient::Plain(d_y) => OutputGradient::Plain(f32s(d_y)),
@@ -238,11 +205,17 @@ impl<T: Real> Conv2d<T> {
                 then: then.as_ref().map(|then| then as &Then<'_, f32>),
             }),
             scratch: f32s_mut(scratch),
-        });
+        };
+        match &self.method {
+            Method::Reference(_) => unreachable!("it has returned"),
+            Method::Direct(direct) => direct.backward(pool, n, backward),
+            Method::Dense(dense) => dense.backward(pool, n, backward),
+            Method::Winograd(winograd) => winograd.backward(pool, n, backward),
+        }
     }
 
     #[track_caller]
-    fn check(&self, pool: &Pool, n: usize, x: &[T], w: &[T], outputs: usize) {
+    fn check<T>(&self, pool: &Pool, n: usize, x: &[T], w: &[T], outputs: usize) {
         let shape = &self.shape;
         assert!(n <= shape.n, "{n} images in a plan for {shape:?}");
         assert!(pool.threads() <= self.threads, "{} threads, {} planned", pool.threads(), self.threads);
@@ -256,7 +229,8 @@ impl<T: Real> Conv2d<T> {
     }
 
     #[track_caller]
-    fn check_prologue(&self, input: Input<'_, T>) {
+    fn check_inputs<T>(&self, input: Input<'_, T>, scratch: usize) {
+        assert!(scratch >= self.scratch_len(), "{scratch} numbers of scratch");
         if let Some(prologue) = input.prologue {
             let channels = (prologue.multiplier.len(), prologue.offset.len());
             assert_eq!(channels, (self.shape.c_in, self.shape.c_in), "prologue of {:?}", self.shape);
@@ -285,15 +259,6 @@ impl Choice {
             }
             Convolution::Auto | Convolution::Direct if DenseConv::pays(shape) => Self::Dense(isa),
             Convolution::Auto | Convolution::Direct => Self::Direct(isa),
-        }
-    }
-
-    fn scratch_len<T: Real>(self, shape: &ConvShape, threads: usize) -> usize {
-        match self {
-            Self::Reference => ReferenceConv::<T>::scratch_len(shape),
-            Self::Direct(isa) => DirectConv::scratch_len(shape, isa, threads),
-            Self::Dense(isa) => DenseConv::scratch_len(shape, isa, threads),
-            Self::Winograd(isa) => WinogradConv::scratch_len(shape, isa, threads),
         }
     }
 }

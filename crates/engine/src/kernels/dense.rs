@@ -6,28 +6,32 @@
 //! channels as the map has pixels, and not as the kernel has taps: 4 instead of 9 on maps of 2 x 2, 1 on a single pixel.
 //! The last layers have such maps over the patches of a jigsaw.
 
-use super::aligned::AlignedVec;
-use super::backward::Backward;
 use super::conv::ConvShape;
 use super::direct::DirectConv;
+use super::operands::{Backward, Forward};
 use super::pool::Pool;
 use super::prologue::{Input, Prologue};
+use super::scratch::{cut, f64s, len_of};
 use super::simd::InstructionSet;
 
-/// The three passes of one shape, with the matrix and what else has an entry per pixel.
+/// The three passes of one shape.
 pub(super) struct DenseConv {
     shape: ConvShape,
     product: DirectConv,
     /// For each output pixel, the input pixels that it sees, each by a tap.
     seen: Vec<Vec<(usize, usize)>>,
+}
+
+/// The matrix and what else has an entry per pixel.
+struct Spread<'a> {
     /// `[out_h, out_w, c_out, h, w, c_in]`
-    weights: AlignedVec<f32>,
-    d_weights: AlignedVec<f32>,
+    weights: &'a mut [f32],
+    d_weights: &'a mut [f32],
     /// The prologue's, `[h, w, c_in]`.
-    multiplier: AlignedVec<f32>,
-    offset: AlignedVec<f32>,
+    multiplier: &'a mut [f32],
+    offset: &'a mut [f32],
     /// `[2, out_h, out_w, c_out]`
-    sums: AlignedVec<f64>,
+    sums: &'a mut [f64],
 }
 
 impl DenseConv {
@@ -37,46 +41,33 @@ impl DenseConv {
     }
 
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let (inputs, outputs) = (shape.input_len(), shape.output_len());
         let seen = |to| (0..shape.h * shape.w).filter_map(move |from| Some((from, tap(&shape, from, to)?)));
         Self {
             shape,
             product: DirectConv::new(joined(&shape), isa, threads),
             seen: (0..shape.out_h() * shape.out_w()).map(|to| seen(to).collect()).collect(),
-            weights: AlignedVec::zeroed(inputs * outputs),
-            d_weights: AlignedVec::zeroed(inputs * outputs),
-            multiplier: AlignedVec::zeroed(inputs),
-            offset: AlignedVec::zeroed(inputs),
-            sums: AlignedVec::zeroed(2 * outputs),
         }
     }
 
-    pub(super) fn predicted_bytes(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        let (inputs, outputs) = (shape.input_len(), shape.output_len());
-        DirectConv::predicted_bytes(&joined(shape), isa, threads)
-            + 2 * AlignedVec::<f32>::bytes(inputs * outputs)
-            + 2 * AlignedVec::<f32>::bytes(inputs)
-            + AlignedVec::<f64>::bytes(2 * outputs)
+    /// Numbers of scratch for every pass.
+    pub(super) fn scratch_len(&self) -> usize {
+        len_of(&self.pieces()) + self.product.scratch_len()
     }
 
-    /// Numbers of scratch for [`DenseConv::backward`].
-    pub(super) fn scratch_len(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        DirectConv::scratch_len(&joined(shape), isa, threads)
+    /// Lengths of what [`Spread`] holds.
+    fn pieces(&self) -> [usize; 5] {
+        let (inputs, outputs) = (self.shape.input_len(), self.shape.output_len());
+        [inputs * outputs, inputs * outputs, inputs, inputs, f64s(2 * outputs)]
     }
 
-    pub(super) fn forward(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: Input<'_, f32>,
-        w: &[f32],
-        y: &mut [f32],
-        sums: Option<&mut [f64]>,
-    ) {
-        self.spread(pool, w, input.prologue);
-        let Self { shape, product, weights, multiplier, offset, sums: of_pixels, .. } = self;
+    pub(super) fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
+        let Forward { input, w, y, sums, scratch } = forward;
+        let (spread, scratch) = self.spread(pool, w, input.prologue, scratch);
+        let Spread { weights, multiplier, offset, sums: of_pixels, .. } = spread;
+        let Self { shape, product, .. } = self;
         let input = everywhere(input, multiplier, offset);
-        product.forward(pool, n, input, weights, y, sums.is_some().then_some(&mut of_pixels[..]));
+        let sums_of_pixels = sums.is_some().then_some(&mut of_pixels[..]);
+        product.forward(pool, n, Forward { input, w: weights, y, sums: sums_of_pixels, scratch });
         if let Some(sums) = sums {
             sums.fill(0.0);
             let of_pixels = of_pixels.chunks_exact(shape.output_len());
@@ -88,14 +79,15 @@ impl DenseConv {
         }
     }
 
-    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+    pub(super) fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
-        self.spread(pool, w, input.prologue);
-        let Self { shape, product, seen, weights, d_weights, multiplier, offset, .. } = self;
+        let (spread, scratch) = self.spread(pool, w, input.prologue, scratch);
+        let Spread { weights, d_weights, multiplier, offset, .. } = spread;
+        let Self { shape, product, seen } = self;
         let input = everywhere(input, multiplier, offset);
         product.backward(pool, n, Backward { input, d_y, w: weights, d_w: d_weights, d_x, scratch });
 
-        let (shape, seen, d_weights) = (*shape, &*seen, &d_weights[..]);
+        let (shape, d_weights) = (*shape, &d_weights[..]);
         let (taps, inputs) = (shape.kernel * shape.kernel, shape.input_len());
         pool.for_each_rows(d_w, shape.c_in * taps, |first, d_w| {
             d_w.fill(0.0);
@@ -111,25 +103,39 @@ impl DenseConv {
         });
     }
 
-    /// Writes the weights of every pair of pixels, and the prologue of every pixel.
-    fn spread(&mut self, pool: &Pool, w: &[f32], prologue: Option<Prologue<'_, f32>>) {
-        let Self { shape, seen, weights, multiplier, offset, .. } = self;
-        let (shape, seen) = (*shape, &*seen);
+    /// Writes the weights of every pair of pixels, and the prologue of every pixel; also returns the scratch that is left.
+    fn spread<'a>(
+        &self,
+        pool: &Pool,
+        w: &[f32],
+        prologue: Option<Prologue<'_, f32>>,
+        mut scratch: &'a mut [f32],
+    ) -> (Spread<'a>, &'a mut [f32]) {
+        let [weights, d_weights, multiplier, offset, sums] = cut(&mut scratch, self.pieces());
+        let Self { shape, seen, .. } = self;
         let taps = shape.kernel * shape.kernel;
         pool.for_each_rows(weights, shape.input_len(), |first, weights| {
             for (row, weights) in (first..).zip(weights.chunks_exact_mut(shape.input_len())) {
+                let seen = &seen[row / shape.c_out];
+                if seen.len() < shape.h * shape.w {
+                    weights.fill(0.0);
+                }
                 let w = &w[row % shape.c_out * shape.c_in * taps..][..shape.c_in * taps];
-                for &(from, tap) in &seen[row / shape.c_out] {
+                for &(from, tap) in seen {
                     let weights = &mut weights[from * shape.c_in..][..shape.c_in];
                     weights.iter_mut().zip(w.chunks_exact(taps)).for_each(|(weight, w)| *weight = w[tap]);
                 }
             }
         });
         if let Some(prologue) = prologue {
-            for (everywhere, once) in [(multiplier, prologue.multiplier), (offset, prologue.offset)] {
+            for (everywhere, once) in
+                [(&mut *multiplier, prologue.multiplier), (&mut *offset, prologue.offset)]
+            {
                 everywhere.chunks_exact_mut(shape.c_in).for_each(|pixel| pixel.copy_from_slice(once));
             }
         }
+        let sums = bytemuck::cast_slice_mut(sums);
+        (Spread { weights, d_weights, multiplier, offset, sums }, scratch)
     }
 }
 

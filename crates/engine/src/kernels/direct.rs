@@ -14,14 +14,14 @@
 //! sums, which are added in thread order at the end. Weights are packed into panels once per call,
 //! the panels divided over the threads.
 
-use super::aligned::AlignedVec;
-use super::backward::{Backward, InputGradient};
 use super::conv::ConvShape;
 use super::division::{Strides, TRANSPOSED, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
+use super::operands::{Backward, Forward, InputGradient};
 use super::panels::Panels;
 use super::pool::Pool;
 use super::prologue::Input;
+use super::scratch::{cut, f64s, len_of};
 use super::simd::InstructionSet;
 use super::taps::Taps;
 use super::window::{FEWEST_PIXELS, Output, Weights, Window};
@@ -34,26 +34,25 @@ const BLOCK_BYTES: usize = 96 << 10;
 /// per block.
 const GRADIENT_PIXELS: usize = 256;
 
-/// The three passes of one shape, with their packed weights and each thread's scratch.
+/// The three passes of one shape.
 pub(super) struct DirectConv {
     isa: InstructionSet,
+    threads: usize,
     plan: Plan,
-    /// Of the pass under way: packed for [`Window::forward`] or one after the other for the windows
-    /// of [`Window::backward`].
-    weights: AlignedVec<f32>,
-    workers: Vec<Worker>,
 }
 
 /// What one thread writes while it works.
-struct Worker {
+struct Worker<'a> {
     /// A block of framed images.
-    framed: AlignedVec<f32>,
-    /// The block's output gradient in panels.
-    dy: AlignedVec<f32>,
+    framed: &'a mut [f32],
+    /// The output gradient of a block, if it is made here.
+    made: &'a mut [f32],
+    /// The same in panels.
+    dy: &'a mut [f32],
     /// Its share of the weight gradient, panels of `[kh, kw, c_in]` rows.
-    d_weights: AlignedVec<f32>,
+    d_weights: &'a mut [f32],
     /// Its share of the channel sums, `[2, c_out]`.
-    sums: AlignedVec<f64>,
+    sums: &'a mut [f64],
 }
 
 /// Geometry, and how long every buffer is.
@@ -127,48 +126,42 @@ impl Plan {
         self.taps.depth() * self.outputs.stored()
     }
 
-    fn bytes(&self, threads: usize) -> usize {
-        AlignedVec::<f32>::bytes(self.weights_len())
-            + threads
-                * (AlignedVec::<f32>::bytes(self.framed_len())
-                    + AlignedVec::<f32>::bytes(self.dy_len())
-                    + AlignedVec::<f32>::bytes(self.d_weights_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
+    /// Lengths of what one thread writes, in the order of [`Worker`].
+    fn pieces(&self) -> [usize; 5] {
+        let made = self.gradient_block * self.shape.output_len();
+        [self.framed_len(), made, self.dy_len(), self.d_weights_len(), f64s(2 * self.shape.c_out)]
+    }
+
+    fn scratch_len(&self, threads: usize) -> usize {
+        len_of(&[self.weights_len()]) + threads * len_of(&self.pieces())
+    }
+
+    /// Cuts scratch into room for the weights, packed for [`Window::forward`] or one after the other for the windows of
+    /// [`Window::backward`], and what each thread writes.
+    fn cut<'a>(&self, threads: usize, mut scratch: &'a mut [f32]) -> (&'a mut [f32], Vec<Worker<'a>>) {
+        let [weights] = cut(&mut scratch, [self.weights_len()]);
+        let workers = (0..threads).map(|_| {
+            let [framed, made, dy, d_weights, sums] = cut(&mut scratch, self.pieces());
+            Worker { framed, made, dy, d_weights, sums: bytemuck::cast_slice_mut(sums) }
+        });
+        (weights, workers.collect())
     }
 }
 
 impl DirectConv {
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let plan = Plan::new(shape, isa.lanes(), threads);
-        let worker = || Worker {
-            framed: AlignedVec::zeroed(plan.framed_len()),
-            dy: AlignedVec::zeroed(plan.dy_len()),
-            d_weights: AlignedVec::zeroed(plan.d_weights_len()),
-            sums: AlignedVec::zeroed(2 * shape.c_out),
-        };
-        let workers = (0..threads).map(|_| worker()).collect();
-        Self { isa, weights: AlignedVec::zeroed(plan.weights_len()), workers, plan }
+        Self { isa, threads, plan: Plan::new(shape, isa.lanes(), threads) }
     }
 
-    pub(super) fn predicted_bytes(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        Plan::new(*shape, isa.lanes(), threads).bytes(threads)
+    /// Numbers of scratch for every pass.
+    pub(super) fn scratch_len(&self) -> usize {
+        self.plan.scratch_len(self.threads)
     }
 
-    /// Numbers of scratch for [`DirectConv::backward`].
-    pub(super) fn scratch_len(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        threads * Plan::new(*shape, isa.lanes(), threads).gradient_block * shape.output_len()
-    }
-
-    pub(super) fn forward(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: Input<'_, f32>,
-        w: &[f32],
-        y: &mut [f32],
-        sums: Option<&mut [f64]>,
-    ) {
-        let Self { isa, plan, weights, workers } = self;
+    pub(super) fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
+        let Forward { input, w, y, sums, scratch } = forward;
+        let Self { isa, threads, plan } = self;
+        let (weights, mut workers) = plan.cut(*threads, scratch);
         let (isa, c_out, input_len, output_len) =
             (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
         let strides = Strides::forward(&plan.shape);
@@ -176,13 +169,13 @@ impl DirectConv {
         pack_weights(pool, w, layout, weights);
         let weights = Weights { panels: plan.outputs, packed: weights };
         let with_sums = sums.is_some();
-        pool.for_each_part(divide(pool, workers, n, y, output_len), |_, (images, y, worker)| {
+        pool.for_each_part(divide(pool, &mut workers, n, y, output_len), |_, (images, y, worker)| {
             let (sum, squares) = worker.sums.split_at_mut(c_out);
             sum.fill(0.0);
             squares.fill(0.0);
             for (block, y) in blocks(images, plan.block).zip(y.chunks_mut(plan.block * output_len)) {
                 let input = input.slice(block.start * input_len..block.end * input_len);
-                let framed = plan.input.place(isa, input, &mut worker.framed);
+                let framed = plan.input.place(isa, input, worker.framed);
                 let mut output =
                     Output { c: y, accumulate: false, sums: with_sums.then_some([&mut *sum, &mut *squares]) };
                 plan.forward.sum(isa, framed, weights, &mut output);
@@ -194,29 +187,31 @@ impl DirectConv {
     }
 
     /// Both gradients, block by block, so that the second one finds the output's gradient in the cache.
-    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+    pub(super) fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
-        let Self { isa, plan, weights, workers } = self;
+        let Self { isa, threads, plan } = self;
+        let (weights, mut workers) = plan.cut(*threads, scratch);
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
         let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
         let width = if d_x.is_empty() { 0 } else { input_len };
         if width > 0 {
             plan.pack_backward_weights(pool, w, weights);
         }
-        let parts = divide(pool, workers, n, d_x, width).into_iter();
-        let parts = parts.zip(scratch.chunks_mut(plan.gradient_block * output_len)).collect();
-        pool.for_each_part(parts, |thread, ((images, d_x, worker), scratch)| {
+        let weights = &*weights;
+        pool.for_each_part(divide(pool, &mut workers, n, d_x, width), |thread, (images, d_x, worker)| {
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
             for block in blocks(images.clone(), plan.gradient_block) {
                 let x = input.slice(block.start * input_len..block.end * input_len);
-                let d_y = d_y.of(block.clone(), output_len, scratch);
-                plan.add_weight_gradient(isa, (x, d_y), worker, block.start > images.start);
+                let Worker { framed, made, dy, d_weights, .. } = &mut *worker;
+                let d_y = d_y.of(block.clone(), output_len, made);
+                let accumulate_weights = block.start > images.start;
+                plan.add_weight_gradient(isa, (x, d_y), (framed, dy), (d_weights, accumulate_weights));
                 if width > 0 {
                     let d_x =
                         &mut d_x[(block.start - images.start) * width..(block.end - images.start) * width];
-                    plan.input_gradient(isa, (d_y, weights), d_x, worker, accumulate);
+                    plan.input_gradient(isa, (d_y, weights), framed, (d_x, accumulate));
                     if let Some(then) = then {
                         then(thread, block, d_x);
                     }
@@ -248,9 +243,8 @@ impl Plan {
         &self,
         isa: InstructionSet,
         (d_y, weights): (&[f32], &[f32]),
-        d_x: &mut [f32],
-        worker: &mut Worker,
-        accumulate: bool,
+        framed: &mut [f32],
+        (d_x, accumulate): (&mut [f32], bool),
     ) {
         if !accumulate && self.backward.iter().any(|window| window.depth() == 0) {
             // No output reads these pixels.
@@ -259,7 +253,7 @@ impl Plan {
         let (output_len, input_len) = (self.shape.output_len(), self.shape.input_len());
         let blocks = d_y.chunks(self.backward_block * output_len);
         for (d_y, d_x) in blocks.zip(d_x.chunks_mut(self.backward_block * input_len)) {
-            let framed = self.d_output.place(isa, Input::plain(d_y), &mut worker.framed);
+            let framed = self.d_output.place(isa, Input::plain(d_y), framed);
             let mut weights = weights;
             for window in self.backward.iter().filter(|window| window.depth() > 0) {
                 let (packed, rest) = weights.split_at(self.packed_len(window));
@@ -275,18 +269,18 @@ impl Plan {
         &self,
         isa: InstructionSet,
         (x, d_y): (Input<'_, f32>, &[f32]),
-        worker: &mut Worker,
-        accumulate: bool,
+        (framed, packed): (&mut [f32], &mut [f32]),
+        (d_weights, accumulate): (&mut [f32], bool),
     ) {
-        let framed = self.input_planes.place(isa, x, &mut worker.framed);
+        let framed = self.input_planes.place(isa, x, framed);
         let d_y = if self.outputs.is_one_full_panel() {
             d_y
         } else {
-            let packed = &mut worker.dy[..d_y.len() / self.shape.c_out * self.outputs.stored()];
+            let packed = &mut packed[..d_y.len() / self.shape.c_out * self.outputs.stored()];
             pack_panels(self.outputs, d_y, packed);
             packed
         };
-        self.taps.sum(isa, framed, (self.outputs, d_y), &mut worker.d_weights, accumulate);
+        self.taps.sum(isa, framed, (self.outputs, d_y), d_weights, accumulate);
     }
 }
 
@@ -336,26 +330,4 @@ fn pack_weights(pool: &Pool, w: &[f32], layout: Layout<'_>, packed: &mut [f32]) 
             }
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{AlignedVec, ConvShape, DirectConv, InstructionSet};
-    use crate::kernels::KernelPath;
-
-    #[test]
-    fn buffers_are_as_large_as_predicted() {
-        let shape = ConvShape { n: 5, h: 9, w: 9, c_in: 3, c_out: 33, kernel: 3, stride: 2, pad: 1 };
-        for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-            let isa = InstructionSet::new(path);
-            let conv = DirectConv::new(shape, isa, 3);
-            let floats =
-                conv.workers.iter().flat_map(|worker| [&worker.framed, &worker.dy, &worker.d_weights]);
-            let floats: usize =
-                floats.chain([&conv.weights]).map(|buffer| AlignedVec::<f32>::bytes(buffer.len())).sum();
-            let sums: usize =
-                conv.workers.iter().map(|worker| AlignedVec::<f64>::bytes(worker.sums.len())).sum();
-            assert_eq!(DirectConv::predicted_bytes(&shape, isa, 3), floats + sums, "{path}");
-        }
-    }
 }

@@ -13,7 +13,6 @@
 //! statically and partial sums are added in thread order.
 
 mod aligned;
-mod backward;
 mod conv;
 mod dense;
 mod direct;
@@ -21,6 +20,7 @@ mod division;
 mod exponential;
 mod frame;
 mod matmul;
+mod operands;
 mod packed;
 mod panels;
 mod path;
@@ -34,6 +34,7 @@ mod prologue;
 mod real;
 mod reference;
 mod row_block;
+mod scratch;
 mod simd;
 mod strip;
 mod taps;
@@ -45,10 +46,10 @@ mod winograd;
 mod winograd_plan;
 
 pub use aligned::AlignedVec;
-pub use backward::{Backward, InputGradient, OutputGradient, Then};
 pub use conv::{Conv2d, ConvShape, Convolution};
 pub use exponential::{exp, exp2, normal, normal_f64};
 pub use matmul::{Gemm, matmul, matmul_serial};
+pub use operands::{Backward, Forward, InputGradient, OutputGradient, Then};
 pub use packed::{PANEL, Packed, PackedGemm};
 pub use path::KernelPath;
 pub use peak::peak_flops;

@@ -6,35 +6,36 @@
 
 use std::ops::Range;
 
-use super::aligned::AlignedVec;
-use super::backward::{Backward, InputGradient, OutputGradient};
 use super::conv::ConvShape;
 use super::division::divide;
 use super::matmul::Gemm;
+use super::operands::{Backward, Forward, InputGradient, OutputGradient};
 use super::pool::{Pool, split};
 use super::prologue::Input;
 use super::real::Real;
 
-/// Plain convolution with room for one repacked copy of the weights.
-pub(super) struct ReferenceConv<T> {
+/// Plain convolution.
+pub(super) struct ReferenceConv {
     shape: ConvShape,
-    weights: AlignedVec<T>,
 }
 
-impl<T: Real> ReferenceConv<T> {
+impl ReferenceConv {
     pub(super) fn new(shape: ConvShape) -> Self {
-        Self { shape, weights: AlignedVec::zeroed(shape.weight_len()) }
+        Self { shape }
     }
 
-    pub(super) fn predicted_bytes(shape: &ConvShape) -> usize {
-        AlignedVec::<T>::bytes(shape.weight_len())
+    /// Numbers of scratch for every pass: a repacked copy of the weights, and the output's gradient.
+    pub(super) fn scratch_len(&self) -> usize {
+        self.shape.weight_len() + self.shape.n * self.shape.output_len()
     }
 
-    pub(super) fn forward(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, w: &[T], y: &mut [T]) {
+    pub(super) fn forward<T: Real>(&self, pool: &Pool, n: usize, forward: Forward<'_, T>) {
+        let Forward { input, w, y, sums, scratch } = forward;
         let shape = self.shape;
+        let weights = &mut scratch[..shape.weight_len()];
         let ConvShape { c_in, c_out, .. } = shape;
-        for_each_weight(&shape, |oc, ic, tap, index| self.weights[(tap * c_in + ic) * c_out + oc] = w[index]);
-        let weights = &self.weights[..];
+        for_each_weight(&shape, |oc, ic, tap, index| weights[(tap * c_in + ic) * c_out + oc] = w[index]);
+        let weights = &*weights;
         pool.for_each_rows(&mut y[..n * shape.output_len()], shape.output_len(), |first, images| {
             images.fill(T::ZERO);
             for_each_tap(
@@ -50,15 +51,14 @@ impl<T: Real> ReferenceConv<T> {
                 },
             );
         });
+        if let Some(sums) = sums {
+            channel_sums(pool, &y[..n * shape.output_len()], sums);
+        }
     }
 
-    /// Numbers of scratch for [`ReferenceConv::backward`].
-    pub(super) fn scratch_len(shape: &ConvShape) -> usize {
-        shape.n * shape.output_len()
-    }
-
-    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
+    pub(super) fn backward<T: Real>(&self, pool: &Pool, n: usize, backward: Backward<'_, T>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
+        let (weights, scratch) = scratch.split_at_mut(self.shape.weight_len());
         let len = self.shape.output_len();
         let d_y = match d_y {
             OutputGradient::Plain(d_y) => d_y,
@@ -68,9 +68,9 @@ impl<T: Real> ReferenceConv<T> {
                 made
             }
         };
-        self.backward_weights(pool, n, input, d_y, d_w);
+        self.backward_weights(pool, n, (input, d_y), weights, d_w);
         if let Some(InputGradient { d_x, accumulate, then }) = d_x {
-            self.backward_data(pool, n, d_y, w, d_x, accumulate);
+            self.backward_data(pool, n, (d_y, w), weights, (d_x, accumulate));
             if let Some(then) = then {
                 let mut threads = vec![(); pool.threads()];
                 let parts = divide(pool, &mut threads, n, d_x, self.shape.input_len());
@@ -79,11 +79,18 @@ impl<T: Real> ReferenceConv<T> {
         }
     }
 
-    fn backward_data(&mut self, pool: &Pool, n: usize, dy: &[T], w: &[T], dx: &mut [T], accumulate: bool) {
+    fn backward_data<T: Real>(
+        &self,
+        pool: &Pool,
+        n: usize,
+        (dy, w): (&[T], &[T]),
+        weights: &mut [T],
+        (dx, accumulate): (&mut [T], bool),
+    ) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
-        for_each_weight(&shape, |oc, ic, tap, index| self.weights[(tap * c_out + oc) * c_in + ic] = w[index]);
-        let weights = &self.weights[..];
+        for_each_weight(&shape, |oc, ic, tap, index| weights[(tap * c_out + oc) * c_in + ic] = w[index]);
+        let weights = &*weights;
         pool.for_each_rows(&mut dx[..n * shape.input_len()], shape.input_len(), |first, images| {
             if !accumulate {
                 images.fill(T::ZERO);
@@ -103,12 +110,19 @@ impl<T: Real> ReferenceConv<T> {
         });
     }
 
-    fn backward_weights(&mut self, pool: &Pool, n: usize, input: Input<'_, T>, dy: &[T], dw: &mut [T]) {
+    fn backward_weights<T: Real>(
+        &self,
+        pool: &Pool,
+        n: usize,
+        (input, dy): (Input<'_, T>, &[T]),
+        weights: &mut [T],
+        dw: &mut [T],
+    ) {
         let shape = self.shape;
         let ConvShape { c_in, c_out, .. } = shape;
         let taps = shape.kernel * shape.kernel;
         // Each thread owns some output channels, `[oc, kh, kw, ic]`, so that nothing is reduced.
-        pool.for_each_rows(&mut self.weights, taps * c_in, |first, rows| {
+        pool.for_each_rows(weights, taps * c_in, |first, rows| {
             rows.fill(T::ZERO);
             for_each_tap(&shape, 0..n, |image, pixel, tap, source| {
                 let dy = &dy[image * shape.output_len() + pixel * c_out..][..c_out];
@@ -121,7 +135,7 @@ impl<T: Real> ReferenceConv<T> {
                 }
             });
         });
-        for_each_weight(&shape, |oc, ic, tap, index| dw[index] = self.weights[(oc * taps + tap) * c_in + ic]);
+        for_each_weight(&shape, |oc, ic, tap, index| dw[index] = weights[(oc * taps + tap) * c_in + ic]);
     }
 }
 
@@ -162,7 +176,7 @@ fn add_scaled<T: Real>(sum: &mut [T], factor: T, terms: &[T]) {
 }
 
 /// Per-channel sum and sum of squares of `y [pixels, channels]`, channels divided over the threads.
-pub(super) fn channel_sums<T: Real>(pool: &Pool, y: &[T], sums: &mut [f64]) {
+fn channel_sums<T: Real>(pool: &Pool, y: &[T], sums: &mut [f64]) {
     let channels = sums.len() / 2;
     let (sum, squares) = sums.split_at_mut(channels);
     let (mut sum, mut squares) = (sum, squares);

@@ -17,16 +17,16 @@
 
 use std::ops::Range;
 
-use super::aligned::AlignedVec;
-use super::backward::{Backward, InputGradient};
 use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide, even_blocks};
+use super::operands::{Backward, Forward, InputGradient};
 use super::panels::Panels;
 use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
 use super::prologue;
+use super::scratch::{cut, len_of};
 use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
 use super::transforms::{Map, OutputGradient, SpreadWeights};
@@ -41,28 +41,43 @@ const STRIDED_TRANSFORM_CHANNELS: f64 = 4.5;
 /// Bytes of the next block's pixels, and of this one's results, that are fetched while a block is multiplied.
 const AHEAD_BYTES: usize = 128 << 10;
 
-/// The three passes of one shape, with their transformed weights and each thread's scratch.
+/// The three passes of one shape.
 pub(super) struct WinogradConv {
     isa: InstructionSet,
+    threads: usize,
     plan: Plan,
-    /// Transformed, of the pass under way: the planes of each panel, a row per channel.
-    weights: AlignedVec<f32>,
-    workers: Vec<Worker>,
 }
 
 /// What one thread writes while it works.
-struct Worker {
+struct Worker<'a> {
     /// The planes of a block's images.
-    images: AlignedVec<f32>,
+    images: &'a mut [f32],
     /// The planes of a block's products with one panel or, for the weight gradient, of one panel of
     /// its output gradient.
-    outputs: AlignedVec<f32>,
+    outputs: &'a mut [f32],
     /// A strip's share of the transformed weight gradient.
-    products: AlignedVec<f32>,
+    products: &'a mut [f32],
+    /// The output gradient of a chunk, if it is made here.
+    made: &'a mut [f32],
     /// Its share of the weight gradient, panels of `[kh, kw, c_in]` rows.
-    d_weights: AlignedVec<f32>,
+    d_weights: &'a mut [f32],
     /// Its share of the channel sums, `[2, c_out]`.
-    sums: AlignedVec<f64>,
+    sums: &'a mut [f64],
+}
+
+/// Cuts scratch into room for the weights, transformed: the planes of each panel, a row per channel; and what each thread
+/// writes.
+fn cut_scratch<'a>(
+    plan: &Plan,
+    threads: usize,
+    mut scratch: &'a mut [f32],
+) -> (&'a mut [f32], Vec<Worker<'a>>) {
+    let [weights] = cut(&mut scratch, [plan.weights_len()]);
+    let workers = (0..threads).map(|_| {
+        let [images, outputs, products, made, d_weights, sums] = cut(&mut scratch, plan.pieces());
+        Worker { images, outputs, products, made, d_weights, sums: bytemuck::cast_slice_mut(sums) }
+    });
+    (weights, workers.collect())
 }
 
 impl WinogradConv {
@@ -92,36 +107,17 @@ impl WinogradConv {
     }
 
     pub(super) fn new(shape: ConvShape, isa: InstructionSet, threads: usize) -> Self {
-        let plan = Plan::new(shape, isa, threads);
-        let worker = || Worker {
-            images: AlignedVec::zeroed(plan.images_len()),
-            outputs: AlignedVec::zeroed(plan.outputs_len()),
-            products: AlignedVec::zeroed(AddGradient::PRODUCTS),
-            d_weights: AlignedVec::zeroed(shape.weight_len()),
-            sums: AlignedVec::zeroed(2 * shape.c_out),
-        };
-        let workers = (0..threads).map(|_| worker()).collect();
-        Self { isa, weights: AlignedVec::zeroed(plan.weights_len()), workers, plan }
+        Self { isa, threads, plan: Plan::new(shape, isa, threads) }
     }
 
-    pub(super) fn predicted_bytes(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        Plan::new(*shape, isa, threads).bytes(threads)
+    /// Numbers of scratch for every pass.
+    pub(super) fn scratch_len(&self) -> usize {
+        len_of(&[self.plan.weights_len()]) + self.threads * len_of(&self.plan.pieces())
     }
 
-    /// Numbers of scratch for [`WinogradConv::backward`].
-    pub(super) fn scratch_len(shape: &ConvShape, isa: InstructionSet, threads: usize) -> usize {
-        threads * Plan::new(*shape, isa, threads).chunk * shape.output_len()
-    }
-
-    pub(super) fn forward(
-        &mut self,
-        pool: &Pool,
-        n: usize,
-        input: prologue::Input<'_, f32>,
-        w: &[f32],
-        y: &mut [f32],
-        sums: Option<&mut [f64]>,
-    ) {
+    pub(super) fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
+        let Forward { input, w, y, sums, scratch } = forward;
+        let (weights, mut workers) = cut_scratch(&self.plan, self.threads, scratch);
         let shape = self.plan.shape;
         let pass = Pass {
             isa: self.isa,
@@ -132,25 +128,24 @@ impl WinogradConv {
             accumulate: false,
             with_sums: sums.is_some(),
         };
-        pass.transform_weights(pool, w, Strides::forward(&shape), false, &mut self.weights);
-        let weights = &self.weights[..];
-        pool.for_each_part(
-            divide(pool, &mut self.workers, n, y, shape.output_len()),
-            |_, (images, y, worker)| {
-                worker.sums.fill(0.0);
-                let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
-                pass.run(input, weights, y, worker);
-            },
-        );
+        pass.transform_weights(pool, w, Strides::forward(&shape), false, weights);
+        let parts = divide(pool, &mut workers, n, y, shape.output_len());
+        pool.for_each_part(parts, |_, (images, y, worker)| {
+            let Worker { images: transformed, outputs, sums, .. } = worker;
+            sums.fill(0.0);
+            let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
+            pass.run(input, weights, y, (transformed, outputs, sums));
+        });
         if let Some(sums) = sums {
-            add_sums(self.workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
+            add_sums(workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
         }
     }
 
     /// Both gradients, chunk by chunk, so that the second one finds the output's gradient in the cache.
-    pub(super) fn backward(&mut self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+    pub(super) fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
-        let Self { isa, plan, weights, workers } = self;
+        let Self { isa, threads, plan } = self;
+        let (weights, mut workers) = cut_scratch(plan, *threads, scratch);
         let shape = plan.shape;
         let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
         // With padding 1 the gradient is a convolution, or one for each phase, of `dy` and the weights turned around.
@@ -168,20 +163,21 @@ impl WinogradConv {
         if width > 0 {
             pass.transform_weights(pool, w, Strides::backward(&shape), true, weights);
         }
-        let parts = divide(pool, workers, n, d_x, width).into_iter();
-        let parts = parts.zip(scratch.chunks_mut(plan.chunk * shape.output_len())).collect();
-        pool.for_each_part(parts, |thread, ((images, d_x, worker), scratch)| {
-            worker.d_weights.fill(0.0);
+        let weights = &*weights;
+        pool.for_each_part(divide(pool, &mut workers, n, d_x, width), |thread, (images, d_x, worker)| {
+            let Worker { images: transformed, outputs, products, made, d_weights, sums } = worker;
+            d_weights.fill(0.0);
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
-                let d_y = d_y.of(chunk.clone(), shape.output_len(), scratch);
+                let d_y = d_y.of(chunk.clone(), shape.output_len(), made);
                 for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
-                    add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
+                    let scratch = [&mut **transformed, outputs, products];
+                    add_block_gradient(*isa, plan, tiles, (x, d_y), scratch, d_weights);
                 }
                 if width > 0 {
                     let d_x =
                         &mut d_x[(chunk.start - images.start) * width..(chunk.end - images.start) * width];
-                    pass.run(prologue::Input::plain(d_y), weights, d_x, worker);
+                    pass.run(prologue::Input::plain(d_y), weights, d_x, (transformed, outputs, sums));
                     if let Some(then) = then {
                         then(thread, chunk, d_x);
                     }
@@ -199,9 +195,9 @@ fn add_block_gradient(
     plan: &Plan,
     tiles: Range<usize>,
     (x, dy): (prologue::Input<'_, f32>, &[f32]),
-    worker: &mut Worker,
+    [images, outputs, products]: [&mut [f32]; 3],
+    d_weights: &mut [f32],
 ) {
-    let Worker { images, outputs, products, d_weights, .. } = worker;
     let c_in = plan.shape.c_in;
     let image_planes = plan.gradient_planes();
     let chunks = c_in / plan.lanes;
@@ -336,9 +332,8 @@ impl Pass<'_> {
         source: prologue::Input<'_, f32>,
         weights: &[f32],
         target: &mut [f32],
-        worker: &mut Worker,
+        (images, outputs, sums): (&mut [f32], &mut [f32], &mut [f64]),
     ) {
-        let Worker { images, outputs, sums, .. } = worker;
         let &Self { isa, plan, .. } = self;
         let image_planes = plan.image_planes(self.channels());
         let terms: Vec<_> = self.targets.iter().map(|target| self.terms(target)).collect();
@@ -402,29 +397,4 @@ impl Pass<'_> {
 /// As many of the numbers as are worth a place in the second-level cache: [`AHEAD_BYTES`].
 fn at_most_ahead(numbers: &[f32]) -> &[f32] {
     &numbers[..numbers.len().min(AHEAD_BYTES / size_of::<f32>())]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{AlignedVec, ConvShape, InstructionSet, WinogradConv};
-    use crate::kernels::KernelPath;
-
-    #[test]
-    fn buffers_are_as_large_as_predicted() {
-        for (side, c_in, c_out, stride) in [(9, 16, 48, 1), (32, 64, 16, 1), (1, 80, 32, 1), (9, 16, 48, 2)] {
-            let shape = ConvShape { n: 5, h: side, w: side, c_in, c_out, kernel: 3, stride, pad: 1 };
-            for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-                let isa = InstructionSet::new(path);
-                let conv = WinogradConv::new(shape, isa, 3);
-                let floats = conv.workers.iter().flat_map(|worker| {
-                    [&worker.images, &worker.outputs, &worker.products, &worker.d_weights]
-                });
-                let floats: usize =
-                    floats.chain([&conv.weights]).map(|buffer| AlignedVec::<f32>::bytes(buffer.len())).sum();
-                let sums: usize =
-                    conv.workers.iter().map(|worker| AlignedVec::<f64>::bytes(worker.sums.len())).sum();
-                assert_eq!(WinogradConv::predicted_bytes(&shape, isa, 3), floats + sums, "{path}");
-            }
-        }
-    }
 }

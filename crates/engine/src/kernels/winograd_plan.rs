@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::aligned::AlignedVec;
 use super::conv::ConvShape;
 use super::panels::{Panel, Panels};
 use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::products::AddGradient;
 use super::prologue;
+use super::scratch::f64s;
 use super::simd::InstructionSet;
 use super::tiles::{Lattice, Source, Spread, Tiles};
 use super::transforms::Input;
@@ -141,14 +141,17 @@ impl Plan {
         Part { phase: Phase::full(shape), lattice, before: [0; 2] }
     }
 
-    pub(super) fn bytes(&self, threads: usize) -> usize {
-        AlignedVec::<f32>::bytes(self.weights_len())
-            + threads
-                * (AlignedVec::<f32>::bytes(self.images_len())
-                    + AlignedVec::<f32>::bytes(self.outputs_len())
-                    + AlignedVec::<f32>::bytes(AddGradient::PRODUCTS)
-                    + AlignedVec::<f32>::bytes(self.shape.weight_len())
-                    + AlignedVec::<f64>::bytes(2 * self.shape.c_out))
+    /// Lengths of what one thread writes: planes of images and of outputs, products of a strip, an output gradient, a
+    /// weight gradient, and channel sums.
+    pub(super) fn pieces(&self) -> [usize; 6] {
+        [
+            self.images_len(),
+            self.outputs_len(),
+            AddGradient::PRODUCTS,
+            self.chunk * self.shape.output_len(),
+            self.shape.weight_len(),
+            f64s(2 * self.shape.c_out),
+        ]
     }
 }
 

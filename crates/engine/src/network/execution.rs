@@ -6,7 +6,7 @@ use super::{Network, Pass};
 use crate::arena::Arena;
 use crate::graph::program::{BufferId, NormBehind, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
-use crate::kernels::{Backward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
+use crate::kernels::{Backward, Forward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
 use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
@@ -18,7 +18,7 @@ impl<T: Real> Network<T> {
         if matches!(self.graph.nodes[node_idx], Node::Tokens(_)) {
             return self.forward_tokens(node_idx, n);
         }
-        let Self { graph, program, arena, ops, parameters, team, channel_sums: all_sums, .. } = self;
+        let Self { graph, program, arena, ops, parameters, team, scratch, channel_sums: all_sums, .. } = self;
         let value = |tensor| program.value(tensor);
         let (earlier, rest) = ops.split_at_mut(node_idx);
         match (&graph.nodes[node_idx], &mut rest[0]) {
@@ -27,7 +27,7 @@ impl<T: Real> Network<T> {
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
                 let sums = (pass == Pass::OfBatch).then(|| &mut all_sums[node.y.0][..]);
                 let w = weight(graph, parameters, node.weight);
-                conv.forward(&team.pool, n, Input { x, prologue }, w, y, sums);
+                conv.forward(&team.pool, n, Forward { input: Input { x, prologue }, w, y, sums, scratch });
             }
             // The convolutions that read it do it themselves.
             (Node::BatchNorm(node), _) if program.prologue(node.y).is_some() => {}

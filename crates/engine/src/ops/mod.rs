@@ -43,7 +43,7 @@ impl Team {
 
 /// What a node of the graph keeps between calls.
 pub(crate) enum Op<T: Real> {
-    Conv(Conv2d<T>),
+    Conv(Conv2d),
     BatchNorm(BatchNorm<T>),
     MaxPool(MaxPool),
     AveragePool,

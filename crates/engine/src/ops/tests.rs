@@ -9,7 +9,8 @@ use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
 use crate::kernels::{
-    Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient, Pool, Real,
+    Backward, Conv2d, ConvShape, Convolution, Forward, Input, InputGradient, KernelPath, OutputGradient,
+    Pool, Real,
 };
 use crate::parameters::Parameters;
 use crate::peers::Alone;
@@ -213,7 +214,7 @@ fn batch_norm() {
 #[track_caller]
 fn check_convolution(shape: ConvShape) {
     let pool = Pool::new(2, &[]);
-    let mut conv = Conv2d::new(shape, KernelPath::Reference, Convolution::Direct, 2);
+    let conv = Conv2d::new::<f64>(shape, KernelPath::Reference, Convolution::Direct, 2);
     let (len, d_len) = (shape.n * shape.input_len(), shape.n * shape.output_len());
     let (x, w, d_y) = (noise(1, len), noise(2, shape.weight_len()), noise(3, d_len));
     let (mut d_x, mut d_w) = (vec![7.0; len], vec![7.0; w.len()]);
@@ -226,9 +227,10 @@ fn check_convolution(shape: ConvShape) {
         scratch: &mut vec![7.0; conv.scratch_len()],
     };
     conv.backward(&pool, shape.n, backward);
-    let mut loss = |x: &[f64], w: &[f64]| {
-        let mut y = vec![7.0; d_len];
-        conv.forward(&pool, shape.n, Input::plain(x), w, &mut y, None);
+    let loss = |x: &[f64], w: &[f64]| {
+        let (mut y, mut scratch) = (vec![7.0; d_len], vec![7.0; conv.scratch_len()]);
+        let input = Input::plain(x);
+        conv.forward(&pool, shape.n, Forward { input, w, y: &mut y, sums: None, scratch: &mut scratch });
         dot(&y, &d_y)
     };
     check_gradient(&format!("x of {shape:?}"), &x, &d_x, |x| loss(x, &w));

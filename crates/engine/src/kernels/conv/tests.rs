@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::{Backward, InputGradient, OutputGradient, Then};
 use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
-use crate::kernels::{Input, KernelPath, Pool, Prologue};
+use crate::kernels::{AlignedVec, Forward, Input, KernelPath, Pool, Prologue};
 
 /// Numbers in [-1, 1) that look random and are always the same.
 struct Numbers(u64);
@@ -106,12 +106,15 @@ macro_rules! passes {
         let (multiplier, offset) = (&multiplier[..], &offset[..]);
         let prologue = data.relu.map(|relu| Prologue { multiplier, offset, relu });
         let input = Input { x: &x, prologue };
-        let mut conv = Conv2d::<$type>::planned(shape, $choice, $pool.threads());
+        let conv = Conv2d::planned(shape, $choice, $pool.threads());
         // Garbage, to see that everything is written.
         let mut y = vec![7.0; n * shape.output_len()];
         let mut sums = vec![7.0; 2 * shape.c_out];
-        conv.forward($pool, n, input, &w, &mut y, Some(&mut sums));
-        let mut scratch = vec![7.0; conv.scratch_len()];
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len());
+        scratch.fill(<$type>::NAN);
+        let sums_of_y = Some(&mut sums[..]);
+        let forward = Forward { input, w: &w, y: &mut y, sums: sums_of_y, scratch: &mut scratch };
+        conv.forward($pool, n, forward);
         // Every image is handed on once, when its gradient is final.
         let handed_on = Mutex::new(vec![None; n]);
         let then = |thread: usize, images: Range<usize>, d_x: &mut [$type]| {
@@ -145,7 +148,8 @@ macro_rules! passes {
         assert_eq!(dw, backward(OutputGradient::Plain(&dy), None, false), "nor on whether the input has one");
         check_handed_on(&dx);
         let mut again = vec![7.0; y.len()];
-        conv.forward($pool, n, input, &w, &mut again, None);
+        let forward = Forward { input, w: &w, y: &mut again, sums: None, scratch: &mut scratch };
+        conv.forward($pool, n, forward);
         assert_eq!(again, y, "nor does the forward pass on what ran before it");
         dx.extend(accumulated);
         Passes { y, sums, dx, dw }

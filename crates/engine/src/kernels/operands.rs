@@ -1,9 +1,23 @@
-//! What a convolution's backward pass reads and writes.
+//! What the passes of a convolution read and write.
 
 use std::ops::Range;
 
 use super::prologue::Input;
 use super::real::Real;
+
+/// Operands of a forward pass.
+pub struct Forward<'a, T> {
+    /// The images.
+    pub input: Input<'a, T>,
+    /// `[c_out, c_in, kh, kw]`
+    pub w: &'a [T],
+    /// `[n, out_h, out_w, c_out]`
+    pub y: &'a mut [T],
+    /// `[2, c_out]`, overwritten with the sum and the sum of squares of each channel of `y`, if anybody wants them.
+    pub sums: Option<&'a mut [f64]>,
+    /// As [`Backward::scratch`].
+    pub scratch: &'a mut [T],
+}
 
 /// Operands of a backward pass.
 pub struct Backward<'a, T> {
@@ -17,7 +31,8 @@ pub struct Backward<'a, T> {
     pub d_w: &'a mut [T],
     /// Where the gradient of the input goes, if anybody wants it.
     pub d_x: Option<InputGradient<'a, T>>,
-    /// [`Conv2d::scratch_len`](super::Conv2d::scratch_len) numbers that mean nothing before or after.
+    /// [`Conv2d::scratch_len`](super::Conv2d::scratch_len) numbers that mean nothing before or after, and begin on a
+    /// cache line.
     pub scratch: &'a mut [T],
 }
 
