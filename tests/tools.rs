@@ -266,3 +266,31 @@ fn a_bench_runs_on_the_instructions_asked_for() {
     let report = json(himpun().args(step).args(["--kernel-path", "portable"]));
     assert_eq!(report["kernel_path"], "portable");
 }
+
+#[test]
+fn a_timed_loss_is_that_of_its_views() {
+    let mut loss = himpun();
+    loss.args(["bench", "loss", "--batch", "64", "--width", "16", "--threads", "2"]);
+    let table = succeed(&mut loss);
+    assert!(table.contains("peak") && table.lines().count() >= 3, "{table}");
+    // So hot that all similarities are alike: each view has 63 others to be told from.
+    let report = json(loss.args(["--json", "--temperature", "1e6"]));
+    let loss = report["loss"].as_f64().unwrap();
+    assert!((loss - 63f64.ln()).abs() < 1e-4, "{report}");
+    assert_eq!(report["similarity_bytes"], 64 * 64 * 4, "{report}");
+}
+
+#[test]
+fn collectives_are_timed_between_processes() {
+    // Bytes that leave rank 0 of three for each of the whole, barriers left out.
+    for (operation, share) in
+        [("all-reduce", 4.0 / 3.0), ("all-gather", 2.0 / 3.0), ("reduce-scatter", 2.0 / 3.0)]
+    {
+        let mut collective = himpun();
+        collective.args(["bench", "collective", "--json", "--world-size", "3", "--bytes", "1200000", "--op"]);
+        let report = json(collective.arg(operation));
+        let sent = report["bytes_sent"].as_f64().unwrap() / 1.2e6;
+        assert!((share..share + 0.01).contains(&sent), "{operation}: {report}");
+    }
+    fail(himpun().args(["bench", "collective", "--op", "all-to-all"]), 2);
+}

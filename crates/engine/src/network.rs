@@ -101,7 +101,7 @@ impl<T: Real> Network<T> {
     }
 
     /// As [`Network::new`], for any network of the model. What shares a name starts with the same values. A momentum
-    /// encoder has no gradients, and its memory is planned for the forward pass alone.
+    /// encoder has no gradients, and its arena is planned for the forward pass alone.
     ///
     /// # Panics
     /// As [`Network::new`], or if the model has no such network.
@@ -419,7 +419,8 @@ fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threa
     }
 }
 
-/// Numbers that the ops want to write while they run, one after the other.
+/// Numbers that the ops want to write while they run, one after the other. Convolutions are planned anew to be asked, which
+/// allocates next to nothing.
 fn scratch_len<T: Real>(graph: &Graph, passes: Passes, options: &NetworkOptions, threads: usize) -> usize {
     let ops = graph.nodes.iter().map(|node| match node {
         Node::Conv(node) => conv::<T>(graph, node, options, threads).scratch_len(),

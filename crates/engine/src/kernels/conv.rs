@@ -5,6 +5,7 @@ use super::direct::DirectConv;
 use super::operands::{Backward, Forward, InputGradient, OutputGradient, Then};
 use super::path::KernelPath;
 use super::pool::Pool;
+use super::prefetch::LINE_LEN;
 use super::prologue::Input;
 use super::real::Real;
 use super::reference::ReferenceConv;
@@ -97,16 +98,44 @@ pub struct Conv2d {
 
 enum Method {
     Reference(ReferenceConv),
-    /// In `f32` only.
+    Fast(Fast),
+}
+
+/// In `f32` only.
+enum Fast {
     Direct(Box<DirectConv>),
-    /// In `f32` only.
     Dense(Box<DenseConv>),
-    /// In `f32` only.
     Winograd(Box<WinogradConv>),
 }
 
+impl Fast {
+    fn scratch_len(&self) -> usize {
+        match self {
+            Self::Direct(direct) => direct.scratch_len(),
+            Self::Dense(dense) => dense.scratch_len(),
+            Self::Winograd(winograd) => winograd.scratch_len(),
+        }
+    }
+
+    fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
+        match self {
+            Self::Direct(direct) => direct.forward(pool, n, forward),
+            Self::Dense(dense) => dense.forward(pool, n, forward),
+            Self::Winograd(winograd) => winograd.forward(pool, n, forward),
+        }
+    }
+
+    fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
+        match self {
+            Self::Direct(direct) => direct.backward(pool, n, backward),
+            Self::Dense(dense) => dense.backward(pool, n, backward),
+            Self::Winograd(winograd) => winograd.backward(pool, n, backward),
+        }
+    }
+}
+
 impl Conv2d {
-    /// Plans the three passes for numbers of type `T`.
+    /// Plans the three passes for numbers of type `T`; those in `f64` are plain loops.
     ///
     /// # Panics
     /// If the shape has no output or the machine lacks the instructions of `path`.
@@ -124,9 +153,11 @@ impl Conv2d {
     fn planned(shape: ConvShape, choice: Choice, threads: usize) -> Self {
         let method = match choice {
             Choice::Reference => Method::Reference(ReferenceConv::new(shape)),
-            Choice::Direct(isa) => Method::Direct(Box::new(DirectConv::new(shape, isa, threads))),
-            Choice::Dense(isa) => Method::Dense(Box::new(DenseConv::new(shape, isa, threads))),
-            Choice::Winograd(isa) => Method::Winograd(Box::new(WinogradConv::new(shape, isa, threads))),
+            Choice::Direct(isa) => Method::Fast(Fast::Direct(Box::new(DirectConv::new(shape, isa, threads)))),
+            Choice::Dense(isa) => Method::Fast(Fast::Dense(Box::new(DenseConv::new(shape, isa, threads)))),
+            Choice::Winograd(isa) => {
+                Method::Fast(Fast::Winograd(Box::new(WinogradConv::new(shape, isa, threads))))
+            }
         };
         Self { shape, threads, method }
     }
@@ -135,33 +166,30 @@ impl Conv2d {
     pub fn scratch_len(&self) -> usize {
         match &self.method {
             Method::Reference(reference) => reference.scratch_len(),
-            Method::Direct(direct) => direct.scratch_len(),
-            Method::Dense(dense) => dense.scratch_len(),
-            Method::Winograd(winograd) => winograd.scratch_len(),
+            Method::Fast(fast) => fast.scratch_len(),
         }
     }
 
     /// Computes `y = conv(input, w)` for the first `n` images.
     ///
     /// # Panics
-    /// If the numbers are not of the type planned for, the weights are not exactly and the images and the scratch not at
-    /// least that long, or `n` or the pool is larger than planned.
+    /// If the weights, the sums and the prologue are not exactly and the images and the scratch not at least that long, `n`
+    /// is larger than planned, or the pool has not the threads that were planned; of a convolution that was planned for
+    /// `f32`, also if the scratch does not begin on a cache line, or the numbers are others.
     pub fn forward<T: Real>(&self, pool: &Pool, n: usize, forward: Forward<'_, T>) {
         let Forward { input, w, y, sums, scratch } = forward;
         self.check(pool, n, input.x, w, y.len());
         self.check_inputs(input, scratch.len());
         let len = 2 * self.shape.c_out;
         assert_eq!(sums.as_ref().map_or(len, |sums| sums.len()), len, "sums of {:?}", self.shape);
-        if let Method::Reference(reference) = &self.method {
-            return reference.forward(pool, n, Forward { input, w, y, sums, scratch });
-        }
-        let (input, w) = (f32_input(input), f32s(w));
-        let forward = Forward { input, w, y: f32s_mut(y), sums, scratch: f32s_mut(scratch) };
         match &self.method {
-            Method::Reference(_) => unreachable!("it has returned"),
-            Method::Direct(direct) => direct.forward(pool, n, forward),
-            Method::Dense(dense) => dense.forward(pool, n, forward),
-            Method::Winograd(winograd) => winograd.forward(pool, n, forward),
+            Method::Reference(reference) => {
+                reference.forward(pool, n, Forward { input, w, y, sums, scratch });
+            }
+            Method::Fast(fast) => {
+                let (input, w, y, scratch) = (f32_input(input), f32s(w), f32s_mut(y), f32_scratch(scratch));
+                fast.forward(pool, n, Forward { input, w, y, sums, scratch });
+            }
         }
     }
 
@@ -176,13 +204,14 @@ impl Conv2d {
             OutputGradient::Plain(d_y) => self.check(pool, n, input.x, w, d_y.len()),
             OutputGradient::Made(_) => self.check(pool, n, input.x, w, output_len),
         }
-        if let Some(d_x) = &d_x {
-            self.check(pool, n, d_x.d_x, d_w, output_len);
-        }
+        self.check(pool, n, d_x.as_ref().map_or(input.x, |d_x| &*d_x.d_x), d_w, output_len);
         self.check_inputs(input, scratch.len());
-        if let Method::Reference(reference) = &self.method {
-            return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
-        }
+        let fast = match &self.method {
+            Method::Reference(reference) => {
+                return reference.backward(pool, n, Backward { input, d_y, w, d_w, d_x, scratch });
+            }
+            Method::Fast(fast) => fast,
+        };
         let make = |images, made: &mut [f32]| match d_y {
             OutputGradient::Made(make) => make(images, bytemuck::cast_slice_mut(made)),
             OutputGradient::Plain(_) => unreachable!("there is nothing to make"),
@@ -204,21 +233,16 @@ impl Conv2d {
                 accumulate,
                 then: then.as_ref().map(|then| then as &Then<'_, f32>),
             }),
-            scratch: f32s_mut(scratch),
+            scratch: f32_scratch(scratch),
         };
-        match &self.method {
-            Method::Reference(_) => unreachable!("it has returned"),
-            Method::Direct(direct) => direct.backward(pool, n, backward),
-            Method::Dense(dense) => dense.backward(pool, n, backward),
-            Method::Winograd(winograd) => winograd.backward(pool, n, backward),
-        }
+        fast.backward(pool, n, backward);
     }
 
     #[track_caller]
     fn check<T>(&self, pool: &Pool, n: usize, x: &[T], w: &[T], outputs: usize) {
         let shape = &self.shape;
         assert!(n <= shape.n, "{n} images in a plan for {shape:?}");
-        assert!(pool.threads() <= self.threads, "{} threads, {} planned", pool.threads(), self.threads);
+        assert_eq!(pool.threads(), self.threads, "threads of the pool and of the plan");
         assert_eq!(w.len(), shape.weight_len(), "weights of {shape:?}");
         assert!(
             x.len() >= n * shape.input_len() && outputs >= n * shape.output_len(),
@@ -273,6 +297,13 @@ fn f32s<T: Real>(numbers: &[T]) -> &[f32] {
 
 fn f32s_mut<T: Real>(numbers: &mut [T]) -> &mut [f32] {
     T::as_f32_mut(numbers).expect("the fast methods are planned for f32 only")
+}
+
+fn f32_scratch<T: Real>(scratch: &mut [T]) -> &mut [f32] {
+    let scratch = f32s_mut(scratch);
+    let begins_on_line = scratch.as_ptr().addr().is_multiple_of(LINE_LEN * size_of::<f32>());
+    assert!(begins_on_line, "scratch that does not begin on a cache line");
+    scratch
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Direct convolution in `f32`, any kernel, stride, padding and number of channels.
 //!
 //! Work is divided by images: thread `t` of `T` takes images `n t / T .. n (t + 1) / T` in blocks
-//! that stay in its cache. A block is copied into a frame of zeros, and every pass is a sum of
-//! strips over it:
+//! that stay in its cache. A block is copied into a frame of zeros, in planes of a few channels for the
+//! weight gradient, and every pass is a sum of strips over it:
 //!
 //! | pass | rows of a strip | columns | terms |
 //! | --- | --- | --- | --- |
@@ -21,13 +21,13 @@ use super::operands::{Backward, Forward, InputGradient};
 use super::panels::Panels;
 use super::pool::Pool;
 use super::prologue::Input;
-use super::scratch::{cut, f64s, len_of};
+use super::scratch::{Pieces, f64s};
 use super::simd::InstructionSet;
 use super::taps::Taps;
 use super::window::{FEWEST_PIXELS, Output, Weights, Window};
 
-/// Bytes of framed images in a block: a fifth of the smallest second-level cache in use, since what the images are made
-/// from and what is made from them pass through it as well.
+/// Bytes of framed images in a block, measured on a second-level cache of 512 KiB: what the images are made from and what is
+/// made from them pass through it as well.
 const BLOCK_BYTES: usize = 96 << 10;
 
 /// Output pixels in a block of the weight gradient, at least: the gradient is read and written once
@@ -41,7 +41,7 @@ pub(super) struct DirectConv {
     plan: Plan,
 }
 
-/// What one thread writes while it works.
+/// What one thread writes while it works, in the order of [`Plan::pieces`].
 struct Worker<'a> {
     /// A block of framed images.
     framed: &'a mut [f32],
@@ -126,25 +126,13 @@ impl Plan {
         self.taps.depth() * self.outputs.stored()
     }
 
-    /// Lengths of what one thread writes, in the order of [`Worker`].
-    fn pieces(&self) -> [usize; 5] {
+    /// What a call writes besides its results. Shared are the weights, packed for [`Window::forward`] or one after the other
+    /// for the windows of [`Window::backward`].
+    fn pieces(&self, threads: usize) -> Pieces<5> {
         let made = self.gradient_block * self.shape.output_len();
-        [self.framed_len(), made, self.dy_len(), self.d_weights_len(), f64s(2 * self.shape.c_out)]
-    }
-
-    fn scratch_len(&self, threads: usize) -> usize {
-        len_of(&[self.weights_len()]) + threads * len_of(&self.pieces())
-    }
-
-    /// Cuts scratch into room for the weights, packed for [`Window::forward`] or one after the other for the windows of
-    /// [`Window::backward`], and what each thread writes.
-    fn cut<'a>(&self, threads: usize, mut scratch: &'a mut [f32]) -> (&'a mut [f32], Vec<Worker<'a>>) {
-        let [weights] = cut(&mut scratch, [self.weights_len()]);
-        let workers = (0..threads).map(|_| {
-            let [framed, made, dy, d_weights, sums] = cut(&mut scratch, self.pieces());
-            Worker { framed, made, dy, d_weights, sums: bytemuck::cast_slice_mut(sums) }
-        });
-        (weights, workers.collect())
+        let sums = f64s(2 * self.shape.c_out);
+        let of_thread = [self.framed_len(), made, self.dy_len(), self.d_weights_len(), sums];
+        Pieces { shared: self.weights_len(), threads, of_thread }
     }
 }
 
@@ -155,13 +143,13 @@ impl DirectConv {
 
     /// Numbers of scratch for every pass.
     pub(super) fn scratch_len(&self) -> usize {
-        self.plan.scratch_len(self.threads)
+        self.plan.pieces(self.threads).len()
     }
 
     pub(super) fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
         let Forward { input, w, y, sums, scratch } = forward;
-        let Self { isa, threads, plan } = self;
-        let (weights, mut workers) = plan.cut(*threads, scratch);
+        let (weights, mut workers) = self.cut(scratch);
+        let Self { isa, plan, .. } = self;
         let (isa, c_out, input_len, output_len) =
             (*isa, plan.shape.c_out, plan.shape.input_len(), plan.shape.output_len());
         let strides = Strides::forward(&plan.shape);
@@ -182,15 +170,15 @@ impl DirectConv {
             }
         });
         if let Some(sums) = sums {
-            add_sums(workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
+            add_sums(workers.iter().map(|worker| &worker.sums[..]), sums);
         }
     }
 
     /// Both gradients, block by block, so that the second one finds the output's gradient in the cache.
     pub(super) fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
-        let Self { isa, threads, plan } = self;
-        let (weights, mut workers) = plan.cut(*threads, scratch);
+        let (weights, mut workers) = self.cut(scratch);
+        let Self { isa, plan, .. } = self;
         let (isa, input_len, output_len) = (*isa, plan.shape.input_len(), plan.shape.output_len());
         let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
         let width = if d_x.is_empty() { 0 } else { input_len };
@@ -199,27 +187,39 @@ impl DirectConv {
         }
         let weights = &*weights;
         pool.for_each_part(divide(pool, &mut workers, n, d_x, width), |thread, (images, d_x, worker)| {
+            let made = std::mem::take(&mut worker.made);
             if images.is_empty() {
                 worker.d_weights.fill(0.0);
             }
             for block in blocks(images.clone(), plan.gradient_block) {
                 let x = input.slice(block.start * input_len..block.end * input_len);
-                let Worker { framed, made, dy, d_weights, .. } = &mut *worker;
-                let d_y = d_y.of(block.clone(), output_len, made);
-                let accumulate_weights = block.start > images.start;
-                plan.add_weight_gradient(isa, (x, d_y), (framed, dy), (d_weights, accumulate_weights));
+                let d_y = d_y.of(block.clone(), output_len, &mut *made);
+                plan.add_weight_gradient(isa, (x, d_y), worker, block.start > images.start);
                 if width > 0 {
                     let d_x =
                         &mut d_x[(block.start - images.start) * width..(block.end - images.start) * width];
-                    plan.input_gradient(isa, (d_y, weights), framed, (d_x, accumulate));
+                    plan.input_gradient(isa, (d_y, weights), d_x, worker, accumulate);
                     if let Some(then) = then {
                         then(thread, block, d_x);
                     }
                 }
             }
         });
-        let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
+        let parts = workers.iter().map(|worker| &worker.d_weights[..]);
         add_weight_gradients(pool, &plan.shape, plan.outputs, &parts.collect::<Vec<_>>(), d_w);
+    }
+
+    /// Room for the packed weights, and for each thread.
+    fn cut<'a>(&self, scratch: &'a mut [f32]) -> (&'a mut [f32], Vec<Worker<'a>>) {
+        let (weights, threads) = self.plan.pieces(self.threads).cut(scratch);
+        let worker = |[framed, made, dy, d_weights, sums]: [&'a mut [f32]; 5]| Worker {
+            framed,
+            made,
+            dy,
+            d_weights,
+            sums: bytemuck::cast_slice_mut(sums),
+        };
+        (weights, threads.into_iter().map(worker).collect())
     }
 }
 
@@ -243,8 +243,9 @@ impl Plan {
         &self,
         isa: InstructionSet,
         (d_y, weights): (&[f32], &[f32]),
-        framed: &mut [f32],
-        (d_x, accumulate): (&mut [f32], bool),
+        d_x: &mut [f32],
+        worker: &mut Worker<'_>,
+        accumulate: bool,
     ) {
         if !accumulate && self.backward.iter().any(|window| window.depth() == 0) {
             // No output reads these pixels.
@@ -253,7 +254,7 @@ impl Plan {
         let (output_len, input_len) = (self.shape.output_len(), self.shape.input_len());
         let blocks = d_y.chunks(self.backward_block * output_len);
         for (d_y, d_x) in blocks.zip(d_x.chunks_mut(self.backward_block * input_len)) {
-            let framed = self.d_output.place(isa, Input::plain(d_y), framed);
+            let framed = self.d_output.place(isa, Input::plain(d_y), worker.framed);
             let mut weights = weights;
             for window in self.backward.iter().filter(|window| window.depth() > 0) {
                 let (packed, rest) = weights.split_at(self.packed_len(window));
@@ -269,18 +270,18 @@ impl Plan {
         &self,
         isa: InstructionSet,
         (x, d_y): (Input<'_, f32>, &[f32]),
-        (framed, packed): (&mut [f32], &mut [f32]),
-        (d_weights, accumulate): (&mut [f32], bool),
+        worker: &mut Worker<'_>,
+        accumulate: bool,
     ) {
-        let framed = self.input_planes.place(isa, x, framed);
+        let framed = self.input_planes.place(isa, x, worker.framed);
         let d_y = if self.outputs.is_one_full_panel() {
             d_y
         } else {
-            let packed = &mut packed[..d_y.len() / self.shape.c_out * self.outputs.stored()];
+            let packed = &mut worker.dy[..d_y.len() / self.shape.c_out * self.outputs.stored()];
             pack_panels(self.outputs, d_y, packed);
             packed
         };
-        self.taps.sum(isa, framed, (self.outputs, d_y), d_weights, accumulate);
+        self.taps.sum(isa, framed, (self.outputs, d_y), worker.d_weights, accumulate);
     }
 }
 

@@ -5,15 +5,18 @@ use std::ops::Range;
 use super::conv::ConvShape;
 use super::prologue::{Apply, Input, Prologue};
 use super::simd::InstructionSet;
-use super::strip::PLANE_STEP;
 
-/// Images `[h, w, channels]` in a frame of zeros, so that no window needs an edge case.
+/// Channels of a plane: a cache line of them.
+const PLANE_CHANNELS: usize = 16;
+
+/// Images `[h, w, channels]` in a frame of zeros, so that no window needs an edge case: `[planes, height, width,
+/// plane_channels]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub(super) h: usize,
     pub(super) w: usize,
     pub(super) channels: usize,
-    /// A framed image is cut into planes of so many channels, the last one padded.
+    /// A framed image is cut into planes of so many channels; what the last one has more is never read.
     pub(super) plane_channels: usize,
     /// Zeros above and left of the image.
     pub(super) top: usize,
@@ -31,12 +34,12 @@ impl Frame {
         Self { h, w, channels, plane_channels: channels, top: pad, left: pad, height, width }
     }
 
-    /// The same in planes of [`PLANE_STEP`] channels, if it has more of them: pixel after pixel of a few channels is then
+    /// The same in planes of [`PLANE_CHANNELS`] channels, if it has more of them: pixel after pixel of a few channels is then
     /// one stream, where pixels hundreds of bytes apart would all fall into the same few sets of the nearest cache. Where
     /// every pixel is a window the images stay as they are: one tap reads a number once for all panels, too little to be
     /// worth the copy.
     pub(super) fn input_planes(shape: &ConvShape) -> Self {
-        let plane_channels = if shape.is_every_pixel() { shape.c_in } else { shape.c_in.min(PLANE_STEP) };
+        let plane_channels = if shape.is_every_pixel() { shape.c_in } else { shape.c_in.min(PLANE_CHANNELS) };
         Self { plane_channels, ..Self::input(shape) }
     }
 
@@ -55,7 +58,8 @@ impl Frame {
         self.width * self.plane_channels
     }
 
-    /// The images themselves if the frame is empty and nothing is done to them, else a framed copy in `buffer`.
+    /// The images themselves if the frame is one plane and empty and nothing is done to them, else a framed copy in
+    /// `buffer`.
     pub(super) fn place<'a>(
         &self,
         isa: InstructionSet,

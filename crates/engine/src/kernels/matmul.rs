@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::real::Real;
 use super::reference;
 use super::simd::InstructionSet;
-use super::strip::{MAX_WIDTH, Row, Target, Terms, strips};
+use super::strip::{MAX_WIDTH, Place, Target, Terms, strips};
 
 /// Rows of `B` that are packed at a time: a panel of them fits the nearest cache.
 const DEPTH: usize = 128;
@@ -109,7 +109,7 @@ fn fast_rows(isa: InstructionSet, gemm: Gemm, first: usize, a: &[f32], b: &[f32]
             let of_a = |row: usize| {
                 if gemm.a_transposed { start * m + first + row } else { (first + row) * k + start }
             };
-            let rows = (0..rows).map(|row| Row { a: of_a(row), c: row * n + panel.first });
+            let rows = (0..rows).map(|row| Place { a: of_a(row), c: row * n + panel.first });
             strips(isa, &terms, rows, &mut target);
         }
     }

@@ -67,14 +67,14 @@ impl<T> Default for InputGradient<'_, T> {
 
 impl<'a, T: Real> OutputGradient<'a, T> {
     /// That of some images, `len` numbers each.
-    pub(super) fn of<'b>(&self, images: Range<usize>, len: usize, scratch: &'b mut [T]) -> &'b [T]
+    pub(super) fn of<'b>(&self, images: Range<usize>, len: usize, made: &'b mut [T]) -> &'b [T]
     where
         'a: 'b,
     {
         match self {
             Self::Plain(d_y) => &d_y[images.start * len..images.end * len],
             Self::Made(make) => {
-                let made = &mut scratch[..images.len() * len];
+                let made = &mut made[..images.len() * len];
                 make(images, made);
                 made
             }

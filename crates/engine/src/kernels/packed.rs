@@ -10,7 +10,7 @@ use super::panels::{Panel, Panels};
 use super::path::KernelPath;
 use super::real::Real;
 use super::simd::InstructionSet;
-use super::strip::{MAX_WIDTH, Row, Target, Terms, strips};
+use super::strip::{MAX_WIDTH, Place, Target, Terms, strips};
 
 /// Terms that are summed in registers at a time: so many rows of a panel fit the nearest cache.
 const DEPTH: usize = 128;
@@ -138,7 +138,7 @@ impl<T: Real> Packed<T> {
                 let accumulate = accumulate || start > 0;
                 let mut target =
                     Target { c, columns: panel.columns.min(columns.len() - first), accumulate, sums: None };
-                let row = |row| Row { a: row * row_stride + start * step, c: row * columns.len() + first };
+                let row = |row| Place { a: row * row_stride + start * step, c: row * columns.len() + first };
                 strips(isa, &sums, (0..rows).map(row), &mut target);
             }
         }

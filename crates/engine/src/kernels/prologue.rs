@@ -101,7 +101,9 @@ impl<S: Simd> VectorPrologue<S> {
 
 /// Writes what a convolution sees of some channels of some pixels.
 pub(super) struct Apply<'a> {
+    /// Without one the numbers are copied.
     pub(super) prologue: Option<Prologue<'a, f32>>,
+    /// Those of the pixels, and of the prologue, that are written.
     pub(super) channels: Range<usize>,
     /// Pixels, `x_step` apart, of all channels.
     pub(super) x: &'a [f32],

@@ -20,9 +20,6 @@ use super::simd::{InstructionSet, MAX_LANES, Simd, Task, add_lanes};
 /// The widest strip.
 pub(super) const MAX_WIDTH: usize = 2 * MAX_LANES;
 
-/// Distance of two pixels in images cut into planes of so many channels: one cache line.
-pub(super) const PLANE_STEP: usize = 16;
-
 /// What the numbers of a strip are sums of.
 #[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
@@ -39,17 +36,9 @@ pub(super) struct Terms<'a> {
     pub(super) width: usize,
 }
 
-impl Terms<'_> {
-    /// How far behind a row's offset its last number lies; none if there are no terms.
-    fn reach(&self) -> Option<usize> {
-        let last = self.runs.iter().max().filter(|_| self.len > 0)?;
-        Some(last + (self.len - 1) * self.step)
-    }
-}
-
 /// Where a row of a product is read and written.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Row {
+pub(super) struct Place {
     pub(super) a: usize,
     pub(super) c: usize,
 }
@@ -68,11 +57,12 @@ pub(super) struct Target<'a> {
 /// Computes some rows of a product, strip by strip.
 ///
 /// # Panics
-/// If a row or a run lies outside its slice, or the width is neither one nor two vectors.
+/// If a row or a run lies outside its slice, the width is neither one nor two vectors, or there are fewer rows than their
+/// iterator said.
 pub(super) fn strips(
     isa: InstructionSet,
     terms: &Terms<'_>,
-    rows: impl ExactSizeIterator<Item = Row>,
+    rows: impl ExactSizeIterator<Item = Place>,
     target: &mut Target<'_>,
 ) {
     isa.run(Strips { terms, rows, target });
@@ -84,11 +74,12 @@ struct Strips<'a, 'b, 'c, I> {
     target: &'a mut Target<'c>,
 }
 
-impl<I: ExactSizeIterator<Item = Row>> Task for Strips<'_, '_, '_, I> {
+impl<I: ExactSizeIterator<Item = Place>> Task for Strips<'_, '_, '_, I> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        assert!(self.terms.width.is_multiple_of(S::LANES), "strips of {} columns", self.terms.width);
         match (S::ROWS, self.terms.width / S::LANES) {
             (8, 2) => self.wide::<S, 8>(simd),
             (8, 1) => self.narrow::<S, 16, 8>(simd),
@@ -99,11 +90,11 @@ impl<I: ExactSizeIterator<Item = Row>> Task for Strips<'_, '_, '_, I> {
     }
 }
 
-impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
+impl<I: ExactSizeIterator<Item = Place>> Strips<'_, '_, '_, I> {
     /// Strips of two vectors.
     #[inline(always)]
     fn wide<S: Simd, const ROWS: usize>(mut self, simd: S) {
-        let terms = (self.terms, self.terms.reach());
+        let terms = Checked::new(self.terms);
         let (strips, rest) = (self.rows.len() / ROWS, self.rows.len() % ROWS);
         for _ in 0..strips {
             let rows = self.take::<ROWS>(ROWS);
@@ -118,7 +109,7 @@ impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
     /// Strips of one vector: of `LONG` rows if one register holds where they all begin, and otherwise of `SHORT` ones.
     #[inline(always)]
     fn narrow<S: Simd, const LONG: usize, const SHORT: usize>(mut self, simd: S) {
-        let terms = (self.terms, self.terms.reach());
+        let terms = Checked::new(self.terms);
         let distance = if self.terms.step == 1 { S::LANES } else { 1 };
         let (strips, mut rest) = (self.rows.len() / LONG, self.rows.len() % LONG);
         for _ in 0..strips {
@@ -132,7 +123,7 @@ impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
                 write(simd, &sums, (&rows, LONG), self.target);
             } else {
                 for start in (0..LONG).step_by(SHORT) {
-                    let mut short = [Row::default(); SHORT];
+                    let mut short = [Place::default(); SHORT];
                     short.copy_from_slice(&rows[start..start + SHORT]);
                     one_strip::<S, SHORT, 1>(simd, terms, (short, SHORT), self.target);
                 }
@@ -148,12 +139,42 @@ impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
 
     /// The next `count` rows. The others of a strip repeat the first one.
     #[inline(always)]
-    fn take<const ROWS: usize>(&mut self, count: usize) -> [Row; ROWS] {
-        let mut rows = [Row::default(); ROWS];
+    fn take<const ROWS: usize>(&mut self, count: usize) -> [Place; ROWS] {
+        let mut rows = [Place::default(); ROWS];
         for row in 0..ROWS {
-            rows[row] = if row < count { self.rows.next().unwrap_or_default() } else { rows[0] };
+            rows[row] = if row < count {
+                self.rows.next().expect("as many rows as their iterator said")
+            } else {
+                rows[0]
+            };
         }
         rows
+    }
+}
+
+/// Terms whose runs and panel lie in their slices for every row that begins before `room`.
+#[derive(Clone, Copy)]
+struct Checked<'a> {
+    terms: &'a Terms<'a>,
+    room: usize,
+}
+
+impl<'a> Checked<'a> {
+    /// # Panics
+    /// If the panel has too few rows, or the runs reach too far for any row.
+    fn new(terms: &'a Terms<'a>) -> Self {
+        let panel = [terms.runs.len(), terms.len, terms.width].into_iter().try_fold(1, usize::checked_mul);
+        assert!(panel.is_some_and(|len| len <= terms.b.len()), "a panel of too few rows");
+        let room = match terms.runs.iter().max() {
+            Some(last) if terms.len > 0 => {
+                let reach =
+                    (terms.len - 1).checked_mul(terms.step).and_then(|reach| reach.checked_add(*last));
+                reach.and_then(|reach| terms.a.len().checked_sub(reach)).unwrap_or(0)
+            }
+            // Nothing is read.
+            _ => usize::MAX,
+        };
+        Self { terms, room }
     }
 }
 
@@ -161,41 +182,39 @@ impl<I: ExactSizeIterator<Item = Row>> Strips<'_, '_, '_, I> {
 #[inline(always)]
 fn one_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    terms: (&Terms<'_>, Option<usize>),
-    (rows, count): ([Row; ROWS], usize),
+    terms: Checked<'_>,
+    (rows, count): ([Place; ROWS], usize),
     target: &mut Target<'_>,
 ) {
     let first = rows[0].a;
-    let are_neighbours = || (0..ROWS).all(|row| rows[row].a == first + row);
-    let sums: [[S::Vector; VECTORS]; ROWS] = match terms.0.step {
+    let sums: [[S::Vector; VECTORS]; ROWS] = match terms.terms.step {
         1 => sum(simd, terms, 1, &|row| rows[row].a),
-        PLANE_STEP if are_neighbours() => sum(simd, terms, PLANE_STEP, &|row| first + row),
-        step if are_neighbours() => sum(simd, terms, step, &|row| first + row),
+        step if (0..ROWS).all(|row| rows[row].a == first + row) => sum(simd, terms, step, &|row| first + row),
         step => sum(simd, terms, step, &|row| rows[row].a),
     };
     write(simd, &sums, (&rows, count), target);
 }
 
-/// Sums a strip in registers. `terms` come with their reach.
+/// Sums a strip in registers.
+///
+/// - `step`: that of the terms, known to the compiler where that matters
 #[inline(always)]
 fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    (terms, reach): (&Terms<'_>, Option<usize>),
+    Checked { terms, room }: Checked<'_>,
     step: usize,
     offset: &impl Fn(usize) -> usize,
 ) -> [[S::Vector; VECTORS]; ROWS] {
+    debug_assert!(step == terms.step && VECTORS * S::LANES == terms.width, "code for other terms");
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
-    let Some(reach) = reach else { return sums };
     let last = (0..ROWS).map(offset).max().unwrap_or(0);
-    assert!(last + reach < terms.a.len(), "a run leaves its matrix");
-    let run_len = terms.len * VECTORS * S::LANES;
-    assert!(terms.runs.len() * run_len <= terms.b.len(), "a panel of too few rows");
+    assert!(last < room, "a run leaves its matrix");
     let mut b = terms.b.as_ptr();
     for &start in terms.runs {
         let run = Run { a: terms.a.as_ptr().wrapping_add(start), step, b, len: terms.len };
-        // SAFETY: the ends of the furthest run in `a` and of the last one in `b` have just been checked.
+        // SAFETY: the terms were checked for all rows that begin before `room`, as these do.
         unsafe { add_run(simd, run, offset, &mut sums) };
-        b = b.wrapping_add(run_len);
+        b = b.wrapping_add(terms.len * VECTORS * S::LANES);
     }
     sums
 }
@@ -272,7 +291,7 @@ unsafe fn add_term<S: Simd, const ROWS: usize, const VECTORS: usize>(
 fn write<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     strip: &[[S::Vector; VECTORS]; ROWS],
-    (rows, count): (&[Row; ROWS], usize),
+    (rows, count): (&[Place; ROWS], usize),
     target: &mut Target<'_>,
 ) {
     if target.columns < VECTORS * S::LANES {
@@ -303,7 +322,7 @@ fn write<S: Simd, const ROWS: usize, const VECTORS: usize>(
 fn write_row<S: Simd, const VECTORS: usize>(
     simd: S,
     values: [S::Vector; VECTORS],
-    row: Row,
+    row: Place,
     target: &mut Target<'_>,
     [sum, squares]: &mut [[S::Vector; VECTORS]; 2],
 ) {
@@ -322,7 +341,7 @@ fn write_row<S: Simd, const VECTORS: usize>(
 fn write_columns<S: Simd, const VECTORS: usize>(
     simd: S,
     strip: &[[S::Vector; VECTORS]],
-    rows: &[Row],
+    rows: &[Place],
     target: &mut Target<'_>,
 ) {
     for (values, row) in strip.iter().zip(rows) {
@@ -338,5 +357,46 @@ fn write_columns<S: Simd, const VECTORS: usize>(
                 squares[column] += f64::from(*c * *c);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Place, Target, Terms, strips};
+    use crate::kernels::KernelPath;
+    use crate::kernels::simd::InstructionSet;
+
+    /// A strip of three terms, a distance of `step` apart.
+    fn three_terms(a: &[f32], step: usize, b: &[f32], row: Place) -> Vec<f32> {
+        let isa = InstructionSet::new(KernelPath::Portable);
+        let terms = Terms { a, runs: &[0], len: 3, step, b, width: isa.lanes() };
+        let mut c = vec![0.0; isa.lanes()];
+        let mut target = Target { c: &mut c, columns: 1, accumulate: false, sums: None };
+        strips(isa, &terms, std::iter::once(row), &mut target);
+        c
+    }
+
+    #[test]
+    fn the_last_term_may_be_the_last_number() {
+        let c = three_terms(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2, &[1.0; 12], Place { a: 1, c: 0 });
+        assert_eq!(c, [9.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves its matrix")]
+    fn a_row_that_reaches_beyond_is_refused() {
+        three_terms(&[1.0; 6], 2, &[1.0; 12], Place { a: 2, c: 0 });
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves its matrix")]
+    fn a_distance_that_wraps_around_is_refused() {
+        three_terms(&[1.0; 6], usize::MAX / 2 + 1, &[1.0; 12], Place { a: 1, c: 0 });
+    }
+
+    #[test]
+    #[should_panic(expected = "too few rows")]
+    fn a_panel_that_is_too_short_is_refused() {
+        three_terms(&[1.0; 6], 2, &[1.0; 11], Place { a: 0, c: 0 });
     }
 }

@@ -5,7 +5,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::Panels;
 use super::simd::InstructionSet;
-use super::strip::{Row, Target, Terms, strips};
+use super::strip::{Place, Target, Terms, strips};
 
 /// Bytes of framed images that every panel visits before the next pixels are begun: a part of a second-level cache.
 const SOURCE_BYTES: usize = 256 << 10;
@@ -18,8 +18,8 @@ const MOST_PIXELS: usize = 1024;
 /// The rows of a weight gradient, `[kh, kw, c_in]`, and the runs of pixels they are summed over.
 #[derive(Clone, Debug)]
 pub(super) struct Taps {
-    /// Rows of the gradient: where each is read in the first window, and which one it is. Plane by plane of the frame.
-    rows: Vec<Row>,
+    /// Of each row of the gradient, plane by plane of the frame: where it is read in the first window, and its number.
+    rows: Vec<(usize, usize)>,
     /// Where each row of windows begins, over the images of a block. Empty where every pixel is a window: then it does not
     /// matter where a row or an image ends, and long runs take less time.
     runs: Vec<usize>,
@@ -46,9 +46,9 @@ impl Taps {
             for tap in 0..kernel * kernel {
                 let window = (tap / kernel) * frame.row() + tap % kernel * plane;
                 let channels = first..c_in.min(first + plane);
-                rows.extend(channels.map(|channel| Row {
-                    a: first / plane * frame.plane() + window + channel % plane,
-                    c: tap * c_in + channel,
+                rows.extend(channels.map(|channel| {
+                    let read = first / plane * frame.plane() + window + channel % plane;
+                    (read, tap * c_in + channel)
                 }));
             }
         }
@@ -101,7 +101,7 @@ impl Taps {
                     accumulate: accumulate || lines.start > 0,
                     sums: None,
                 };
-                let rows = self.rows.iter().map(|row| Row { c: row.c * panel.width, ..*row });
+                let rows = self.rows.iter().map(|&(a, row)| Place { a, c: row * panel.width });
                 strips(isa, &terms, rows, &mut target);
             }
         }

@@ -8,7 +8,7 @@ use super::division::blocks;
 use super::frame::Frame;
 use super::panels::{Panel, Panels};
 use super::simd::InstructionSet;
-use super::strip::{Row, Target, Terms, strips};
+use super::strip::{Place, Target, Terms, strips};
 
 /// Bytes of a panel that are used at a time, so that they stay in the near cache.
 const PANEL_BYTES: usize = 128 << 10;
@@ -164,9 +164,9 @@ impl Window {
 struct Pixels<'a> {
     window: &'a Window,
     /// Where the image and the row begin, and the next pixel is.
-    image: Row,
-    row: Row,
-    next: Row,
+    image: Place,
+    row: Place,
+    next: Place,
     /// The row within its image.
     y: usize,
     /// Pixels left in the row, and in all rows.
@@ -179,17 +179,17 @@ impl<'a> Pixels<'a> {
     fn new(window: &'a Window, rows: Range<usize>, column: usize) -> Self {
         let Window { height, width, source, target, .. } = window;
         let (n, y) = (rows.start / height, rows.start % height);
-        let image = Row { a: source.start + n * source.image, c: target.start + n * target.image + column };
-        let row = Row { a: image.a + y * source.row, c: image.c + y * target.row };
+        let image = Place { a: source.start + n * source.image, c: target.start + n * target.image + column };
+        let row = Place { a: image.a + y * source.row, c: image.c + y * target.row };
         Self { window, image, row, next: row, y, in_row: *width, left: rows.len() * width }
     }
 }
 
 impl Iterator for Pixels<'_> {
-    type Item = Row;
+    type Item = Place;
 
     #[inline(always)]
-    fn next(&mut self) -> Option<Row> {
+    fn next(&mut self) -> Option<Place> {
         let Window { height, width, source, target, .. } = self.window;
         if self.left == 0 {
             return None;
@@ -197,14 +197,14 @@ impl Iterator for Pixels<'_> {
         let pixel = self.next;
         self.left -= 1;
         self.in_row -= 1;
-        self.next = Row { a: pixel.a + source.pixel, c: pixel.c + target.pixel };
+        self.next = Place { a: pixel.a + source.pixel, c: pixel.c + target.pixel };
         if self.in_row == 0 {
             self.in_row = *width;
             self.y += 1;
-            self.row = Row { a: self.row.a + source.row, c: self.row.c + target.row };
+            self.row = Place { a: self.row.a + source.row, c: self.row.c + target.row };
             if self.y == *height {
                 self.y = 0;
-                self.image = Row { a: self.image.a + source.image, c: self.image.c + target.image };
+                self.image = Place { a: self.image.a + source.image, c: self.image.c + target.image };
                 self.row = self.image;
             }
             self.next = self.row;

@@ -26,7 +26,6 @@ use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
 use super::prologue;
-use super::scratch::{cut, len_of};
 use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
 use super::transforms::{Map, OutputGradient, SpreadWeights};
@@ -48,7 +47,7 @@ pub(super) struct WinogradConv {
     plan: Plan,
 }
 
-/// What one thread writes while it works.
+/// What one thread writes while it works, in the order of [`Plan::pieces`].
 struct Worker<'a> {
     /// The planes of a block's images.
     images: &'a mut [f32],
@@ -63,21 +62,6 @@ struct Worker<'a> {
     d_weights: &'a mut [f32],
     /// Its share of the channel sums, `[2, c_out]`.
     sums: &'a mut [f64],
-}
-
-/// Cuts scratch into room for the weights, transformed: the planes of each panel, a row per channel; and what each thread
-/// writes.
-fn cut_scratch<'a>(
-    plan: &Plan,
-    threads: usize,
-    mut scratch: &'a mut [f32],
-) -> (&'a mut [f32], Vec<Worker<'a>>) {
-    let [weights] = cut(&mut scratch, [plan.weights_len()]);
-    let workers = (0..threads).map(|_| {
-        let [images, outputs, products, made, d_weights, sums] = cut(&mut scratch, plan.pieces());
-        Worker { images, outputs, products, made, d_weights, sums: bytemuck::cast_slice_mut(sums) }
-    });
-    (weights, workers.collect())
 }
 
 impl WinogradConv {
@@ -112,12 +96,12 @@ impl WinogradConv {
 
     /// Numbers of scratch for every pass.
     pub(super) fn scratch_len(&self) -> usize {
-        len_of(&[self.plan.weights_len()]) + self.threads * len_of(&self.plan.pieces())
+        self.plan.pieces(self.threads).len()
     }
 
     pub(super) fn forward(&self, pool: &Pool, n: usize, forward: Forward<'_, f32>) {
         let Forward { input, w, y, sums, scratch } = forward;
-        let (weights, mut workers) = cut_scratch(&self.plan, self.threads, scratch);
+        let (weights, mut workers) = self.cut(scratch);
         let shape = self.plan.shape;
         let pass = Pass {
             isa: self.isa,
@@ -131,21 +115,20 @@ impl WinogradConv {
         pass.transform_weights(pool, w, Strides::forward(&shape), false, weights);
         let parts = divide(pool, &mut workers, n, y, shape.output_len());
         pool.for_each_part(parts, |_, (images, y, worker)| {
-            let Worker { images: transformed, outputs, sums, .. } = worker;
-            sums.fill(0.0);
+            worker.sums.fill(0.0);
             let input = input.slice(images.start * shape.input_len()..images.end * shape.input_len());
-            pass.run(input, weights, y, (transformed, outputs, sums));
+            pass.run(input, weights, y, worker);
         });
         if let Some(sums) = sums {
-            add_sums(workers[..pool.threads()].iter().map(|worker| &worker.sums[..]), sums);
+            add_sums(workers.iter().map(|worker| &worker.sums[..]), sums);
         }
     }
 
     /// Both gradients, chunk by chunk, so that the second one finds the output's gradient in the cache.
     pub(super) fn backward(&self, pool: &Pool, n: usize, backward: Backward<'_, f32>) {
         let Backward { input, d_y, w, d_w, d_x, scratch } = backward;
-        let Self { isa, threads, plan } = self;
-        let (weights, mut workers) = cut_scratch(plan, *threads, scratch);
+        let (weights, mut workers) = self.cut(scratch);
+        let Self { isa, plan, .. } = self;
         let shape = plan.shape;
         let InputGradient { d_x, accumulate, then } = d_x.unwrap_or_default();
         // With padding 1 the gradient is a convolution, or one for each phase, of `dy` and the weights turned around.
@@ -165,27 +148,40 @@ impl WinogradConv {
         }
         let weights = &*weights;
         pool.for_each_part(divide(pool, &mut workers, n, d_x, width), |thread, (images, d_x, worker)| {
-            let Worker { images: transformed, outputs, products, made, d_weights, sums } = worker;
-            d_weights.fill(0.0);
+            let made = std::mem::take(&mut worker.made);
+            worker.d_weights.fill(0.0);
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
-                let d_y = d_y.of(chunk.clone(), shape.output_len(), made);
+                let d_y = d_y.of(chunk.clone(), shape.output_len(), &mut *made);
                 for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
-                    let scratch = [&mut **transformed, outputs, products];
-                    add_block_gradient(*isa, plan, tiles, (x, d_y), scratch, d_weights);
+                    add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
                 }
                 if width > 0 {
                     let d_x =
                         &mut d_x[(chunk.start - images.start) * width..(chunk.end - images.start) * width];
-                    pass.run(prologue::Input::plain(d_y), weights, d_x, (transformed, outputs, sums));
+                    pass.run(prologue::Input::plain(d_y), weights, d_x, worker);
                     if let Some(then) = then {
                         then(thread, chunk, d_x);
                     }
                 }
             }
         });
-        let parts = workers[..pool.threads()].iter().map(|worker| &worker.d_weights[..]);
+        let parts = workers.iter().map(|worker| &worker.d_weights[..]);
         add_weight_gradients(pool, &shape, plan.outputs, &parts.collect::<Vec<_>>(), d_w);
+    }
+
+    /// Room for the transformed weights, and for each thread.
+    fn cut<'a>(&self, scratch: &'a mut [f32]) -> (&'a mut [f32], Vec<Worker<'a>>) {
+        let (weights, threads) = self.plan.pieces(self.threads).cut(scratch);
+        let worker = |[images, outputs, products, made, d_weights, sums]: [&'a mut [f32]; 6]| Worker {
+            images,
+            outputs,
+            products,
+            made,
+            d_weights,
+            sums: bytemuck::cast_slice_mut(sums),
+        };
+        (weights, threads.into_iter().map(worker).collect())
     }
 }
 
@@ -195,9 +191,9 @@ fn add_block_gradient(
     plan: &Plan,
     tiles: Range<usize>,
     (x, dy): (prologue::Input<'_, f32>, &[f32]),
-    [images, outputs, products]: [&mut [f32]; 3],
-    d_weights: &mut [f32],
+    worker: &mut Worker<'_>,
 ) {
+    let Worker { images, outputs, products, d_weights, .. } = worker;
     let c_in = plan.shape.c_in;
     let image_planes = plan.gradient_planes();
     let chunks = c_in / plan.lanes;
@@ -332,8 +328,9 @@ impl Pass<'_> {
         source: prologue::Input<'_, f32>,
         weights: &[f32],
         target: &mut [f32],
-        (images, outputs, sums): (&mut [f32], &mut [f32], &mut [f64]),
+        worker: &mut Worker<'_>,
     ) {
+        let Worker { images, outputs, sums, .. } = worker;
         let &Self { isa, plan, .. } = self;
         let image_planes = plan.image_planes(self.channels());
         let terms: Vec<_> = self.targets.iter().map(|target| self.terms(target)).collect();

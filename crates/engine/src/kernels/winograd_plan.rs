@@ -8,7 +8,7 @@ use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::products::AddGradient;
 use super::prologue;
-use super::scratch::f64s;
+use super::scratch::{Pieces, f64s};
 use super::simd::InstructionSet;
 use super::tiles::{Lattice, Source, Spread, Tiles};
 use super::transforms::Input;
@@ -106,7 +106,7 @@ impl Plan {
         Planes::new(self.side * self.side, self.gradient_block, 1, panel.width, self.lanes)
     }
 
-    pub(super) fn weights_len(&self) -> usize {
+    fn weights_len(&self) -> usize {
         let len = |panels: Panels, channels| {
             panels.iter().map(|panel| self.weight_planes(channels, panel).len()).sum::<usize>()
         };
@@ -114,12 +114,12 @@ impl Plan {
         len(self.outputs, phases * self.shape.c_in).max(phases * len(self.inputs, self.shape.c_out))
     }
 
-    pub(super) fn images_len(&self) -> usize {
+    fn images_len(&self) -> usize {
         let channels = (self.phases.len() * self.shape.c_in).max(self.shape.c_out);
         self.image_planes(channels).len().max(self.gradient_planes().len())
     }
 
-    pub(super) fn outputs_len(&self) -> usize {
+    fn outputs_len(&self) -> usize {
         let panels = || self.outputs.iter().chain(self.inputs.iter());
         let products = panels().map(|panel| self.product_planes(panel.width).len());
         let d_outputs = self.outputs.iter().map(|panel| self.d_output_planes(panel).len());
@@ -141,17 +141,18 @@ impl Plan {
         Part { phase: Phase::full(shape), lattice, before: [0; 2] }
     }
 
-    /// Lengths of what one thread writes: planes of images and of outputs, products of a strip, an output gradient, a
-    /// weight gradient, and channel sums.
-    pub(super) fn pieces(&self) -> [usize; 6] {
-        [
+    /// What a call writes besides its results. Shared are the transformed weights, the planes of each panel; a thread has
+    /// planes of images and of outputs, products of a strip, an output gradient, a weight gradient and channel sums.
+    pub(super) fn pieces(&self, threads: usize) -> Pieces<6> {
+        let of_thread = [
             self.images_len(),
             self.outputs_len(),
             AddGradient::PRODUCTS,
             self.chunk * self.shape.output_len(),
             self.shape.weight_len(),
             f64s(2 * self.shape.c_out),
-        ]
+        ];
+        Pieces { shared: self.weights_len(), threads, of_thread }
     }
 }
 

@@ -41,7 +41,7 @@ impl Team {
     }
 }
 
-/// What a node of the graph keeps between calls.
+/// What a node of the graph needs besides its operands.
 pub(crate) enum Op<T: Real> {
     Conv(Conv2d),
     BatchNorm(BatchNorm<T>),

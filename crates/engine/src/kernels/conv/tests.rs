@@ -128,6 +128,7 @@ macro_rules! passes {
             let mut d_w = vec![7.0; shape.weight_len()];
             let d_x = d_x.map(|d_x| InputGradient { d_x, accumulate, then });
             let (w, d_w_out, scratch) = (&w[..], &mut d_w[..], &mut scratch[..]);
+            scratch.fill(<$type>::NAN);
             conv.backward($pool, n, Backward { input, d_y, w, d_w: d_w_out, d_x, scratch });
             d_w
         };
@@ -148,6 +149,7 @@ macro_rules! passes {
         assert_eq!(dw, backward(OutputGradient::Plain(&dy), None, false), "nor on whether the input has one");
         check_handed_on(&dx);
         let mut again = vec![7.0; y.len()];
+        scratch.fill(<$type>::NAN);
         let forward = Forward { input, w: &w, y: &mut again, sums: None, scratch: &mut scratch };
         conv.forward($pool, n, forward);
         assert_eq!(again, y, "nor does the forward pass on what ran before it");
@@ -293,6 +295,18 @@ fn no_images_have_no_gradient() {
             "{choice:?}"
         );
     }
+}
+
+#[test]
+#[should_panic(expected = "does not begin on a cache line")]
+fn scratch_that_begins_anywhere_is_refused() {
+    let shape = ConvShape { n: 1, h: 4, w: 4, c_in: 3, c_out: 4, kernel: 3, stride: 1, pad: 1 };
+    let conv = Conv2d::new::<f32>(shape, KernelPath::Portable, Convolution::Direct, 1);
+    let mut scratch = AlignedVec::zeroed(conv.scratch_len() + 1);
+    let (x, w) = (vec![0f32; shape.input_len()], vec![0.0; shape.weight_len()]);
+    let (input, mut y) = (Input::plain(&x), vec![0.0; shape.output_len()]);
+    let forward = Forward { input, w: &w, y: &mut y, sums: None, scratch: &mut scratch[1..] };
+    conv.forward(&Pool::new(1, &[]), 1, forward);
 }
 
 #[test]
