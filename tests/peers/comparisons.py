@@ -257,11 +257,11 @@ GROUPS = [R18, R20, R50, AVX2, MEMORY, VIEWS, JPEG, LOSS, BIG_LOSS, ALL_REDUCE, 
 CONVERGENCE = Group(
     "convergence",
     {"both": Run("{python} {here}/convergence.py --himpun {himpun} --images {cifar} --runs {runs}")},
-    [Row("CIFAR-10 kNN after 5 epochs, Winograd against direct, means of 5 seeds: gap as a share of the seeds' noise",
+    [Row("CIFAR-10 kNN after 5 epochs, Winograd against direct, means of 8 seeds: gap as a share of the seeds' noise",
          Side("both", "auto_mean", "%"), Side("both", "direct_mean", "%"), 1.0, at_most=True, unit="",
          given=Side("both", "gap_over_noise"))],
     needs=("cifar",),
     rounds=1,
     default=False,
-    note="The noise is the 95 % interval of the difference of two means of five seeds each (Student's t).",
+    note="The noise is the 95 % interval of the difference of two means of eight seeds each (Student's t).",
 )
