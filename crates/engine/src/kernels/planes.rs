@@ -42,6 +42,12 @@ impl Planes {
         (self.plane - GAP) / (self.chunks * self.lanes)
     }
 
+    /// Distance of two vectors of channels of a tile.
+    #[inline(always)]
+    pub(super) fn chunk(&self) -> usize {
+        self.group * self.lanes
+    }
+
     /// Where a vector of channels of a tile lies in each plane.
     #[inline(always)]
     pub(super) fn offset(&self, tile: usize, chunk: usize) -> usize {
@@ -72,9 +78,9 @@ impl<'a, const SIDE: usize> ReadPoints<'a, SIDE> {
     }
 }
 
-impl<const SIDE: usize> Tile for ReadPoints<'_, SIDE> {
+impl<S: Simd, const SIDE: usize> Tile<S> for ReadPoints<'_, SIDE> {
     #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+    fn read(&self, simd: S, row: usize, column: usize) -> S::Vector {
         debug_assert!(row < SIDE && column < SIDE);
         // SAFETY: `new` has checked the last of the vectors.
         unsafe { simd.load(self.first.wrapping_add((SIDE * row + column) * self.plane)) }

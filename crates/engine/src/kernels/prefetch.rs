@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "an instruction that takes a pointer")]
 
+use std::slice::Chunks;
+
 /// Bytes that travel together.
 const LINE: usize = 64;
 
@@ -24,6 +26,12 @@ pub fn prefetch(bytes: &[u8]) {
 #[inline(always)]
 pub(super) fn prefetch_far(numbers: &[f32]) {
     ask::<SECOND_LEVEL>(bytemuck::cast_slice(numbers));
+}
+
+/// Whole lines of memory, in as many pieces at most, to be asked for between one step of a computation and the next.
+#[inline(always)]
+pub(super) fn in_pieces(numbers: &[f32], pieces: usize) -> Chunks<'_, f32> {
+    numbers.chunks(numbers.len().div_ceil(pieces).next_multiple_of(LINE_LEN).max(LINE_LEN))
 }
 
 #[inline(always)]

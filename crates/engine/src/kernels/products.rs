@@ -6,10 +6,11 @@
 #![expect(unsafe_code, reason = "bounds are asserted once per block instead of once per strip")]
 
 use std::ops::Range;
+use std::slice::Chunks;
 
 use super::phases::{Phase, with_sizes};
 use super::planes::{GAP, Planes};
-use super::prefetch::{LINE_LEN, prefetch_far};
+use super::prefetch::{in_pieces, prefetch_far};
 use super::simd::{MAX_ROWS, Simd, Task};
 use super::strip::{MAX_WIDTH, Run, add_run};
 use super::transforms::{CollectWeights, Map, POINTS, WeightGradient};
@@ -60,10 +61,7 @@ impl Multiply<'_> {
         let chunk = S::ROWS * S::LANES;
         let group = chunks * chunk;
         let n_strips = strips * self.terms.len();
-        let mut ahead = self.ahead.map(|pixels| {
-            let share = pixels.len().div_ceil(n_strips);
-            pixels.chunks(share.next_multiple_of(LINE_LEN).max(LINE_LEN))
-        });
+        let mut ahead = self.ahead.map(|pixels| in_pieces(pixels, n_strips));
         for (point, terms) in self.terms.iter().enumerate() {
             assert!(terms.end <= chunks, "vectors {terms:?} of {chunks}");
             if terms.is_empty() {
@@ -118,6 +116,8 @@ pub(super) struct AddGradient<'a> {
     pub(super) d_weights: &'a mut [f32],
     /// Scratch of [`AddGradient::PRODUCTS`] numbers: the gradients of a strip of transformed weights.
     pub(super) products: &'a mut [f32],
+    /// As in [`Multiply`].
+    pub(super) ahead: &'a [f32],
 }
 
 impl Task for AddGradient<'_> {
@@ -161,18 +161,19 @@ impl AddGradient<'_> {
         let width = VECTORS * S::LANES;
         let channels = self.chunks.len() * S::LANES;
         assert!(self.chunks.end <= self.image_planes.chunks, "vectors {:?}", self.chunks);
+        let mut ahead = in_pieces(self.ahead, channels.div_ceil(ROWS) * R * C);
         for first in (0..channels).step_by(ROWS) {
             // Rows that do not exist repeat the last one.
             let channel = |row: usize| (first + row).min(channels - 1);
             let chunk = |channel: usize| self.chunks.start + channel / S::LANES;
             if S::LANES.is_multiple_of(ROWS) {
                 let start = self.image_planes.offset(0, chunk(first)) + first % S::LANES;
-                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| start + row);
+                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| start + row, &mut ahead);
             } else {
                 let offsets: [usize; ROWS] = std::array::from_fn(|row| {
                     self.image_planes.offset(0, chunk(channel(row))) + channel(row) % S::LANES
                 });
-                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| offsets[row]);
+                self.multiply::<S, ROWS, VECTORS>(simd, SIDE, &|row| offsets[row], &mut ahead);
             }
             let tap = channels * width;
             let collect = CollectWeights {
@@ -193,12 +194,14 @@ impl AddGradient<'_> {
         simd: S,
         side: usize,
         offset: &impl Fn(usize) -> usize,
+        ahead: &mut Chunks<'_, f32>,
     ) {
         let &mut Self { phase, image_planes, d_output_planes, tiles, .. } = self;
         assert!(self.images.len() >= image_planes.len() && tiles <= image_planes.tiles());
         assert!(self.d_outputs.len() >= d_output_planes.len() && tiles <= d_output_planes.tiles());
         assert!(d_output_planes.chunks == VECTORS);
         for point in (0..side * side).filter(|&point| phase.has(point, side)) {
+            ahead.next().into_iter().for_each(prefetch_far);
             let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
             let run = Run {
                 a: self.images.as_ptr().wrapping_add(point * image_planes.plane),

@@ -8,11 +8,15 @@ use std::ops::Range;
 use super::conv::ConvShape;
 use super::planes::{Planes, ReadPoints, WritePoints};
 use super::prologue::{Prologue, VectorPrologue};
-use super::simd::{MAX_LANES, Simd, Task, add_lanes};
+use super::simd::{Simd, Task, add_lanes};
 use super::transforms::{Map, Output, Sink, Tile, transform};
 
-/// Tiles whose channel sums are added up in single precision.
-const TILES_PER_SUM: usize = 4;
+/// Tiles side by side that are transformed together, so that a column of pixels that two of them see is transformed
+/// once. Their columns stay in the nearest cache.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Columns that they see.
+const COLUMNS: usize = 4 * (SIDE_BY_SIDE - 1) + 6;
 
 /// The outputs of an image, cut into tiles, those at the far edges cut off.
 #[derive(Clone, Copy)]
@@ -51,16 +55,18 @@ impl Tiles {
         Place { image, y: tile / across * 4, x: tile % across * 4 }
     }
 
-    /// Steps to the next tile.
+    /// Cuts a block into tiles side by side: where the first of them lies, and their slots in the block.
     #[inline(always)]
-    fn advance(&self, place: &mut Place) {
-        place.x += 4;
-        if place.x >= self.w {
-            *place = Place { x: 0, y: place.y + 4, ..*place };
-        }
-        if place.y >= self.h {
-            *place = Place { y: 0, image: place.image + 1, ..*place };
-        }
+    fn side_by_side(self, block: Range<usize>) -> impl Iterator<Item = (Place, Range<usize>)> {
+        let across = self.w.div_ceil(4);
+        let mut first = block.start;
+        std::iter::from_fn(move || {
+            let place = self.place(first);
+            let count = SIDE_BY_SIDE.min(across - place.x / 4).min(block.end - first);
+            let slots = first - block.start..first - block.start + count;
+            first += count;
+            (count > 0).then_some((place, slots))
+        })
     }
 }
 
@@ -131,73 +137,122 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { map, source, tiles, block, planes, chunk, transformed } = self;
-        let Lattice { h, w, channels, first, row, pixel, .. } = source.lattice;
-        assert!(source.channels.end <= channels, "channels {:?} of {channels}", source.channels);
-        let zeros = [[Vector([0.0; MAX_LANES]); C]; R];
-        let (mut seen, mut seen_within) = (Seen::<R, C>(zeros), Within::all::<R, C>());
-        let mut place = tiles.place(block.start);
-        for slot in 0..block.len() {
-            let image = &source.images[source.lattice.image(place)];
-            let within = Within::new::<R, C>([place.y, place.x], source.before, [h, w]);
-            // What lies before the image wraps around, and is not read.
-            let start = (place.y * row + place.x * pixel + first)
-                .wrapping_sub(source.before[0] * row + source.before[1] * pixel);
-            let start = image.as_ptr().wrapping_add(start.wrapping_add(source.channels.start));
-            let pixels = Pixels { first: start, row, pixel };
-            if within != seen_within {
-                (seen, seen_within) = (Seen(zeros), within);
-            }
-            for channel in (0..source.channels.len()).step_by(S::LANES) {
-                let offset = planes.offset(slot, chunk + channel / S::LANES);
-                let mut points =
-                    WritePoints::<SIDE, false>::new::<S>(transformed, planes.plane, offset, [M, N]);
-                let tile = pixels.from(channel);
-                // Half of the rows at a time, because not all of them fit the registers.
-                if source.prologue.is_none() && within == Within::all::<R, C>() {
-                    transform::<S, R, C, M, N, 3, 0>(simd, map, &tile, &mut points);
-                    transform::<S, R, C, M, N, 3, 3>(simd, map, &tile, &mut points);
-                } else {
-                    let prologue = source.prologue.map(|p| p.vector(simd, source.channels.start + channel));
-                    seen.look(simd, &tile, within, prologue);
-                    transform::<S, R, C, M, N, 3, 0>(simd, map, &seen, &mut points);
-                    transform::<S, R, C, M, N, 3, 3>(simd, map, &seen, &mut points);
-                }
-            }
-            tiles.advance(&mut place);
+        let Source { lattice, channels, .. } = &self.source;
+        assert!(channels.end <= lattice.channels, "channels {channels:?} of {}", lattice.channels);
+        if C > 4 {
+            self.row_by_row(simd);
+        } else {
+            self.tile_by_tile(simd);
         }
     }
 }
 
-/// The rows and columns of a tile that lie within the image.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Within {
-    rows: [usize; 2],
-    columns: [usize; 2],
-}
-
-impl Within {
-    /// A whole tile of `R` x `C` pixels.
+impl<F, const R: usize, const C: usize, const M: usize, const N: usize, const SIDE: usize>
+    Spread<'_, F, R, C, M, N, SIDE>
+where
+    F: Map<R, M> + Map<C, N>,
+{
+    /// For tiles that see no pixels of each other.
     #[inline(always)]
-    fn all<const R: usize, const C: usize>() -> Self {
-        Self { rows: [0, R], columns: [0, C] }
+    fn tile_by_tile<S: Simd>(self, simd: S) {
+        let Self { map, source, tiles, block, planes, chunk, transformed } = self;
+        let Source { lattice, before: [above, left], channels, images, prologue } = source;
+        for (slot, tile) in block.enumerate() {
+            let place = tiles.place(tile);
+            let image = &images[lattice.image(place)];
+            let rows = within(place.y, above, lattice.h, R);
+            let columns = within(place.x, left, lattice.w, C);
+            for channel in channels.clone().step_by(S::LANES) {
+                let offset = planes.offset(slot, chunk + (channel - channels.start) / S::LANES);
+                let mut points =
+                    WritePoints::<SIDE, false>::new::<S>(transformed, planes.plane, offset, [M, N]);
+                let pixels = Pixels::new(image, &lattice, place, [above, left], channel);
+                // Half of the rows at a time, because not all of them fit the registers.
+                if prologue.is_none() && rows.len() == R && columns.len() == C {
+                    transform::<S, R, C, M, N, 3, 0>(simd, map, &pixels, &mut points);
+                    transform::<S, R, C, M, N, 3, 3>(simd, map, &pixels, &mut points);
+                } else {
+                    let prologue = prologue.map(|prologue| prologue.vector(simd, channel));
+                    let seen = Seen { pixels, rows: rows.clone(), columns: columns.clone(), prologue };
+                    transform::<S, R, C, M, N, 3, 0>(simd, map, &seen, &mut points);
+                    transform::<S, R, C, M, N, 3, 3>(simd, map, &seen, &mut points);
+                }
+            }
+        }
     }
 
-    /// Of the tile that begins `before` pixels above and left of a pixel of an image.
+    /// Maps the columns of tiles side by side, and then their rows.
     #[inline(always)]
-    fn new<const R: usize, const C: usize>(
-        [y, x]: [usize; 2],
-        before: [usize; 2],
-        [h, w]: [usize; 2],
-    ) -> Self {
-        let along = |at: usize, before: usize, side: usize, tile: usize| {
-            [before.saturating_sub(at), tile.min((side + before).saturating_sub(at))]
-        };
-        Self { rows: along(y, before[0], h, R), columns: along(x, before[1], w, C) }
+    fn row_by_row<S: Simd>(mut self, simd: S) {
+        let Source { lattice, channels, images, prologue, .. } = self.source.clone();
+        let mut columns = [[simd.splat(0.0); M]; COLUMNS];
+        for (place, slots) in self.tiles.side_by_side(self.block.clone()) {
+            let image = &images[lattice.image(place)];
+            let columns = &mut columns[..4 * (slots.len() - 1) + C];
+            let offsets = offsets(self.planes, slots.clone(), self.chunk);
+            for channel in channels.clone().step_by(S::LANES) {
+                let prologue = prologue.map(|prologue| prologue.vector(simd, channel));
+                self.down(simd, image, place, channel, prologue, columns);
+                let chunk = (channel - channels.start) / S::LANES;
+                self.across(simd, &offsets[..slots.len()], chunk, columns);
+            }
+        }
+    }
+
+    /// Maps each column of what the tiles at a place see.
+    #[inline(always)]
+    fn down<S: Simd>(
+        &self,
+        simd: S,
+        image: &[f32],
+        place: Place,
+        channel: usize,
+        prologue: Option<VectorPrologue<S>>,
+        columns: &mut [[S::Vector; M]],
+    ) {
+        let lattice = &self.source.lattice;
+        let before @ [above, left] = self.source.before;
+        let rows = within(place.y, above, lattice.h, R);
+        let seen = within(place.x, left, lattice.w, columns.len());
+        columns[..seen.start].fill([simd.splat(0.0); M]);
+        columns[seen.end..].fill([simd.splat(0.0); M]);
+        let pixels = Pixels::new(image, lattice, place, before, channel);
+        for (column, mapped) in seen.clone().zip(&mut columns[seen]) {
+            let mut line = [simd.splat(0.0); R];
+            for (row, vector) in line.iter_mut().enumerate() {
+                if rows.contains(&row) {
+                    let x = pixels.read(simd, row, column);
+                    *vector = prologue.map_or(x, |prologue| prologue.see(simd, x));
+                }
+            }
+            *mapped = self.map.map(simd, line);
+        }
+    }
+
+    /// Maps each line of the tiles, and writes its points.
+    #[inline(always)]
+    fn across<S: Simd>(&mut self, simd: S, offsets: &[usize], chunk: usize, columns: &[[S::Vector; M]]) {
+        let Self { planes, transformed, .. } = self;
+        for row in 0..M {
+            let from = chunk * planes.chunk() + SIDE * row * planes.plane;
+            for (tile, offset) in offsets.iter().enumerate() {
+                let columns: &[_; C] = columns[4 * tile..].first_chunk().expect("a tile's columns");
+                let mut line = [simd.splat(0.0); C];
+                for at in 0..C {
+                    line[at] = columns[at][row];
+                }
+                let mut points =
+                    WritePoints::<SIDE, false>::new::<S>(transformed, planes.plane, from + offset, [1, N]);
+                let mapped: [S::Vector; N] = self.map.map(simd, line);
+                for (column, &vector) in mapped.iter().enumerate() {
+                    points.write(simd, 0, column, vector);
+                }
+            }
+        }
     }
 }
 
-/// One vector of channels of each pixel of a tile, as far as they lie within the image.
+/// One vector of channels of each pixel of a tile, of which only those within the image may be read.
 #[derive(Clone, Copy)]
 struct Pixels {
     first: *const f32,
@@ -208,50 +263,60 @@ struct Pixels {
 }
 
 impl Pixels {
-    /// The vectors that begin at a channel.
+    /// The vectors from `channel` on of the pixels from so many `before` a place on.
     #[inline(always)]
-    fn from(self, channel: usize) -> Self {
-        Self { first: self.first.wrapping_add(channel), ..self }
+    fn new(image: &[f32], lattice: &Lattice, place: Place, before: [usize; 2], channel: usize) -> Self {
+        let &Lattice { first, row, pixel, .. } = lattice;
+        let start = place.y * row + place.x * pixel + first + channel;
+        // What lies before the image wraps around.
+        let start = start.wrapping_sub(before[0] * row + before[1] * pixel);
+        Self { first: image.as_ptr().wrapping_add(start), row, pixel }
     }
 }
 
-impl Tile for Pixels {
+impl<S: Simd> Tile<S> for Pixels {
     #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
+    fn read(&self, simd: S, row: usize, column: usize) -> S::Vector {
         // SAFETY: `Spread` has checked the channels, and reads pixels within the image only.
         unsafe { simd.load(self.first.wrapping_add(row * self.row + column * self.pixel)) }
     }
 }
 
-/// One vector of channels of each pixel as the convolution sees it: zeros outside the image, the others behind the
-/// prologue. Worth keeping, because a transform reads it twice.
-struct Seen<const R: usize, const C: usize>([[Vector; C]; R]);
+/// A tile as the convolution sees it: zeros outside the image, the others behind the prologue.
+struct Seen<S: Simd> {
+    pixels: Pixels,
+    /// Within the image.
+    rows: Range<usize>,
+    columns: Range<usize>,
+    prologue: Option<VectorPrologue<S>>,
+}
 
-/// A vector of any instruction set.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Vector([f32; MAX_LANES]);
-
-impl<const R: usize, const C: usize> Seen<R, C> {
-    /// Looks at what lies within the image; zeros stay where they are.
+impl<S: Simd> Tile<S> for Seen<S> {
     #[inline(always)]
-    fn look<S: Simd>(&mut self, simd: S, tile: &Pixels, within: Within, prologue: Option<VectorPrologue<S>>) {
-        let Within { rows, columns } = within;
-        for row in rows[0]..rows[1] {
-            for column in columns[0]..columns[1] {
-                let x = tile.read(simd, row, column);
-                let x = prologue.map_or(x, |prologue| prologue.see(simd, x));
-                simd.write(&mut self.0[row][column].0, x);
-            }
+    fn read(&self, simd: S, row: usize, column: usize) -> S::Vector {
+        if !self.rows.contains(&row) || !self.columns.contains(&column) {
+            return simd.splat(0.0);
         }
+        let x = self.pixels.read(simd, row, column);
+        self.prologue.map_or(x, |prologue| prologue.see(simd, x))
     }
 }
 
-impl<const R: usize, const C: usize> Tile for Seen<R, C> {
-    #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        simd.read(&self.0[row][column].0)
+/// Where the first vector of channels of some tiles lies in each plane.
+#[inline(always)]
+fn offsets(planes: Planes, slots: Range<usize>, chunk: usize) -> [usize; SIDE_BY_SIDE] {
+    let mut offsets = [0; SIDE_BY_SIDE];
+    for (offset, slot) in offsets.iter_mut().zip(slots) {
+        *offset = planes.offset(slot, chunk);
     }
+    offsets
+}
+
+/// Which of `len` pixels, the first of them `before` the one at `at`, lie among the `side` of an image.
+#[inline(always)]
+fn within(at: usize, before: usize, side: usize, len: usize) -> Range<usize> {
+    let start = before.saturating_sub(at).min(len);
+    start..(side + before).saturating_sub(at).clamp(start, len)
 }
 
 /// Transforms `R` x `C` of `SIDE` x `SIDE` planes of a block of tiles into outputs.
@@ -293,37 +358,16 @@ where
 {
     #[inline(always)]
     fn collect<S: Simd, const ACCUMULATE: bool, const SUMS: bool>(mut self, simd: S) {
-        let Lattice { h, w, channels, first: start, row, pixel, .. } = self.lattice;
+        let Lattice { channels, .. } = self.lattice;
         assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
-        for channel in (0..self.channels.len()).step_by(S::LANES) {
-            let mut place = self.tiles.place(self.block.start);
-            for first in (0..self.block.len()).step_by(TILES_PER_SUM) {
-                let (mut sum, mut squares) = (simd.splat(0.0), simd.splat(0.0));
-                for slot in first..(first + TILES_PER_SUM).min(self.block.len()) {
-                    let offset = self.planes.offset(slot, channel / S::LANES);
-                    let products =
-                        ReadPoints::<SIDE>::new::<S>(self.products, self.planes.plane, offset, [R, C]);
-                    let image = &mut self.images[self.lattice.image(place)];
-                    let to = place.y * row + place.x * pixel + start + self.channels.start + channel;
-                    let mut sink = Pixel::<S, ACCUMULATE, SUMS> {
-                        tile: image.as_mut_ptr().wrapping_add(to),
-                        row,
-                        pixel,
-                        rows: 4,
-                        columns: 4,
-                        sum,
-                        squares,
-                    };
-                    if place.y + 4 <= h && place.x + 4 <= w {
-                        transform::<S, R, C, 4, 4, 4, 0>(simd, Output, &products, &mut sink);
-                    } else {
-                        // A tile that is cut off may lie between the pixels of a phase altogether.
-                        (sink.rows, sink.columns) = (h.saturating_sub(place.y), w.saturating_sub(place.x));
-                        transform::<S, R, C, 4, 4, 4, 0>(simd, Output, &products, &mut sink);
-                    }
-                    (sum, squares) = (sink.sum, sink.squares);
-                    self.tiles.advance(&mut place);
-                }
+        let mut columns = [[simd.splat(0.0); R]; 4 * SIDE_BY_SIDE];
+        for (place, slots) in self.tiles.side_by_side(self.block.clone()) {
+            let columns = &mut columns[..4 * slots.len()];
+            let offsets = offsets(self.planes, slots.clone(), 0);
+            let offsets = &offsets[..slots.len()];
+            for channel in (0..self.channels.len()).step_by(S::LANES) {
+                self.across(simd, offsets, channel / S::LANES, columns);
+                let [sum, squares] = self.down::<S, ACCUMULATE, SUMS>(simd, place, channel, columns);
                 if let Some([sums, all_squares]) = &mut self.sums {
                     add_lanes(simd, sum, &mut sums[channel..]);
                     add_lanes(simd, squares, &mut all_squares[channel..]);
@@ -331,40 +375,63 @@ where
             }
         }
     }
-}
 
-/// One vector of channels of the pixels of a tile.
-struct Pixel<S: Simd, const ACCUMULATE: bool, const SUMS: bool> {
-    /// In the first pixel.
-    tile: *mut f32,
-    /// Distance of two rows of the image.
-    row: usize,
-    /// Distance of two pixels.
-    pixel: usize,
-    /// Rows and columns that lie within the image.
-    rows: usize,
-    columns: usize,
-    /// Of what was written, if anybody wants `SUMS`.
-    sum: S::Vector,
-    squares: S::Vector,
-}
-
-impl<S: Simd, const ACCUMULATE: bool, const SUMS: bool> Sink<S> for Pixel<S, ACCUMULATE, SUMS> {
+    /// Maps each line of points.
     #[inline(always)]
-    fn write(&mut self, simd: S, row: usize, column: usize, mut vector: S::Vector) {
-        if row >= self.rows || column >= self.columns {
-            return;
+    fn across<S: Simd>(&self, simd: S, offsets: &[usize], chunk: usize, columns: &mut [[S::Vector; R]]) {
+        let Self { planes, products, .. } = self;
+        for row in 0..R {
+            let from = chunk * planes.chunk() + SIDE * row * planes.plane;
+            for (offset, columns) in offsets.iter().zip(columns.chunks_exact_mut(4)) {
+                let points = ReadPoints::<SIDE>::new::<S>(products, planes.plane, from + offset, [1, C]);
+                let mut line = [simd.splat(0.0); C];
+                for (column, vector) in line.iter_mut().enumerate() {
+                    *vector = points.read(simd, 0, column);
+                }
+                let mapped: [S::Vector; 4] = Output.map(simd, line);
+                for (column, &vector) in columns.iter_mut().zip(&mapped) {
+                    column[row] = vector;
+                }
+            }
         }
-        let to = self.tile.wrapping_add(row * self.row + column * self.pixel);
-        if ACCUMULATE {
-            // SAFETY: as below.
-            vector = simd.add(unsafe { simd.load(to) }, vector);
+    }
+
+    /// Maps each column and writes its pixels; returns their sum and the sum of their squares, if anybody wants them.
+    #[inline(always)]
+    fn down<S: Simd, const ACCUMULATE: bool, const SUMS: bool>(
+        &mut self,
+        simd: S,
+        place: Place,
+        channel: usize,
+        columns: &[[S::Vector; R]],
+    ) -> [S::Vector; 2] {
+        let Lattice { h, w, first, row, pixel, .. } = self.lattice;
+        let image = &mut self.images[self.lattice.image(place)];
+        let start = place.y * row + place.x * pixel + first + self.channels.start + channel;
+        // One for each row, so that none waits for the one before.
+        let (mut sums, mut squares) = ([simd.splat(0.0); 4], [simd.splat(0.0); 4]);
+        // A tile that is cut off may lie between the pixels of a phase altogether.
+        let (rows, seen) = (h.saturating_sub(place.y), w.saturating_sub(place.x));
+        for (column, &line) in columns.iter().take(seen).enumerate() {
+            let pixels = image.as_mut_ptr().wrapping_add(start + column * pixel);
+            let mapped: [S::Vector; 4] = Output.map(simd, line);
+            for (at, mut vector) in mapped.into_iter().enumerate() {
+                if at < rows {
+                    let to = pixels.wrapping_add(at * row);
+                    if ACCUMULATE {
+                        // SAFETY: as below.
+                        vector = simd.add(unsafe { simd.load(to) }, vector);
+                    }
+                    // SAFETY: the channels were checked, and row and column lie within the image.
+                    unsafe { simd.store(to, vector) };
+                    if SUMS {
+                        sums[at] = simd.add(sums[at], vector);
+                        squares[at] = simd.mul_add(vector, vector, squares[at]);
+                    }
+                }
+            }
         }
-        // SAFETY: `Collect` has checked the image, its channels and how much of the tile lies within it.
-        unsafe { simd.store(to, vector) };
-        if SUMS {
-            self.sum = simd.add(self.sum, vector);
-            self.squares = simd.mul_add(vector, vector, self.squares);
-        }
+        let total = |[a, b, c, d]: [S::Vector; 4]| simd.add(simd.add(a, b), simd.add(c, d));
+        [total(sums), total(squares)]
     }
 }

@@ -128,8 +128,8 @@ impl Map<6, 3> for WeightGradient {
 ///
 /// A trait and no closure, because only a method can be told to be inlined: called, it would not be
 /// compiled for the instruction set.
-pub(super) trait Tile {
-    fn read<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::Vector;
+pub(super) trait Tile<S: Simd> {
+    fn read(&self, simd: S, row: usize, column: usize) -> S::Vector;
 }
 
 /// Where the vectors of a transformed tile are written.
@@ -154,7 +154,7 @@ pub(super) fn transform<
 >(
     simd: S,
     map: impl Map<R, M> + Map<C, N>,
-    tile: &impl Tile,
+    tile: &impl Tile<S>,
     sink: &mut impl Sink<S>,
 ) {
     let mut rows = [[simd.splat(0.0); C]; ROWS];
@@ -183,7 +183,7 @@ fn map_column<
 >(
     simd: S,
     map: impl Map<R, M>,
-    tile: &impl Tile,
+    tile: &impl Tile<S>,
     column: usize,
     rows: &mut [[S::Vector; C]; ROWS],
 ) {

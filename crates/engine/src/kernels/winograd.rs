@@ -152,9 +152,11 @@ impl WinogradConv {
             worker.d_weights.fill(0.0);
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
+                let rest = &input.x[chunk.start * shape.input_len()..images.end * shape.input_len()];
                 let d_y = d_y.of(chunk.clone(), shape.output_len(), &mut *made);
                 for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
-                    add_block_gradient(*isa, plan, tiles, (x, d_y), worker);
+                    let next = plan.tiles.numbers(&(0..tiles.end), shape.input_len()).end;
+                    add_block_gradient(*isa, plan, tiles, (x, d_y), at_most_ahead(&rest[next..]), worker);
                 }
                 if width > 0 {
                     let d_x =
@@ -185,12 +187,13 @@ impl WinogradConv {
     }
 }
 
-/// Adds the weight gradient of a block of tiles to the thread's share.
+/// Adds the weight gradient of a block of tiles to the thread's share, and fetches the pixels `ahead`.
 fn add_block_gradient(
     isa: InstructionSet,
     plan: &Plan,
     tiles: Range<usize>,
     (x, dy): (prologue::Input<'_, f32>, &[f32]),
+    mut ahead: &[f32],
     worker: &mut Worker<'_>,
 ) {
     let Worker { images, outputs, products, d_weights, .. } = worker;
@@ -221,6 +224,7 @@ fn add_block_gradient(
                 d_outputs: outputs,
                 d_weights: &mut d_weights[panel.range(9 * c_in)],
                 products,
+                ahead: std::mem::take(&mut ahead),
             });
         }
     }
