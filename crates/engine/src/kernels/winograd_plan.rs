@@ -13,12 +13,9 @@ use super::simd::InstructionSet;
 use super::tiles::{Lattice, Source, Spread, Tiles};
 use super::transforms::Input;
 
-/// Tiles in a block of the forward pass or the data gradient: for few channels as many as stay in
-/// the second-level cache, for many channels enough to be worth reading the transformed weights.
-const BLOCK_TILES: [usize; 2] = [32, 64];
-
-/// Bytes of a block's transformed input, between those bounds.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Tiles in a block of the forward pass or the data gradient: few, for their planes to stay in the second-level cache, and
+/// enough for each to be worth reading the transformed weights. Twice as many are no faster on a Zen 3 or a Zen 4.
+const BLOCK_TILES: usize = 32;
 
 /// Tiles in a block of the weight gradient, where each block pays for transforming its sums back.
 const GRADIENT_TILES: usize = 64;
@@ -54,9 +51,6 @@ impl Plan {
         let lanes = isa.lanes();
         let phases = Phase::all(&shape);
         let side = if shape.stride == 1 { 6 } else { 5 };
-        let channels = (phases.len() * shape.c_in).max(shape.c_out);
-        let [fewest, most] = BLOCK_TILES;
-        let fitting = BLOCK_BYTES / size_of::<f32>() / (side * side * channels);
         let images = shape.n.div_ceil(threads).max(1);
         let tiles = Tiles::new(&shape);
         let per_image = tiles.per_image();
@@ -72,7 +66,7 @@ impl Plan {
             outputs: Panels { columns: shape.c_out, lanes },
             inputs: Panels { columns: shape.c_in, lanes },
             // No strip of a whole block has rows that do not exist.
-            block: fitting.clamp(fewest, most).next_multiple_of(2 * isa.rows()).min(all),
+            block: BLOCK_TILES.next_multiple_of(2 * isa.rows()).min(all),
             gradient_block: GRADIENT_TILES.min(all),
             chunk: chunk.max(GRADIENT_TILES.div_ceil(per_image)).min(images),
         }
