@@ -117,7 +117,7 @@ impl<T: Real> Network<T> {
         let scratch_len = scratch_len::<T>(&graph, passes(role), &options, team.threads());
         Self {
             arena: Arena::new(&program, options.max_rows),
-            scratch: AlignedVec::zeroed(scratch_len),
+            scratch: AlignedVec::zeroed_in_huge_pages(scratch_len),
             channel_sums: norm_input_widths(&graph).map(|channels| vec![0.0; 2 * channels]).collect(),
             staged: vec![0.0; parameters.buffer_values.len()],
             spec: spec.clone(),
@@ -157,7 +157,7 @@ impl<T: Real> Network<T> {
         let sums: usize = norm_input_widths(&graph).map(|channels| 2 * channels).sum();
         Arena::<T>::predicted_bytes(&program, options.max_rows)
             + ops.sum::<usize>()
-            + AlignedVec::<T>::bytes(scratch_len::<T>(&graph, passes(role), options, threads))
+            + AlignedVec::<T>::bytes_in_huge_pages(scratch_len::<T>(&graph, passes(role), options, threads))
             + (arrays * values + buffers) * size_of::<T>()
             + (buffers + sums) * size_of::<f64>()
     }

@@ -44,7 +44,7 @@ impl Planes {
 
     /// Distance of two vectors of channels of a tile.
     #[inline(always)]
-    pub(super) fn chunk(&self) -> usize {
+    pub(super) fn chunk_step(&self) -> usize {
         self.group * self.lanes
     }
 

@@ -28,7 +28,8 @@ pub(super) fn prefetch_far(numbers: &[f32]) {
     ask::<SECOND_LEVEL>(bytemuck::cast_slice(numbers));
 }
 
-/// Whole lines of memory, in as many pieces at most, to be asked for between one step of a computation and the next.
+/// Numbers in at most so many pieces, one or more, of whole lines: to be asked for piece by piece while something is
+/// computed.
 #[inline(always)]
 pub(super) fn in_pieces(numbers: &[f32], pieces: usize) -> Chunks<'_, f32> {
     numbers.chunks(numbers.len().div_ceil(pieces).next_multiple_of(LINE_LEN).max(LINE_LEN))

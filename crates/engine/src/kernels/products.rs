@@ -116,7 +116,7 @@ pub(super) struct AddGradient<'a> {
     pub(super) d_weights: &'a mut [f32],
     /// Scratch of [`AddGradient::PRODUCTS`] numbers: the gradients of a strip of transformed weights.
     pub(super) products: &'a mut [f32],
-    /// As in [`Multiply`].
+    /// Pixels that are read next, fetched meanwhile as in [`Multiply`].
     pub(super) ahead: &'a [f32],
 }
 
@@ -201,7 +201,9 @@ impl AddGradient<'_> {
         assert!(self.d_outputs.len() >= d_output_planes.len() && tiles <= d_output_planes.tiles());
         assert!(d_output_planes.chunks == VECTORS);
         for point in (0..side * side).filter(|&point| phase.has(point, side)) {
-            ahead.next().into_iter().for_each(prefetch_far);
+            if let Some(pixels) = ahead.next() {
+                prefetch_far(pixels);
+            }
             let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
             let run = Run {
                 a: self.images.as_ptr().wrapping_add(point * image_planes.plane),

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::conv::ConvShape;
 use super::planes::{Planes, ReadPoints, WritePoints};
-use super::prologue::{Prologue, VectorPrologue};
+use super::prologue::Prologue;
 use super::simd::{Simd, Task, add_lanes};
 use super::transforms::{Map, Output, Sink, Tile, transform};
 
@@ -15,7 +15,7 @@ use super::transforms::{Map, Output, Sink, Tile, transform};
 /// once. Their columns stay in the nearest cache.
 const SIDE_BY_SIDE: usize = 4;
 
-/// Columns that they see.
+/// Columns that they see, of which the last one sees six at most.
 const COLUMNS: usize = 4 * (SIDE_BY_SIDE - 1) + 6;
 
 /// The outputs of an image, cut into tiles, those at the far edges cut off.
@@ -139,10 +139,12 @@ where
     fn run<S: Simd>(self, simd: S) {
         let Source { lattice, channels, .. } = &self.source;
         assert!(channels.end <= lattice.channels, "channels {channels:?} of {}", lattice.channels);
-        if C > 4 {
-            self.row_by_row(simd);
-        } else {
+        assert!(channels.len().is_multiple_of(S::LANES), "channels {channels:?} are no vectors");
+        // Tiles that share no columns gain nothing by keeping them, and pay for writing them down.
+        if C == 4 && self.source.prologue.is_none() {
             self.tile_by_tile(simd);
+        } else {
+            self.side_by_side(simd);
         }
     }
 }
@@ -152,11 +154,11 @@ impl<F, const R: usize, const C: usize, const M: usize, const N: usize, const SI
 where
     F: Map<R, M> + Map<C, N>,
 {
-    /// For tiles that see no pixels of each other.
+    /// Each tile by itself, without a prologue.
     #[inline(always)]
     fn tile_by_tile<S: Simd>(self, simd: S) {
         let Self { map, source, tiles, block, planes, chunk, transformed } = self;
-        let Source { lattice, before: [above, left], channels, images, prologue } = source;
+        let Source { lattice, before: [above, left], channels, images, .. } = source;
         for (slot, tile) in block.enumerate() {
             let place = tiles.place(tile);
             let image = &images[lattice.image(place)];
@@ -168,14 +170,13 @@ where
                     WritePoints::<SIDE, false>::new::<S>(transformed, planes.plane, offset, [M, N]);
                 let pixels = Pixels::new(image, &lattice, place, [above, left], channel);
                 // Half of the rows at a time, because not all of them fit the registers.
-                if prologue.is_none() && rows.len() == R && columns.len() == C {
+                if rows.len() == R && columns.len() == C {
                     transform::<S, R, C, M, N, 3, 0>(simd, map, &pixels, &mut points);
                     transform::<S, R, C, M, N, 3, 3>(simd, map, &pixels, &mut points);
                 } else {
-                    let prologue = prologue.map(|prologue| prologue.vector(simd, channel));
-                    let seen = Seen { pixels, rows: rows.clone(), columns: columns.clone(), prologue };
-                    transform::<S, R, C, M, N, 3, 0>(simd, map, &seen, &mut points);
-                    transform::<S, R, C, M, N, 3, 3>(simd, map, &seen, &mut points);
+                    let tile = Cut { pixels, rows: rows.clone(), columns: columns.clone() };
+                    transform::<S, R, C, M, N, 3, 0>(simd, map, &tile, &mut points);
+                    transform::<S, R, C, M, N, 3, 3>(simd, map, &tile, &mut points);
                 }
             }
         }
@@ -183,40 +184,30 @@ where
 
     /// Maps the columns of tiles side by side, and then their rows.
     #[inline(always)]
-    fn row_by_row<S: Simd>(mut self, simd: S) {
-        let Source { lattice, channels, images, prologue, .. } = self.source.clone();
+    fn side_by_side<S: Simd>(mut self, simd: S) {
         let mut columns = [[simd.splat(0.0); M]; COLUMNS];
         for (place, slots) in self.tiles.side_by_side(self.block.clone()) {
-            let image = &images[lattice.image(place)];
             let columns = &mut columns[..4 * (slots.len() - 1) + C];
             let offsets = offsets(self.planes, slots.clone(), self.chunk);
-            for channel in channels.clone().step_by(S::LANES) {
-                let prologue = prologue.map(|prologue| prologue.vector(simd, channel));
-                self.down(simd, image, place, channel, prologue, columns);
-                let chunk = (channel - channels.start) / S::LANES;
-                self.across(simd, &offsets[..slots.len()], chunk, columns);
+            for channel in (0..self.source.channels.len()).step_by(S::LANES) {
+                self.down(simd, place, channel, columns);
+                self.across(simd, &offsets[..slots.len()], channel / S::LANES, columns);
             }
         }
     }
 
     /// Maps each column of what the tiles at a place see.
     #[inline(always)]
-    fn down<S: Simd>(
-        &self,
-        simd: S,
-        image: &[f32],
-        place: Place,
-        channel: usize,
-        prologue: Option<VectorPrologue<S>>,
-        columns: &mut [[S::Vector; M]],
-    ) {
-        let lattice = &self.source.lattice;
-        let before @ [above, left] = self.source.before;
-        let rows = within(place.y, above, lattice.h, R);
-        let seen = within(place.x, left, lattice.w, columns.len());
+    fn down<S: Simd>(&self, simd: S, place: Place, channel: usize, columns: &mut [[S::Vector; M]]) {
+        let Source { lattice, before, channels, images, prologue } = &self.source;
+        let channel = channels.start + channel;
+        let prologue = prologue.map(|prologue| prologue.vector(simd, channel));
+        let rows = within(place.y, before[0], lattice.h, R);
+        let seen = within(place.x, before[1], lattice.w, columns.len());
         columns[..seen.start].fill([simd.splat(0.0); M]);
         columns[seen.end..].fill([simd.splat(0.0); M]);
-        let pixels = Pixels::new(image, lattice, place, before, channel);
+        let image = &images[lattice.image(place)];
+        let pixels = Pixels::new(image, lattice, place, *before, channel);
         for (column, mapped) in seen.clone().zip(&mut columns[seen]) {
             let mut line = [simd.splat(0.0); R];
             for (row, vector) in line.iter_mut().enumerate() {
@@ -234,7 +225,7 @@ where
     fn across<S: Simd>(&mut self, simd: S, offsets: &[usize], chunk: usize, columns: &[[S::Vector; M]]) {
         let Self { planes, transformed, .. } = self;
         for row in 0..M {
-            let from = chunk * planes.chunk() + SIDE * row * planes.plane;
+            let from = chunk * planes.chunk_step() + SIDE * row * planes.plane;
             for (tile, offset) in offsets.iter().enumerate() {
                 let columns: &[_; C] = columns[4 * tile..].first_chunk().expect("a tile's columns");
                 let mut line = [simd.splat(0.0); C];
@@ -282,23 +273,22 @@ impl<S: Simd> Tile<S> for Pixels {
     }
 }
 
-/// A tile as the convolution sees it: zeros outside the image, the others behind the prologue.
-struct Seen<S: Simd> {
+/// A tile that the image ends in: what lies outside is zero.
+struct Cut {
     pixels: Pixels,
     /// Within the image.
     rows: Range<usize>,
     columns: Range<usize>,
-    prologue: Option<VectorPrologue<S>>,
 }
 
-impl<S: Simd> Tile<S> for Seen<S> {
+impl<S: Simd> Tile<S> for Cut {
     #[inline(always)]
     fn read(&self, simd: S, row: usize, column: usize) -> S::Vector {
-        if !self.rows.contains(&row) || !self.columns.contains(&column) {
-            return simd.splat(0.0);
+        if self.rows.contains(&row) && self.columns.contains(&column) {
+            self.pixels.read(simd, row, column)
+        } else {
+            simd.splat(0.0)
         }
-        let x = self.pixels.read(simd, row, column);
-        self.prologue.map_or(x, |prologue| prologue.see(simd, x))
     }
 }
 
@@ -360,6 +350,7 @@ where
     fn collect<S: Simd, const ACCUMULATE: bool, const SUMS: bool>(mut self, simd: S) {
         let Lattice { channels, .. } = self.lattice;
         assert!(self.channels.end <= channels, "channels {:?} of {channels}", self.channels);
+        assert!(self.channels.len().is_multiple_of(S::LANES), "channels {:?} are no vectors", self.channels);
         let mut columns = [[simd.splat(0.0); R]; 4 * SIDE_BY_SIDE];
         for (place, slots) in self.tiles.side_by_side(self.block.clone()) {
             let columns = &mut columns[..4 * slots.len()];
@@ -381,7 +372,7 @@ where
     fn across<S: Simd>(&self, simd: S, offsets: &[usize], chunk: usize, columns: &mut [[S::Vector; R]]) {
         let Self { planes, products, .. } = self;
         for row in 0..R {
-            let from = chunk * planes.chunk() + SIDE * row * planes.plane;
+            let from = chunk * planes.chunk_step() + SIDE * row * planes.plane;
             for (offset, columns) in offsets.iter().zip(columns.chunks_exact_mut(4)) {
                 let points = ReadPoints::<SIDE>::new::<S>(products, planes.plane, from + offset, [1, C]);
                 let mut line = [simd.splat(0.0); C];
@@ -431,7 +422,11 @@ where
                 }
             }
         }
-        let total = |[a, b, c, d]: [S::Vector; 4]| simd.add(simd.add(a, b), simd.add(c, d));
-        [total(sums), total(squares)]
+        [total(simd, sums), total(simd, squares)]
     }
+}
+
+#[inline(always)]
+fn total<S: Simd>(simd: S, [a, b, c, d]: [S::Vector; 4]) -> S::Vector {
+    simd.add(simd.add(a, b), simd.add(c, d))
 }

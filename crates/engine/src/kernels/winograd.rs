@@ -152,11 +152,13 @@ impl WinogradConv {
             worker.d_weights.fill(0.0);
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
-                let rest = &input.x[chunk.start * shape.input_len()..images.end * shape.input_len()];
+                let rest = input.slice(chunk.start * shape.input_len()..images.end * shape.input_len()).x;
                 let d_y = d_y.of(chunk.clone(), shape.output_len(), &mut *made);
+                let last = (images.end - chunk.start) * plan.tiles.per_image();
                 for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
-                    let next = plan.tiles.numbers(&(0..tiles.end), shape.input_len()).end;
-                    add_block_gradient(*isa, plan, tiles, (x, d_y), at_most_ahead(&rest[next..]), worker);
+                    let next = tiles.end..last.min(tiles.end + plan.gradient_block);
+                    let ahead = at_most_ahead(&rest[plan.tiles.numbers(&next, shape.input_len())]);
+                    add_block_gradient(*isa, plan, tiles, (x, d_y, ahead), worker);
                 }
                 if width > 0 {
                     let d_x =
@@ -192,8 +194,7 @@ fn add_block_gradient(
     isa: InstructionSet,
     plan: &Plan,
     tiles: Range<usize>,
-    (x, dy): (prologue::Input<'_, f32>, &[f32]),
-    mut ahead: &[f32],
+    (x, dy, mut ahead): (prologue::Input<'_, f32>, &[f32], &[f32]),
     worker: &mut Worker<'_>,
 ) {
     let Worker { images, outputs, products, d_weights, .. } = worker;
