@@ -263,5 +263,6 @@ CONVERGENCE = Group(
     needs=("cifar",),
     rounds=1,
     default=False,
-    note="The noise is the 95 % interval of the difference of two means of eight seeds each (Student's t).",
+    note="The noise is the 95 % interval of the difference of two means of eight seeds each (Student's t). A run that is complete is not "
+         "repeated, so that its kernels may be older than the row (ROOFLINE.md).",
 )
