@@ -152,7 +152,7 @@ impl WinogradConv {
             worker.d_weights.fill(0.0);
             for chunk in blocks(images.clone(), plan.chunk) {
                 let x = input.slice(chunk.start * shape.input_len()..chunk.end * shape.input_len());
-                let rest = input.slice(chunk.start * shape.input_len()..images.end * shape.input_len()).x;
+                let rest = &input.x[chunk.start * shape.input_len()..images.end * shape.input_len()];
                 let d_y = d_y.of(chunk.clone(), shape.output_len(), &mut *made);
                 let last = (images.end - chunk.start) * plan.tiles.per_image();
                 for tiles in even_blocks(chunk.len() * plan.tiles.per_image(), plan.gradient_block, 1) {
