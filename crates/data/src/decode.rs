@@ -12,7 +12,7 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-/// Images with more pixels than this are refused before anything is allocated for them.
+/// Images with more pixels than this are refused, unless another limit is set.
 pub const MAX_PIXELS: usize = 100_000_000;
 
 /// A decoded image.
@@ -26,23 +26,23 @@ pub struct Image {
     pub rgb: Vec<u8>,
 }
 
-/// Decodes a JPEG, PNG or WebP file.
+/// Decodes a JPEG, PNG or WebP file of at most `max_pixels` pixels.
 ///
 /// # Errors
 /// A sentence saying why the bytes are no image of these kinds, or an unreasonable one.
-pub fn decode(bytes: &[u8]) -> Result<Image, String> {
+pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Image, String> {
     match bytes {
-        [0xFF, 0xD8, 0xFF, ..] => decode_jpeg(bytes),
-        [0x89, b'P', b'N', b'G', ..] => decode_other(bytes, ImageFormat::Png),
+        [0xFF, 0xD8, 0xFF, ..] => decode_jpeg(bytes, max_pixels),
+        [0x89, b'P', b'N', b'G', ..] => decode_other(bytes, ImageFormat::Png, max_pixels),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            decode_other(bytes, ImageFormat::WebP)
+            decode_other(bytes, ImageFormat::WebP, max_pixels)
         }
         [] => Err("the file is empty".to_owned()),
         _ => Err("neither JPEG, PNG nor WebP (by its first bytes)".to_owned()),
     }
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
+fn decode_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Image, String> {
     // Strict: a scan that ends early is an error. Otherwise the missing part would be painted gray.
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -53,7 +53,7 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
     decoder.decode_headers().map_err(|error| format!("not a readable JPEG: {error}"))?;
     let info = decoder.info().expect("the headers are decoded");
     let (width, height) = (usize::from(info.width), usize::from(info.height));
-    check_dimensions(width, height)?;
+    check_dimensions(width, height, max_pixels)?;
     if !has_end_of_image(bytes) {
         return Err("truncated JPEG: its end marker is missing".to_owned());
     }
@@ -87,26 +87,26 @@ pub(crate) fn has_end_of_image(bytes: &[u8]) -> bool {
     }
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<Image, String> {
+fn decode_other(bytes: &[u8], format: ImageFormat, max_pixels: usize) -> Result<Image, String> {
     let describe = |error: image::ImageError| error.to_string();
     let mut reader = image::ImageReader::with_format(Cursor::new(bytes), format);
     // 8 bytes a pixel (16-bit RGBA) and as much again for the decoder's own buffers.
     let mut limits = image::Limits::default();
-    limits.max_alloc = Some(16 * MAX_PIXELS as u64);
+    limits.max_alloc = Some(16 * max_pixels as u64);
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(describe)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
-    check_dimensions(width, height)?;
+    check_dimensions(width, height, max_pixels)?;
     let pixels = image::DynamicImage::from_decoder(decoder).map_err(describe)?;
     checked_image(width, height, pixels.into_rgb8().into_raw())
 }
 
-pub(crate) fn check_dimensions(width: usize, height: usize) -> Result<(), String> {
+pub(crate) fn check_dimensions(width: usize, height: usize, max_pixels: usize) -> Result<(), String> {
     match width.checked_mul(height) {
         Some(0) => Err(format!("an image of {width} x {height} pixels")),
-        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
-        _ => Err(format!("{width} x {height} pixels, more than the {MAX_PIXELS} that are accepted")),
+        Some(pixels) if pixels <= max_pixels => Ok(()),
+        _ => Err(format!("{width} x {height} pixels, more than the {max_pixels} that are accepted")),
     }
 }
 
@@ -137,7 +137,7 @@ mod tests {
         fn check(golden: &safetensors::SafeTensors<'_>, name: &str, tolerance: u8) {
             let file = golden.tensor(&format!("{name} file")).unwrap();
             let expected = golden.tensor(&format!("{name} rgb")).unwrap();
-            let image = decode(file.data()).unwrap();
+            let image = decode(file.data(), MAX_PIXELS).unwrap();
             assert_eq!([image.height, image.width, 3], expected.shape());
             let worst = image.rgb.iter().zip(expected.data()).map(|(a, e)| a.abs_diff(*e)).max();
             assert!(worst <= Some(tolerance), "{name}: off by {worst:?}");
@@ -165,14 +165,14 @@ mod tests {
         let pixels =
             image::ImageBuffer::from_fn(3, 1, |x, _| image::Rgb([[0u16, 257, 65535][x as usize]; 3]));
         let bytes = encoded(pixels.into(), ImageFormat::Png);
-        assert_eq!(decode(&bytes).unwrap().rgb, [0, 0, 0, 1, 1, 1, 255, 255, 255]);
+        assert_eq!(decode(&bytes, MAX_PIXELS).unwrap().rgb, [0, 0, 0, 1, 1, 1, 255, 255, 255]);
     }
 
     #[test]
     fn lossless_files_keep_every_pixel() {
         let original = image(9, 5, 3);
-        assert_eq!(decode(&png(&original)).unwrap(), original);
-        assert_eq!(decode(&encoded(rgb(&original).into(), ImageFormat::WebP)).unwrap(), original);
+        assert_eq!(decode(&png(&original), MAX_PIXELS).unwrap(), original);
+        assert_eq!(decode(&encoded(rgb(&original).into(), ImageFormat::WebP), MAX_PIXELS).unwrap(), original);
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
             // The last bytes of a PNG are its end marker, which decoders do not wait for; a WebP may be padded.
             let spared = if name.starts_with("jpeg") { 1 } else { 16 };
             for len in 0..file.len() - spared {
-                assert!(decode(&file[..len]).is_err(), "{name} cut to {len} of {}", file.len());
+                assert!(decode(&file[..len], MAX_PIXELS).is_err(), "{name} cut to {len} of {}", file.len());
             }
         }
     }
@@ -196,7 +196,7 @@ mod tests {
             let mut file = golden.tensor(&format!("{name} file")).unwrap().data().to_vec();
             for place in (0..file.len()).step_by(3) {
                 file[place] ^= 0x5A;
-                if let Ok(image) = decode(&file) {
+                if let Ok(image) = decode(&file, MAX_PIXELS) {
                     assert_eq!(image.rgb.len(), 3 * image.width * image.height);
                 }
                 file[place] ^= 0x5A;
@@ -212,7 +212,7 @@ mod tests {
         let mut crc = flate2::Crc::new();
         crc.update(&file[12..29]);
         file[29..33].copy_from_slice(&crc.sum().to_be_bytes());
-        let reason = decode(&file).unwrap_err();
+        let reason = decode(&file, MAX_PIXELS).unwrap_err();
         assert!(reason.contains("65536 x 65536"), "{reason}");
     }
 }

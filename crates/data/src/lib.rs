@@ -38,6 +38,6 @@ pub use preprocess::Preprocess;
 pub use reduced::{Decoded, Decoding, load_reduced};
 pub use replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
 pub use sampler::{Sampler, chunk_ranges, rank_range};
-pub use source::Dataset;
 pub use source::pack::{PackOptions, Packed, pack};
+pub use source::{Dataset, Limits};
 pub use stats::{Stats, stats};

@@ -84,7 +84,7 @@ fn open(file: &[u8]) -> Option<Jpeg<'_>> {
         _ => return None,
     };
     let dimensions = (usize::from(info.width), usize::from(info.height));
-    check_dimensions(dimensions.0, dimensions.1).ok()?;
+    check_dimensions(dimensions.0, dimensions.1, crate::MAX_PIXELS).ok()?;
     Some(Jpeg { decoder, dimensions, gray })
 }
 

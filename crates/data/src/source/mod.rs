@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Cache;
-use crate::{Error, Image, decode};
+use crate::{Error, Image, MAX_PIXELS, decode};
 use archive::Archive;
 use builtin::Split;
 use files::Folder;
@@ -47,6 +47,20 @@ pub struct Dataset {
     class_names: Vec<String>,
     note: Option<String>,
     cache: Cache,
+    limits: Limits,
+}
+
+/// What a data set may take of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Images with more pixels than this are refused before anything is allocated for them.
+    pub max_pixels: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { max_pixels: MAX_PIXELS }
+    }
 }
 
 enum Source {
@@ -58,12 +72,24 @@ enum Source {
 }
 
 impl Dataset {
+    /// Opens a source within the default limits; nothing is decoded yet.
+    ///
+    /// # Errors
+    /// As of [`Dataset::open_within`].
+    pub fn open(source: &str) -> Result<Dataset, Error> {
+        Dataset::open_within(source, Limits::default())
+    }
+
     /// Opens a source; nothing is decoded yet.
     ///
     /// # Errors
     /// If nothing is there, it holds no images, a split is not in it, or a file that holds the whole set is
     /// damaged.
-    pub fn open(source: &str) -> Result<Dataset, Error> {
+    pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
+        Ok(Dataset { limits, ..Dataset::open_source(source)? })
+    }
+
+    fn open_source(source: &str) -> Result<Dataset, Error> {
         match with_split(source) {
             Some(("builtin", split)) => return Dataset::open_builtin(source, split),
             None if source == "builtin" => return Dataset::open_builtin(source, "train"),
@@ -139,7 +165,7 @@ impl Dataset {
 
     fn new(origin: &str, source: Source, class_names: Vec<String>, note: Option<String>) -> Dataset {
         let cache = Cache::new(source.len());
-        Dataset { origin: origin.to_owned(), source, class_names, note, cache }
+        Dataset { origin: origin.to_owned(), source, class_names, note, cache, limits: Limits::default() }
     }
 
     /// The text that was opened.
@@ -251,7 +277,8 @@ impl Dataset {
     }
 
     fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {
-        decode(bytes).map_err(|reason| Error::Image { path: self.path_of(index), reason })
+        decode(bytes, self.limits.max_pixels)
+            .map_err(|reason| Error::Image { path: self.path_of(index), reason })
     }
 
     /// Identifies the set: its images' names, order and classes, not their pixels. Equal on every host that
