@@ -58,6 +58,12 @@ pub enum Error {
         /// What is wrong, with expected and actual numbers, and what to do.
         reason: String,
     },
+    /// The list of a run's images is damaged.
+    #[error("the list of the run's images is damaged: {reason}")]
+    List {
+        /// What is wrong.
+        reason: String,
+    },
     /// One image cannot be decoded. Training replaces it; see [`crate::decode_or_replace`].
     #[error("{path}: {reason}")]
     Image {

@@ -42,3 +42,12 @@ pub fn write_dataset(root: &Path, n: usize, corrupt: &[usize]) {
         write_files(root, &[(&format!("{}/{index:03}.png", if 2 * index < n { "a" } else { "b" }), bytes)]);
     }
 }
+
+/// A tar of the files below `folder`, beside it.
+pub fn tar_of(folder: &Path) -> std::path::PathBuf {
+    let path = folder.with_extension("tar");
+    let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+    builder.append_dir_all("", folder).unwrap();
+    builder.finish().unwrap();
+    path
+}

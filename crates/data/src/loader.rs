@@ -16,7 +16,7 @@ use crate::parts::{self, Parts};
 use crate::reduced::Decoding;
 use crate::replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
 use crate::sampler::chunk_ranges;
-use crate::{Dataset, Error, Sampler};
+use crate::{Dataset, EpochOrigin, Error, Sampler};
 
 /// How a rank reads a data set.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct LoaderOptions {
     pub world_size: usize,
     /// Steps that are done already: the first batch is that of this step, counted from 0.
     pub start_step: u64,
+    /// Where epochs are counted from.
+    pub origin: EpochOrigin,
     /// Threads that prepare batches, at least 1.
     pub threads: usize,
     /// Batches that are prepared ahead, at least 1. Each takes the memory of a rank's views.
@@ -170,7 +172,7 @@ impl Loader {
             return Err(Error::BatchTooLarge { global_batch, len: dataset.len() });
         }
         let shared = Arc::new(Shared {
-            sampler: Sampler { seed: options.seed, len: dataset.len() },
+            sampler: Sampler { seed: options.seed, len: dataset.len(), origin: options.origin },
             known: KnownCorrupt::new(options.max_corrupt_share),
             // About a millisecond of work: 16 images of CIFAR, one of ImageNet.
             unit: (16 * 32 * 32 / (augmentation.size * augmentation.size).max(1)).clamp(1, 16),

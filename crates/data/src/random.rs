@@ -39,6 +39,8 @@ pub enum Purpose {
     Order = 16,
     /// Which image stands in for a corrupt one.
     Replacement = 17,
+    /// Which images' content identifies a data set.
+    Fingerprint = 18,
     /// Pixels of the built-in data set.
     Builtin = 32,
 }

@@ -14,17 +14,40 @@ pub struct Sampler {
     pub seed: u64,
     /// Images in the data set.
     pub len: usize,
+    /// Where epochs are counted from.
+    pub origin: EpochOrigin,
+}
+
+/// The step at which an epoch began whose beginning is no multiple of today's steps per epoch: the number of images has
+/// changed then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EpochOrigin {
+    /// Updates that were complete.
+    pub step: u64,
+    /// The epoch that began.
+    pub epoch: u64,
 }
 
 const ROUNDS: usize = 8;
 
 impl Sampler {
+    /// The order of a data set that has had as many images from the beginning.
+    pub fn new(seed: u64, len: usize) -> Sampler {
+        Sampler { seed, len, origin: EpochOrigin::default() }
+    }
+
+    /// Draws `n` different images, or lists all where there are fewer.
+    pub(crate) fn sample(&self, n: usize) -> Vec<usize> {
+        let permutation = self.permutation(0, Purpose::Fingerprint);
+        (0..n.min(self.len)).map(|position| permutation.apply(position)).collect()
+    }
+
     /// Tells which image stands at `position` of `epoch`.
     ///
     /// # Panics
     /// If `position` is not below `len`.
     pub fn index_at(&self, epoch: u64, position: usize) -> usize {
-        self.permutation(epoch).apply(position)
+        self.permutation(epoch, Purpose::Order).apply(position)
     }
 
     /// Lists the images of `epoch` in their order.
@@ -34,7 +57,7 @@ impl Sampler {
 
     /// Lists the images at `positions` of `epoch`.
     pub fn range(&self, epoch: u64, positions: Range<usize>) -> Vec<usize> {
-        let permutation = self.permutation(epoch);
+        let permutation = self.permutation(epoch, Purpose::Order);
         positions.map(|position| permutation.apply(position)).collect()
     }
 
@@ -52,14 +75,16 @@ impl Sampler {
     pub fn batch(&self, step: u64, global_batch: usize, positions: &[usize]) -> (u64, Vec<usize>) {
         let steps_per_epoch = self.steps_per_epoch(global_batch);
         assert!(steps_per_epoch > 0, "a batch of {global_batch} from {} images", self.len);
-        let epoch = step / steps_per_epoch;
-        let start = (step % steps_per_epoch) as usize * global_batch;
-        let permutation = self.permutation(epoch);
+        // No step before the origin is made again: what came before it had another number of images.
+        let since = step.saturating_sub(self.origin.step);
+        let epoch = self.origin.epoch + since / steps_per_epoch;
+        let start = (since % steps_per_epoch) as usize * global_batch;
+        let permutation = self.permutation(epoch, Purpose::Order);
         (epoch, positions.iter().map(|position| permutation.apply(start + position)).collect())
     }
 
-    fn permutation(&self, epoch: u64) -> Permutation {
-        let mut draws = Draws::new(self.seed, epoch, 0, 0, Purpose::Order);
+    fn permutation(&self, epoch: u64, purpose: Purpose) -> Permutation {
+        let mut draws = Draws::new(self.seed, epoch, 0, 0, purpose);
         let bits = usize::BITS - self.len.saturating_sub(1).leading_zeros();
         let half_bits = bits.div_ceil(2).max(1);
         Permutation { len: self.len, half_bits, keys: std::array::from_fn(|_| draws.bits32()) }
@@ -129,7 +154,7 @@ mod tests {
     fn every_epoch_is_a_permutation() {
         for len in [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4096] {
             for epoch in [0, 1, 77] {
-                let mut order = Sampler { seed: 5, len }.order(epoch);
+                let mut order = Sampler::new(5, len).order(epoch);
                 order.sort_unstable();
                 assert_eq!(order, (0..len).collect::<Vec<_>>());
             }
@@ -138,11 +163,11 @@ mod tests {
 
     #[test]
     fn positions_seeds_and_epochs_agree_with_the_whole_order() {
-        let sampler = Sampler { seed: 5, len: 1000 };
+        let sampler = Sampler::new(5, 1000);
         let order = sampler.order(3);
         assert!((0..1000).all(|position| sampler.index_at(3, position) == order[position]));
         assert_ne!(order, sampler.order(4));
-        assert_ne!(order, Sampler { seed: 6, len: 1000 }.order(3));
+        assert_ne!(order, Sampler::new(6, 1000).order(3));
     }
 
     /// Over many epochs every image is equally often first, and equally often the successor of image 0.
@@ -155,7 +180,7 @@ mod tests {
             // Mean 11 for 11 degrees of freedom; 31 is exceeded once in a thousand seeds.
             assert!(chi_squared < 31.0, "{what}: {counts:?}");
         }
-        let sampler = Sampler { seed: 9, len: 12 };
+        let sampler = Sampler::new(9, 12);
         let (mut first, mut after_zero) = ([0.0; 12], [0.0; 12]);
         for epoch in 0..12_000 {
             let order = sampler.order(epoch);
@@ -205,7 +230,7 @@ mod tests {
 
     #[test]
     fn incomplete_batches_are_dropped_globally() {
-        let sampler = Sampler { seed: 1, len: 10 };
+        let sampler = Sampler::new(1, 10);
         assert_eq!(sampler.steps_per_epoch(4), 2);
         let batches: Vec<_> = (0..3).map(|step| sampler.batch(step, 4, &[0, 1, 2, 3])).collect();
         assert_eq!(batches.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [0, 0, 1]);

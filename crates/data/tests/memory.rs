@@ -58,7 +58,7 @@ fn a_data_sets_list_is_small_and_that_of_a_packed_one_is_not_in_memory() {
                 assert_eq!((set.len(), set.class_names().len()), (n, 10));
                 let seen: u32 = (0..n).map(|index| set.label_of(index)).sum();
                 assert_eq!(seen as usize, (0..n).map(|index| index * 7 % 10).sum::<usize>());
-                set.digest()
+                set.blocks()
             });
             digests.push(digest);
             peak

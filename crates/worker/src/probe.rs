@@ -106,7 +106,7 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     let n = train_indices.len();
     let protocol = Protocol { batch: probe.protocol.batch.min(n), ..probe.protocol.clone() };
     let schedule = protocol.schedule(n);
-    let sampler = Sampler { seed: probe.seed, len: n };
+    let sampler = Sampler::new(probe.seed, n);
     let mut classifier = Classifier::new(classes, plain.width());
     let cached = plain.only(&train_indices);
     let crops = crops(preprocess.size).normalised(preprocess.mean, preprocess.std);
@@ -227,7 +227,7 @@ fn hold_out(all: &Labelled, probe: &Probe<'_>) -> Result<(Vec<usize>, Labelled),
     if n < HELD_OUT {
         return refuse("--data", probe.data, format!("{n} images are too few to hold some out: give --test"));
     }
-    let order = Sampler { seed: probe.seed, len: n }.order(HOLD_OUT_EPOCH);
+    let order = Sampler::new(probe.seed, n).order(HOLD_OUT_EPOCH);
     let (test, train) = order.split_at(n / HELD_OUT);
     let places = |rows: &[usize]| {
         let mut places: Vec<usize> = rows.iter().map(|&row| all.indices[row]).collect();

@@ -12,6 +12,7 @@ fn options(global_batch: usize) -> LoaderOptions {
         rank: 0,
         world_size: 1,
         start_step: 0,
+        origin: EpochOrigin::default(),
         threads: 2,
         prefetch: 2,
         max_corrupt_share: 0.5,
@@ -40,7 +41,7 @@ fn batches_are_what_the_sampler_deals_and_views_of_shows() {
     let folder = tempfile::tempdir().unwrap();
     write_dataset(folder.path(), 21, &[]);
     let dataset = open(folder.path());
-    let sampler = Sampler { seed: 3, len: 21 };
+    let sampler = Sampler::new(3, 21);
     let len = augmentation().view_len();
     for (step, batch) in batches(&dataset, options(8), 5).into_iter().enumerate() {
         let (epoch, indices) = sampler.batch(step as u64, 8, &[0, 1, 2, 3, 4, 5, 6, 7]);
@@ -125,7 +126,7 @@ fn chunks_labels_and_jigsaws_do_not_depend_on_ranks_threads_or_restarts() {
     let (view_len, jigsaw_len) = (augmentation().view_len(), jigsaw.len());
     for (views, chunk) in [(1, 0), (1, 4), (2, 4), (2, 3), (2, 12)] {
         let parts = Parts { views, jigsaw: Some(jigsaw.clone()) };
-        let sampler = Sampler { seed: 3, len: 40 };
+        let sampler = Sampler::new(3, 40);
         for (world_size, threads, start_step) in [(1, 1, 0), (1, 3, 2), (2, 2, 0), (3, 2, 1), (12, 1, 4)] {
             let what = format!("{views} views, chunks of {chunk}, {world_size} ranks");
             let mut seen = vec![Vec::new(); STEPS - start_step];

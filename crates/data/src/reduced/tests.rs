@@ -87,6 +87,7 @@ fn a_loader_shows_what_views_of_shows() {
         rank: 0,
         world_size: 1,
         start_step: 0,
+        origin: crate::EpochOrigin::default(),
         threads: 1,
         prefetch: 1,
         max_corrupt_share: 0.0,

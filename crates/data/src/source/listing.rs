@@ -21,6 +21,8 @@ pub struct Files<T> {
     /// Of all files, one after the other.
     names: Vec<u8>,
     entries: Vec<Entry<T>>,
+    /// Length of the path of the folder that all of them are below.
+    base_len: usize,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,13 @@ impl<T: Copy> Files<T> {
         PathBuf::from(OsStr::from_bytes(&bytes))
     }
 
+    /// Appends a file's path below the folder of its split.
+    pub fn name(&self, index: usize, out: &mut Vec<u8>) {
+        let entry = &self.entries[index];
+        out.extend_from_slice(&self.folders[entry.folder as usize].path[self.base_len..]);
+        out.extend_from_slice(entry.name(&self.names));
+    }
+
     /// The class of a file: 0 where there are no classes.
     pub fn label(&self, index: usize) -> u32 {
         self.folders[self.entries[index].folder as usize].label
@@ -63,13 +72,14 @@ impl<T: Copy> Files<T> {
 impl<T> Files<T> {
     /// Puts them in the bytewise order of their paths.
     fn sort(&mut self) {
-        let Files { folders, names, entries } = self;
+        let Files { folders, names, entries, .. } = self;
         entries.sort_unstable_by(|a, b| order(folders, names, a, b));
     }
 
     /// Keeps those below `base`, and no more memory than they take.
     fn retain(&mut self, base: &[u8]) {
-        let Files { folders, names, entries } = self;
+        let Files { folders, names, entries, base_len } = self;
+        *base_len = base.len();
         entries.retain(|entry| folders[entry.folder as usize].path.starts_with(base));
         entries.shrink_to_fit();
         let mut kept = Vec::with_capacity(entries.iter().map(|entry| entry.name_len as usize).sum());
@@ -137,13 +147,13 @@ pub struct Found<T> {
 
 impl<T> Found<T> {
     pub fn new() -> Found<T> {
-        let files = Files { folders: Vec::new(), names: Vec::new(), entries: Vec::new() };
+        let files = Files { folders: Vec::new(), names: Vec::new(), entries: Vec::new(), base_len: 0 };
         Found { files, numbers: HashMap::new(), skipped: 0 }
     }
 
     /// Adds the file `name` of `folder`, a relative path.
     pub fn push(&mut self, folder: &Path, name: &OsStr, known: T) {
-        let Files { folders, names, entries } = &mut self.files;
+        let Files { folders, names, entries, .. } = &mut self.files;
         let folder = self.numbers.get(folder).copied().unwrap_or_else(|| {
             let mut path = folder.as_os_str().as_bytes().to_vec();
             if !path.is_empty() {

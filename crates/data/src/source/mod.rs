@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::fingerprint::{Digest, Kind};
+use crate::list::{Followed, GONE};
 use crate::{Error, Image, MAX_PIXELS, decode};
 use archive::Archive;
 use builtin::Split;
@@ -48,6 +50,8 @@ pub struct Dataset {
     note: Option<String>,
     cache: Cache,
     limits: Limits,
+    /// The order of a list, where it is not the source's.
+    followed: Option<Followed>,
 }
 
 /// What a data set may take of the machine.
@@ -165,7 +169,15 @@ impl Dataset {
 
     fn new(origin: &str, source: Source, class_names: Vec<String>, note: Option<String>) -> Dataset {
         let cache = Cache::new(source.len());
-        Dataset { origin: origin.to_owned(), source, class_names, note, cache, limits: Limits::default() }
+        Dataset {
+            origin: origin.to_owned(),
+            source,
+            class_names,
+            note,
+            cache,
+            limits: Limits::default(),
+            followed: None,
+        }
     }
 
     /// The text that was opened.
@@ -176,7 +188,7 @@ impl Dataset {
     /// Counts the images: at least one.
     #[expect(clippy::len_without_is_empty, reason = "an empty set is not opened")]
     pub fn len(&self) -> usize {
-        self.source.len()
+        self.followed.as_ref().map_or(self.source.len(), |followed| followed.places.len())
     }
 
     /// Tells whether the images have classes.
@@ -190,12 +202,9 @@ impl Dataset {
     /// If there is no such image, or images have no classes.
     pub fn label_of(&self, index: usize) -> u32 {
         assert!(self.has_labels(), "{} has no classes", self.origin);
-        match &self.source {
-            Source::Builtin(_) => builtin::label(index),
-            Source::Folder(folder) => folder.files.label(index),
-            Source::Archive(archive) => archive.files.label(index),
-            Source::Pixels(pixels) => pixels.labels[index],
-            Source::Pack(pack) => pack.label_of(index),
+        match &self.followed {
+            Some(followed) => followed.labels[index],
+            None => self.source.label(index),
         }
     }
 
@@ -216,19 +225,81 @@ impl Dataset {
 
     /// Names an image: its path within the source, or the file it lies in and its number there.
     pub fn path_of(&self, index: usize) -> String {
-        match &self.source {
-            Source::Builtin(split) => {
-                format!(
-                    "{}/{}/{index:04}",
-                    split.name(),
-                    builtin::CLASS_NAMES[builtin::label(index) as usize]
-                )
-            }
-            Source::Folder(folder) => folder.files.path(index).to_string_lossy().into_owned(),
-            Source::Archive(archive) => archive.files.path(index).to_string_lossy().into_owned(),
-            Source::Pixels(pixels) => pixels.path_of(index),
-            Source::Pack(pack) => pack.path_of(index),
+        match self.place(index) {
+            Ok(place) => self.source.path(place),
+            Err(name) => String::from_utf8_lossy(name).into_owned(),
         }
+    }
+
+    /// Appends the bytes of an image's name: its path below the folder of the split, which is the same wherever the set lies.
+    pub(crate) fn name(&self, index: usize, out: &mut Vec<u8>) {
+        match self.place(index) {
+            Ok(place) => self.source.name(place, out),
+            Err(name) => out.extend_from_slice(name),
+        }
+    }
+
+    /// Tells whether an image is in the list that the set follows and not in the source.
+    pub(crate) fn is_gone(&self, index: usize) -> bool {
+        self.place(index).is_err()
+    }
+
+    /// Where in the source an image is, or the name of one that is gone.
+    fn place(&self, index: usize) -> Result<usize, &[u8]> {
+        match &self.followed {
+            None => Ok(index),
+            Some(Followed { places, gone, .. }) => match places[index] {
+                GONE => Err(&gone[&index]),
+                place => Ok(place as usize),
+            },
+        }
+    }
+
+    /// As [`place`](Self::place), where the image is wanted itself.
+    fn present(&self, index: usize) -> Result<usize, Error> {
+        self.place(index).map_err(|_| Error::Image {
+            path: self.path_of(index),
+            reason: "it is in the run's list of images, and in the data set no longer".to_owned(),
+        })
+    }
+
+    /// Takes images in another order, and their labels and classes.
+    pub(crate) fn rearrange(&mut self, followed: Followed, class_names: Vec<String>) {
+        self.cache = Cache::new(followed.places.len());
+        self.followed = Some(followed);
+        self.class_names = class_names;
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        match &self.source {
+            Source::Builtin(_) => Kind::Builtin,
+            Source::Folder(_) | Source::Archive(_) => Kind::Files,
+            Source::Pixels(_) => Kind::Pixels,
+            Source::Pack(_) => Kind::Packed,
+        }
+    }
+
+    /// The digest that a source has of itself: of names, classes and all pixels.
+    pub(crate) fn own_digest(&self) -> Option<Digest> {
+        match &self.source {
+            Source::Pack(pack) => Some(pack.digest()),
+            _ => None,
+        }
+    }
+
+    /// What an image is made of: its file's bytes, or its pixels where they lie undecoded.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub(crate) fn content(&self, index: usize) -> Result<Vec<u8>, Error> {
+        let place = self.present(index)?;
+        Ok(match &self.source {
+            Source::Builtin(split) => builtin::render(*split, place).rgb,
+            Source::Folder(folder) => folder.read(place)?,
+            Source::Archive(archive) => archive.read(place)?,
+            Source::Pixels(pixels) => pixels.image(place).rgb,
+            Source::Pack(pack) => pack.image(place)?.rgb,
+        })
     }
 
     /// Decodes an image, or takes it from memory: a set that is small when decoded is kept.
@@ -258,20 +329,22 @@ impl Dataset {
     /// # Panics
     /// If there is no such image.
     pub fn load_anew(&self, index: usize) -> Result<Image, Error> {
+        let place = self.present(index)?;
         match &self.source {
-            Source::Builtin(split) => Ok(builtin::render(*split, index)),
-            Source::Folder(folder) => self.decode(index, &folder.read(index)?),
-            Source::Archive(archive) => self.decode(index, &archive.read(index)?),
-            Source::Pixels(pixels) => Ok(pixels.image(index)),
-            Source::Pack(pack) => pack.image(index),
+            Source::Builtin(split) => Ok(builtin::render(*split, place)),
+            Source::Folder(folder) => self.decode(index, &folder.read(place)?),
+            Source::Archive(archive) => self.decode(index, &archive.read(place)?),
+            Source::Pixels(pixels) => Ok(pixels.image(place)),
+            Source::Pack(pack) => pack.image(place),
         }
     }
 
     /// The bytes of an image's own file, where it has one.
     pub(crate) fn file(&self, index: usize) -> Result<Option<Vec<u8>>, Error> {
+        let place = self.present(index)?;
         match &self.source {
-            Source::Folder(folder) => folder.read(index).map(Some),
-            Source::Archive(archive) => archive.read(index).map(Some),
+            Source::Folder(folder) => folder.read(place).map(Some),
+            Source::Archive(archive) => archive.read(place).map(Some),
             Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => Ok(None),
         }
     }
@@ -279,20 +352,6 @@ impl Dataset {
     fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {
         decode(bytes, self.limits.max_pixels)
             .map_err(|reason| Error::Image { path: self.path_of(index), reason })
-    }
-
-    /// Identifies the set: its images' names, order and classes, not their pixels. Equal on every host that
-    /// sees the same set, whatever path it lies at.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        for index in 0..self.len() {
-            hasher.update(self.path_of(index).as_bytes());
-            hasher.update(&[0]);
-            if self.has_labels() {
-                hasher.update(&self.label_of(index).to_le_bytes());
-            }
-        }
-        *hasher.finalize().as_bytes()
     }
 }
 
@@ -304,6 +363,42 @@ impl Source {
             Source::Archive(archive) => archive.files.len(),
             Source::Pixels(pixels) => pixels.len(),
             Source::Pack(pack) => pack.len(),
+        }
+    }
+
+    fn label(&self, place: usize) -> u32 {
+        match self {
+            Source::Builtin(_) => builtin::label(place),
+            Source::Folder(folder) => folder.files.label(place),
+            Source::Archive(archive) => archive.files.label(place),
+            Source::Pixels(pixels) => pixels.labels[place],
+            Source::Pack(pack) => pack.label_of(place),
+        }
+    }
+
+    fn path(&self, place: usize) -> String {
+        match self {
+            Source::Builtin(split) => {
+                format!(
+                    "{}/{}/{place:04}",
+                    split.name(),
+                    builtin::CLASS_NAMES[builtin::label(place) as usize]
+                )
+            }
+            Source::Folder(folder) => folder.files.path(place).to_string_lossy().into_owned(),
+            Source::Archive(archive) => archive.files.path(place).to_string_lossy().into_owned(),
+            Source::Pixels(pixels) => pixels.path_of(place),
+            Source::Pack(pack) => pack.path_of(place),
+        }
+    }
+
+    fn name(&self, place: usize, out: &mut Vec<u8>) {
+        match self {
+            Source::Folder(folder) => folder.files.name(place, out),
+            Source::Archive(archive) => archive.files.name(place, out),
+            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => {
+                out.extend_from_slice(self.path(place).as_bytes());
+            }
         }
     }
 }

@@ -122,8 +122,7 @@ impl MomentumEncoder {
             let of_ranks = layout.images_of(chunk);
             let rows = rows::of_chunk(images, (n, len), views, own);
             if shuffled {
-                let sampler =
-                    Sampler { seed: self.seed ^ SHUFFLE ^ chunk as u64, len: of_ranks.iter().sum() };
+                let sampler = Sampler::new(self.seed ^ SHUFFLE ^ chunk as u64, of_ranks.iter().sum());
                 let order = sampler.order(step);
                 let encoded = self.encode_shuffled(&rows, &of_ranks, &order, communicator)?;
                 rows::place(&mut keys, (n, width), own, &encoded);

@@ -134,6 +134,11 @@ pub fn read(bytes: &[u8]) -> Result<(Index, Vec<String>), String> {
     Ok((index, class_names))
 }
 
+/// The digest in the header of a file that [`read`] has accepted.
+pub fn stated_digest(bytes: &[u8]) -> [u8; 32] {
+    *bytes[40..].first_chunk().expect("the header was read")
+}
+
 impl Index {
     /// Counts the images.
     pub fn len(&self) -> usize {

@@ -64,6 +64,11 @@ impl Pack {
         self.index.len()
     }
 
+    /// The digest of header and index, and so of every path, class and checksum.
+    pub fn digest(&self) -> [u8; 32] {
+        index::stated_digest(self.map.bytes())
+    }
+
     /// The image's path in the set that was packed.
     pub fn path_of(&self, index: usize) -> String {
         let path = self.index.path(self.map.bytes(), index);

@@ -55,7 +55,7 @@ fn keys_are_encoded_among_strangers_and_come_back() {
     for step in [1, 2] {
         let mut expected = vec![Vec::new(); 7];
         let seed = config.run.seed ^ momentum::SHUFFLE;
-        let order = Sampler { seed, len: 7 }.order(step);
+        let order = Sampler::new(seed, 7).order(step);
         let mut start = 0;
         for n in &n {
             let dealt = &order[start..start + n];
