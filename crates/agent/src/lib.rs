@@ -37,6 +37,8 @@ pub struct Options {
     pub slots: u32,
     /// Cores shared out among the slots, as [`available_cores`] gives them.
     pub cores: Vec<usize>,
+    /// Where this node has data that the configuration names elsewhere, as `OLD=NEW`.
+    pub data_roots: Vec<String>,
     /// The `himpun` binary that workers are started from.
     pub program: PathBuf,
 }

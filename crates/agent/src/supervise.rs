@@ -34,6 +34,7 @@ pub(crate) struct Supervisor {
     coordinator: String,
     slots: u32,
     cores: Vec<usize>,
+    data_roots: Vec<String>,
     /// By nonce.
     workers: HashMap<String, Worker>,
     lives: JoinSet<WorkerExited>,
@@ -59,6 +60,7 @@ impl Supervisor {
             coordinator: options.coordinator.clone(),
             slots: options.slots,
             cores: options.cores.clone(),
+            data_roots: options.data_roots.clone(),
             workers: HashMap::new(),
             lives: JoinSet::new(),
             fences: HashMap::new(),
@@ -87,7 +89,8 @@ impl Supervisor {
         if self.workers.contains_key(&worker.nonce) {
             return None;
         }
-        let arguments = arguments(&self.coordinator, fence, &worker, &share);
+        let mut arguments = arguments(&self.coordinator, fence, &worker, &share);
+        arguments.extend(self.data_roots.iter().flat_map(|root| ["--data-root".to_owned(), root.clone()]));
         let identity = Identity { fence: fence.clone(), worker };
         match self.spawner.spawn(&self.program, &arguments).await {
             Ok(child) => {

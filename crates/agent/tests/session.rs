@@ -87,6 +87,7 @@ impl Fixture {
 
     fn agent(&self, program: &Path, slots: u32) -> JoinHandle<Result<(), agent::Error>> {
         let options = agent::Options {
+            data_roots: Vec::new(),
             coordinator: self.address.to_string(),
             agent_id: "a".into(),
             host: "here".into(),

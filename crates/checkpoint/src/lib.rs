@@ -15,6 +15,7 @@
 
 mod error;
 pub mod export;
+mod images;
 mod manifest;
 mod retention;
 mod shard;
@@ -25,6 +26,7 @@ mod store;
 mod tests;
 
 pub use error::Error;
+pub use images::{IMAGES_KEY, LIST_KEY, check_images, images_of, read_images};
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;
 pub use shard::{ShardDecoder, ShardEncoder, encode_shard};

@@ -10,8 +10,9 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::images::{IMAGES_FILE, images_file, images_file_named};
 use crate::manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, hex, shard_file};
 use crate::store::{CheckpointInfo, checkpoint_dir, checkpoints_dir};
 use crate::{Error, store};
@@ -28,11 +29,13 @@ pub struct Staging {
     _lock: File,
 }
 
-/// What has become of each shard. Shared with the writers, which report to it.
+/// What has become of each shard, and of the list of images behind them. Shared with the writers, which report to it.
 type Shards = Arc<Mutex<Vec<Progress>>>;
 
 #[derive(Debug, Clone)]
 enum Progress {
+    /// Of the list of images: the run has it.
+    Unwanted,
     Awaited,
     Open,
     Durable(Shard),
@@ -51,7 +54,9 @@ impl Staging {
         remove_leftovers(&checkpoints)?;
         let dir = checkpoints.join(format!(".step-{step:08}.gen-{generation}.tmp"));
         fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
-        let shards = Arc::new(Mutex::new(vec![Progress::Awaited; n_shards]));
+        let mut shards = vec![Progress::Awaited; n_shards];
+        shards.push(Progress::Unwanted);
+        let shards = Arc::new(Mutex::new(shards));
         Ok(Staging { run_dir: run_dir.to_owned(), dir, step, generation, shards, _lock: lock })
     }
 
@@ -70,16 +75,49 @@ impl Staging {
     /// # Errors
     /// If there is no such shard, or it is being written or has arrived.
     pub fn shard(&self, index: usize) -> Result<ShardWriter, Error> {
-        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
-        let n_shards = shards.len();
-        let refused = |reason: String| Err(Error::Refused { shard: index, reason });
-        match shards.get(index) {
-            None => return refused(format!("is none of the {n_shards} of this checkpoint")),
-            Some(Progress::Open) => return refused("is being written already".to_owned()),
-            Some(Progress::Durable(_)) => return refused("has arrived already".to_owned()),
-            Some(Progress::Awaited) => {}
+        let n_shards = self.n_shards();
+        if index >= n_shards {
+            let reason = format!("is none of the {n_shards} of this checkpoint");
+            return Err(Error::Refused { shard: index, reason });
         }
-        let name = shard_file(index, n_shards);
+        self.open(index, shard_file(index, n_shards))
+    }
+
+    /// Wants the list of images that has this digest, unless the run has it: tells whether it does not.
+    pub fn want_images(&self, digest: &Digest) -> bool {
+        let wanted = !images_file(&self.run_dir, digest).exists();
+        if wanted {
+            let index = self.n_shards();
+            self.lock()[index] = Progress::Awaited;
+        }
+        wanted
+    }
+
+    /// Opens the list of images for writing.
+    ///
+    /// # Errors
+    /// If it is not wanted, or is being written or has arrived.
+    pub fn images(&self) -> Result<ShardWriter, Error> {
+        self.open(self.n_shards(), IMAGES_FILE.to_owned())
+    }
+
+    fn n_shards(&self) -> usize {
+        self.lock().len() - 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, index: usize, name: String) -> Result<ShardWriter, Error> {
+        let mut shards = self.lock();
+        let refused = |reason: &str| Err(Error::Refused { shard: index, reason: reason.to_owned() });
+        match shards[index] {
+            Progress::Unwanted => return refused("is the list of images, which the run has"),
+            Progress::Open => return refused("is being written already"),
+            Progress::Durable(_) => return refused("has arrived already"),
+            Progress::Awaited => {}
+        }
         let path = self.dir.join(&name);
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         shards[index] = Progress::Open;
@@ -93,6 +131,7 @@ impl Staging {
     /// [`Error::Incomplete`] if a shard is missing; the staging is then over.
     pub fn commit(self, description: Description) -> Result<CheckpointInfo, Error> {
         let manifest = Manifest::new(self.step, self.generation, description, self.durable()?);
+        self.keep_images()?;
         let path = self.dir.join(MANIFEST_FILE);
         write_durably(&path, manifest.to_json().as_bytes())?;
         sync_dir(&self.dir)?;
@@ -119,20 +158,28 @@ impl Staging {
     }
 
     fn durable(&self) -> Result<Vec<Shard>, Error> {
-        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut durable = Vec::with_capacity(shards.len());
+        let n_shards = self.n_shards();
+        let shards = self.lock();
+        let mut durable = Vec::with_capacity(n_shards);
         let mut missing = Vec::new();
         for (index, progress) in shards.iter().enumerate() {
             match progress {
-                Progress::Durable(shard) => durable.push(shard.clone()),
+                Progress::Durable(shard) if index < n_shards => durable.push(shard.clone()),
+                Progress::Durable(_) | Progress::Unwanted => {}
                 Progress::Awaited | Progress::Open => missing.push(index),
             }
         }
-        if missing.is_empty() {
-            Ok(durable)
-        } else {
-            Err(Error::Incomplete { missing, n_shards: shards.len() })
-        }
+        if missing.is_empty() { Ok(durable) } else { Err(Error::Incomplete { missing, n_shards }) }
+    }
+
+    /// Gives the list of images, if it came, the name by which all checkpoints of the run find it.
+    fn keep_images(&self) -> Result<(), Error> {
+        let index = self.n_shards();
+        let Progress::Durable(list) = &self.lock()[index] else { return Ok(()) };
+        let staged = self.dir.join(IMAGES_FILE);
+        let target = images_file_named(&self.run_dir, &list.blake3);
+        fs::rename(&staged, target).map_err(Error::io("rename", &staged))?;
+        sync_dir(&checkpoints_dir(&self.run_dir))
     }
 }
 

@@ -50,6 +50,18 @@ impl LayerArguments {
     }
 }
 
+impl LayerArguments {
+    /// Lays what may change over the configuration of the run in `run_dir`.
+    pub fn resume(&self, run_dir: &Path) -> Result<RunConfig, Failure> {
+        let mut config = config::resume(&of_run(run_dir)?, &self.set)?;
+        if let Some(source) = &self.data {
+            config.data.source = absolute_source(source)?;
+        }
+        config.eval.data = config.eval.data.as_deref().map(absolute_source).transpose()?;
+        Ok(config)
+    }
+}
+
 /// Reads the configuration that a run was started with.
 pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     let path = run_dir.join("config.toml");

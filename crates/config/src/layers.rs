@@ -23,12 +23,14 @@ pub struct Layers<'a> {
     pub orphan_ttl: Duration,
 }
 
-/// The keys that may change when a run is resumed: its length, and how often it does what leaves training untouched.
+/// The keys that may change when a run is resumed: its length, where its test images are, and how often it does what
+/// leaves training untouched.
 pub const RESUMABLE: &[&str] = &[
     "run.steps",
     "run.epochs",
     "run.stop_after",
     "eval.knn_every",
+    "eval.data",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.at_start",

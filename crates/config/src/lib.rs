@@ -17,6 +17,7 @@ mod layers;
 mod nearest;
 mod owners;
 pub mod presets;
+mod relocate;
 mod run_config;
 mod setting;
 
@@ -26,6 +27,7 @@ pub use choices::{
 };
 pub use error::Error;
 pub use layers::{Layers, RESUMABLE, resolve, resume};
+pub use relocate::{DataRoot, relocate};
 pub use run_config::{
     Bank, Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
     RunConfig, Schedule, Train,

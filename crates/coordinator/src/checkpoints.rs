@@ -39,6 +39,38 @@ pub(crate) struct Plan {
     pub world_size: u32,
     pub config_toml: String,
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Digest of the list of images that the checkpoint names.
+    pub images: Option<checkpoint::Digest>,
+}
+
+/// A checkpoint that is open.
+pub(crate) struct Begun {
+    pub id: String,
+    /// The run does not have the list of images yet.
+    pub wants_images: bool,
+}
+
+/// Which of a checkpoint's files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Shard(u32),
+    /// The list of images that it names.
+    Images,
+}
+
+impl Part {
+    pub fn new(shard: u32, images: bool) -> Part {
+        if images { Part::Images } else { Part::Shard(shard) }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Part::Shard(shard) => write!(f, "shard {shard}"),
+            Part::Images => f.write_str("the list of images"),
+        }
+    }
 }
 
 /// Why a checkpoint cannot be taken or given.
@@ -47,13 +79,13 @@ pub(crate) enum Error {
     #[error("checkpoint {0} is not open: it was committed, given up, or its run has ended")]
     NotOpen(String),
     #[error(
-        "chunk at byte {offset} of shard {shard} was damaged on the way: its CRC32C is {actual:08x} instead of {expected:08x}"
+        "chunk at byte {offset} of {part} was damaged on the way: its CRC32C is {actual:08x} instead of {expected:08x}"
     )]
-    Chunk { shard: u32, offset: u64, expected: u32, actual: u32 },
-    #[error("shard {shard} has {actual} bytes instead of the {expected} that its header states")]
-    Length { shard: u32, expected: u64, actual: u64 },
-    #[error("the checkpoint of step {step} has no shard {shard}")]
-    NoShard { step: u64, shard: u32 },
+    Chunk { part: Part, offset: u64, expected: u32, actual: u32 },
+    #[error("{part} has {actual} bytes instead of the {expected} that its header states")]
+    Length { part: Part, expected: u64, actual: u64 },
+    #[error("the checkpoint of step {step} lacks {part}")]
+    NoPart { step: u64, part: Part },
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
     #[error("failed to read {}", path.display())]
@@ -66,9 +98,10 @@ pub(crate) enum Error {
 
 impl Checkpoints {
     /// Starts a checkpoint and names it. One of the same run that was not committed is given up.
-    pub fn begin(&self, plan: Plan) -> Result<String, Error> {
+    pub fn begin(&self, plan: Plan) -> Result<Begun, Error> {
         self.discard(&plan.fence.run_id);
         let staging = Staging::begin(&plan.run_dir, plan.step, plan.fence.generation, plan.n_shards)?;
+        let wants_images = plan.images.is_some_and(|digest| staging.want_images(&digest));
         let id =
             format!("step-{}.gen-{}.{}", plan.step, plan.fence.generation, uuid::Uuid::new_v4().simple());
         let description = Description {
@@ -88,14 +121,17 @@ impl Checkpoints {
             staging,
         };
         self.lock().insert(run_id, open);
-        Ok(id)
+        Ok(Begun { id, wants_images })
     }
 
-    /// Opens a shard of an open checkpoint for writing.
-    pub fn shard(&self, fence: &Fence, id: &str, shard: u32) -> Result<ShardWriter, Error> {
+    /// Opens a part of an open checkpoint for writing.
+    pub fn part(&self, fence: &Fence, id: &str, part: Part) -> Result<ShardWriter, Error> {
         let open = self.lock();
-        let open = find(&open, fence, id)?;
-        Ok(open.staging.shard(shard as usize)?)
+        let staging = &find(&open, fence, id)?.staging;
+        Ok(match part {
+            Part::Shard(shard) => staging.shard(shard as usize)?,
+            Part::Images => staging.images()?,
+        })
     }
 
     /// Publishes a checkpoint, then retires those that it makes superfluous.
@@ -144,19 +180,22 @@ pub(crate) fn manifest_json(run_dir: &Path, step: u64) -> Result<String, Error> 
     Ok(Manifest::read(&checkpoint::checkpoint_dir(run_dir, step))?.to_json())
 }
 
-/// Reads a shard of a committed checkpoint in pieces of `size` bytes, until `sink` wants no more. Nothing
+/// Reads a part of a committed checkpoint in pieces of `size` bytes, until `sink` wants no more. Nothing
 /// is verified here: the reader compares the digest that the manifest states.
-pub(crate) fn read_shard(
+pub(crate) fn read_part(
     run_dir: &Path,
     step: u64,
-    shard: u32,
+    part: Part,
     size: usize,
     mut sink: impl FnMut(u64, Vec<u8>) -> bool,
 ) -> Result<(), Error> {
     let dir = checkpoint::checkpoint_dir(run_dir, step);
     let manifest = Manifest::read(&dir)?;
-    let entry = manifest.shards.get(shard as usize).ok_or(Error::NoShard { step, shard })?;
-    let path = dir.join(&entry.file);
+    let path = match part {
+        Part::Shard(shard) => manifest.shards.get(shard as usize).map(|entry| dir.join(&entry.file)),
+        Part::Images => checkpoint::images_of(run_dir, &manifest).map(|(file, _)| file),
+    };
+    let path = path.ok_or(Error::NoPart { step, part })?;
     let read_error = |source| Error::Read { path: path.clone(), source };
     let mut file = File::open(&path).map_err(read_error)?;
     let mut offset = 0;

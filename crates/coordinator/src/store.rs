@@ -140,6 +140,7 @@ mod tests {
             reason: String::new(),
             exit_code: None,
             summary: Summary { step: 9, loss: 0.1 + 0.2, ..Summary::default() },
+            accept_changed_data: false,
             last_checkpoint: String::new(),
         }
     }

@@ -1,8 +1,10 @@
 //! When a checkpoint is taken, what it records, and how a run goes on from one.
 
+use checkpoint::Manifest;
 use config::RunConfig;
 use proto::v1::Phase;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::embed::CONFIG_KEY;
@@ -10,6 +12,7 @@ use crate::plan::Plan;
 use crate::session::Session;
 use crate::snapshot::{Parts, Restoration, Unfit};
 use crate::step::Trainer;
+use crate::sync::Description;
 use crate::{Error, snapshot, sync};
 
 /// Between attempts to save the last checkpoint of a run whose coordinator is away.
@@ -30,12 +33,14 @@ pub struct Checkpoints<'a> {
     plan: &'a Plan,
     /// The last step that was saved, or that the run came from.
     saved: Option<u64>,
+    /// The list of the run's images, made for the first checkpoint.
+    images: Option<Arc<[u8]>>,
 }
 
 impl<'a> Checkpoints<'a> {
     /// None taken yet.
     pub fn new(session: &'a Session, config: &'a RunConfig, plan: &'a Plan) -> Checkpoints<'a> {
-        Checkpoints { session, config, plan, saved: None }
+        Checkpoints { session, config, plan, saved: None, images: None }
     }
 
     /// Saves the state after `step` updates, unless that is saved already; collective. A coordinator out of
@@ -53,11 +58,11 @@ impl<'a> Checkpoints<'a> {
             snapshot::agree_on_buffers(network, communicator).map_err(Error::Collective)?;
         }
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let metadata = self.metadata(trainer, step);
+        let description = (rank == 0).then(|| self.describe(trainer, step));
         let Trainer { network, optimizer, momentum, objective, communicator, .. } = trainer;
         let parts = Parts::new(network, optimizer, momentum.as_ref(), objective);
         let shard = parts.shard(rank, world_size);
-        if sync::save(self.session, communicator, step, &shard, metadata)? {
+        if sync::save(self.session, communicator, step, &shard, description)? {
             self.saved = Some(step);
             if rank == 0 {
                 tracing::info!(step, "checkpoint saved");
@@ -88,18 +93,18 @@ impl<'a> Checkpoints<'a> {
         Ok(())
     }
 
-    /// Loads the state of `step`, and says what has changed since that results depend on.
+    /// Loads the state of a checkpoint, and says what has changed since that results depend on.
     ///
     /// # Errors
     /// If the checkpoint is not to be had, is damaged, or is of another network.
-    pub fn restore(&mut self, trainer: &mut Trainer, step: u64) -> Result<(), Error> {
+    pub fn restore(&mut self, trainer: &mut Trainer, manifest: &Manifest) -> Result<(), Error> {
+        let step = manifest.step;
         let unfit = |unfit| match unfit {
             Unfit::Tensor(source) => Error::Checkpoint { step, source },
             Unfit::Objective(error) => Error::from_objective(error),
         };
         let mut restoration = Restoration::new(trainer);
-        let manifest =
-            sync::fetch(self.session, step, &mut |tensor| restoration.take(tensor).map_err(unfit))?;
+        sync::fetch(self.session, manifest, &mut |tensor| restoration.take(tensor).map_err(unfit))?;
         restoration.finish().map_err(unfit)?;
         check_world_size(self.config, &manifest.metadata, trainer.communicator.world_size())?;
         self.saved = Some(step);
@@ -110,6 +115,16 @@ impl<'a> Checkpoints<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What rank 0 says of a checkpoint.
+    fn describe(&mut self, trainer: &Trainer, step: u64) -> Description {
+        let made = || Arc::from(self.plan.images.list());
+        let images = Arc::clone(self.images.get_or_insert_with(made));
+        let mut metadata = self.metadata(trainer, step);
+        let recorded = self.plan.images.metadata(&checkpoint::digest(&images));
+        metadata.extend(recorded.map(|(key, value)| (key.to_owned(), value)));
+        Description { metadata, images }
     }
 
     fn metadata(&self, trainer: &Trainer, step: u64) -> Map<String, Value> {

@@ -81,6 +81,30 @@ pub enum Error {
         /// Digest of this rank's.
         ours: String,
     },
+    /// Another data set than the one that the checkpoint was made from.
+    #[error("{path} is not the data set of the checkpoint: {what}")]
+    OtherImages {
+        /// What is named now.
+        path: String,
+        /// The first difference.
+        what: String,
+        /// The objective, if it keeps an entry for each image.
+        objective: Option<String>,
+    },
+    /// Two ranks see other images.
+    #[error("{what} differ between rank {rank} ({node}) and rank 0 ({node_of_0}): {difference}")]
+    OtherData {
+        /// `the training images (PATH)`.
+        what: String,
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// Its agent.
+        node: String,
+        /// Rank 0's agent.
+        node_of_0: String,
+        /// The first image on which they differ, as each sees it.
+        difference: String,
+    },
     /// None of the images to evaluate can be decoded.
     #[error("none of {} images could be decoded; the first: {}: {}", corrupt.len(), corrupt[0].0, corrupt[0].1)]
     NothingDecoded {
@@ -142,6 +166,8 @@ impl Error {
             | Error::NoLabels
             | Error::NoTestLabels
             | Error::UnknownTestClass { .. }
+            | Error::OtherImages { .. }
+            | Error::OtherData { .. }
             | Error::Data(
                 data::Error::NotFound { .. }
                 | data::Error::Empty { .. }
@@ -151,7 +177,10 @@ impl Error {
                 | data::Error::UnknownAugmentation { .. }
                 | data::Error::NoLabels { .. },
             ) => 2,
-            Error::Diverged { .. } | Error::StoredConfig(_) | Error::Objective(_) => 3,
+            Error::Diverged { .. }
+            | Error::StoredConfig(_)
+            | Error::Objective(_)
+            | Error::Data(data::Error::List { .. }) => 3,
             Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),
             // What was named is there; the rest came to light on the way.
             Error::Data(_)
@@ -179,6 +208,18 @@ impl Error {
             Error::Disagreement { .. } => {
                 Some("start every node with the same binary and configuration".into())
             }
+            Error::OtherImages { objective: None, .. } => Some(
+                "restore the data set; name it with --data PATH where it has moved; or take it as it is now with \
+                 --accept-changed-data"
+                    .into(),
+            ),
+            Error::OtherImages { objective: Some(objective), .. } => Some(format!(
+                "objective.kind = {objective} keeps an entry for each image, which another image must not inherit: restore \
+                 the data set, name it with --data PATH where it has moved, or start a new run"
+            )),
+            Error::OtherData { .. } => Some(
+                "give every node the same files; an agent whose node has them elsewhere takes --data-root OLD=NEW".into(),
+            ),
             Error::NoLabels => Some("give images in class folders".into()),
             Error::NoTestLabels => Some("give images in class folders, or leave the test images out".into()),
             Error::Data(data::Error::TooManyCorrupt { .. } | data::Error::NothingDecodes { .. })

@@ -59,6 +59,17 @@ pub fn images(root: &Path, classes: &[(&str, [u8; 3])], n: usize) {
 
 /// Commits a checkpoint of `network` in two shards, with running statistics other than the first.
 pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Network<f32>) -> PathBuf {
+    checkpoint_with(run_dir, step, config, network, |_, _| {})
+}
+
+/// As [`checkpoint`], with what `more` adds before the commit.
+pub fn checkpoint_with(
+    run_dir: &Path,
+    step: u64,
+    config: &RunConfig,
+    network: &Network<f32>,
+    more: impl FnOnce(&Staging, &mut serde_json::Map<String, serde_json::Value>),
+) -> PathBuf {
     let spec =
         OptimizerSpec { kind: OptimizerKind::Sgd { momentum: 0.9 }, weight_decay: 0.0, decay_all: false };
     let optimizer = Optimizer::new(spec, network.parameters());
@@ -71,12 +82,14 @@ pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Netwo
         writer.finish(&digest(&bytes)).unwrap();
     }
     let metadata = serde_json::json!({ embed::CONFIG_KEY: config.to_toml() });
+    let mut metadata = metadata.as_object().unwrap().clone();
+    more(&staging, &mut metadata);
     let description = Description {
         run_id: "run".to_owned(),
         world_size: 2,
         config_digest: String::new(),
         time_ns: 0,
-        metadata: metadata.as_object().unwrap().clone(),
+        metadata,
     };
     staging.commit(description).unwrap().path
 }

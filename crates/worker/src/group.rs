@@ -1,6 +1,7 @@
 //! From a dealt rank to a group that agrees on what it is.
 
 use collective::{AbortHandle, Communicator, Group, Listener};
+use config::RunConfig;
 use proto::v1::{Assign, Fence};
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
@@ -19,16 +20,21 @@ const AGREED: [&str; 2] = ["configuration", "binary"];
 /// A digest of what this rank was started with, in the order of [`AGREED`].
 pub type Credentials = [[u8; 32]; AGREED.len()];
 
-/// Digests the configuration and this program.
+/// Digests the configuration and this program. Where the data lies may differ between nodes, and what lies there is
+/// compared by itself ([`crate::same_data`]).
 ///
 /// # Errors
 /// If the program cannot be read.
-pub fn credentials(config_toml: &str) -> Result<Credentials, Error> {
+pub fn credentials(config: &RunConfig) -> Result<Credentials, Error> {
+    let mut config = config.clone();
+    config.data.source.clear();
+    config.eval.data = config.eval.data.map(|_| String::new());
+
     let mut binary = blake3::Hasher::new();
     std::fs::File::open("/proc/self/exe")
         .and_then(|program| binary.update_reader(program).map(drop))
         .map_err(|source| Error::System { what: "read this program", source })?;
-    Ok([checkpoint::digest(config_toml.as_bytes()), *binary.finalize().as_bytes()])
+    Ok([checkpoint::digest(config.to_toml().as_bytes()), *binary.finalize().as_bytes()])
 }
 
 /// Listens on the interface that reaches the coordinator: peers are found there as well.
@@ -146,8 +152,12 @@ mod tests {
     #[test]
     fn the_same_start_agrees() {
         assert!(verify(&mut Communicator::alone(), [[1; 32], [2; 32]]).is_ok());
-        assert_eq!(credentials("a").unwrap()[1], credentials("b").unwrap()[1]);
-        assert_ne!(credentials("a").unwrap()[0], credentials("b").unwrap()[0]);
+        let of = |text: &str| credentials(&RunConfig::from_toml(text).unwrap()).unwrap();
+        assert_eq!(of("[run]\nseed = 1\n")[1], of("[run]\nseed = 2\n")[1]);
+        assert_ne!(of("[run]\nseed = 1\n")[0], of("[run]\nseed = 2\n")[0]);
+        let data =
+            |source: &str| of(&format!("[data]\nsource = \"{source}\"\n[eval]\ndata = \"{source}\"\n"));
+        assert_eq!(data("/a")[0], data("/b")[0], "nodes have the same images in different places");
     }
 
     #[test]

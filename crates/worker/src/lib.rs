@@ -19,6 +19,7 @@ pub mod features;
 #[cfg(test)]
 mod fixtures;
 mod group;
+pub mod images;
 mod journal;
 pub mod knn;
 pub mod linear;
@@ -30,6 +31,7 @@ pub mod pixels;
 pub mod plan;
 pub mod probe;
 mod run;
+mod same_data;
 pub mod session;
 pub mod snapshot;
 pub mod spectrum;

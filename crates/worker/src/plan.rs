@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, Jigsaw, LoaderOptions, Parts, Sampler};
+use data::{Augmentation, Dataset, Decoding, EpochOrigin, Jigsaw, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
@@ -14,6 +14,7 @@ use engine::schedule::{Schedule, ScheduleKind};
 use objectives::{MIN_TEMPERATURE, Needs, TwoViews};
 use std::sync::Arc;
 
+use crate::images::Images;
 use crate::objective::{self, Place};
 use crate::step::Trainer;
 use crate::step::layout::Layout;
@@ -37,11 +38,39 @@ pub struct Compute {
     pub cores: Vec<usize>,
 }
 
+/// Passes over the data as updates.
+#[derive(Clone, Copy, Debug)]
+pub struct Epochs {
+    /// Updates in one pass.
+    pub steps_per_epoch: u64,
+    /// Where passes are counted from.
+    pub origin: EpochOrigin,
+}
+
+impl Epochs {
+    /// Counts the updates that complete `epochs` passes.
+    pub fn updates(self, epochs: u64) -> u64 {
+        match epochs.checked_sub(self.origin.epoch) {
+            Some(since) => self.origin.step + since * self.steps_per_epoch,
+            // Passes of another length, which are over.
+            None => (epochs * self.steps_per_epoch).min(self.origin.step),
+        }
+    }
+
+    /// Counts the passes after `step` updates.
+    pub fn at(self, step: u64) -> f64 {
+        let since = step.saturating_sub(self.origin.step);
+        self.origin.epoch as f64 + since as f64 / self.steps_per_epoch as f64
+    }
+}
+
 /// What one rank trains on, and how.
 pub struct Plan {
     config: RunConfig,
     rank: usize,
     world_size: usize,
+    /// The data sets, as they identify themselves.
+    pub images: Images,
     /// The training images.
     pub dataset: Arc<Dataset>,
     /// The images of `eval.data`.
@@ -54,20 +83,27 @@ pub struct Plan {
     pub layout: Layout,
     /// What a step encodes.
     pub needs: Needs,
-    /// Updates in one pass over the data.
-    pub steps_per_epoch: u64,
+    /// Passes over the data as updates.
+    pub epochs: Epochs,
     /// Updates of the whole run, and the learning rate of each.
     pub schedule: Schedule,
 }
 
 impl Plan {
-    /// Opens the data and lays out this rank's part of the run.
+    /// Opens the data and lays out this rank's part of a run that begins.
     ///
     /// # Errors
     /// If the data cannot be opened, or does not go with the rest of the configuration.
     pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
-        let dataset = Arc::new(Dataset::open(&config.data.source).map_err(Error::Data)?);
-        let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
+        Plan::of(config, Images::open(config, None)?, rank, world_size)
+    }
+
+    /// Lays out this rank's part of a run on `images`.
+    ///
+    /// # Errors
+    /// If the images do not go with the rest of the configuration.
+    pub fn of(config: &RunConfig, images: Images, rank: usize, world_size: usize) -> Result<Plan, Error> {
+        let dataset = Arc::clone(&images.train);
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
         check_patch(config)?;
@@ -83,8 +119,8 @@ impl Plan {
                         .into(),
             });
         }
-        let steps_per_epoch =
-            Sampler { seed: config.run.seed, len: dataset.len() }.steps_per_epoch(global_batch);
+        let steps_per_epoch = Sampler::new(config.run.seed, dataset.len()).steps_per_epoch(global_batch);
+        let epochs = Epochs { steps_per_epoch, origin: images.origin };
         Ok(Plan {
             rank,
             world_size,
@@ -92,11 +128,12 @@ impl Plan {
             model: model::spec(config),
             layout: layout(config, world_size)?,
             needs,
-            steps_per_epoch,
-            schedule: schedule(config, steps_per_epoch),
+            epochs,
+            schedule: schedule(config, epochs),
             config: config.clone(),
             dataset,
-            test: test.map(Arc::new),
+            test: images.test.as_ref().map(|(test, _)| Arc::clone(test)),
+            images,
         })
     }
 
@@ -112,7 +149,7 @@ impl Plan {
 
     /// Passes over the data after `step` updates.
     pub fn epoch(&self, step: u64) -> f64 {
-        step as f64 / self.steps_per_epoch as f64
+        self.epochs.at(step)
     }
 
     /// Images in a step, of all ranks.
@@ -228,6 +265,7 @@ impl Plan {
             rank: self.rank,
             world_size: self.world_size,
             start_step,
+            origin: self.epochs.origin,
             threads: self.config.data.threads,
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
@@ -289,22 +327,17 @@ pub fn decoding(config: &RunConfig) -> Decoding {
     }
 }
 
-fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
+fn schedule(config: &RunConfig, epochs: Epochs) -> Schedule {
     let total_steps = match config.run.length {
         Length::Steps(steps) => steps,
-        Length::Epochs(epochs) => epochs * steps_per_epoch,
+        Length::Epochs(n) => epochs.updates(n),
     };
     Schedule {
         kind: match config.schedule.kind {
             config::ScheduleKind::Cosine => ScheduleKind::Cosine { final_lr: config.schedule.final_lr },
             config::ScheduleKind::Constant => ScheduleKind::Constant,
             config::ScheduleKind::Step => ScheduleKind::Step {
-                milestones: config
-                    .schedule
-                    .milestones
-                    .iter()
-                    .map(|epochs| epochs * steps_per_epoch)
-                    .collect(),
+                milestones: config.schedule.milestones.iter().map(|&n| epochs.updates(n)).collect(),
                 gamma: config.schedule.gamma,
             },
         },
@@ -403,6 +436,8 @@ fn check_temperature(config: &RunConfig) -> Result<(), Error> {
 mod tests {
     use super::*;
 
+    const SEVEN: Epochs = Epochs { steps_per_epoch: 7, origin: EpochOrigin { step: 0, epoch: 0 } };
+
     fn config(text: &str) -> RunConfig {
         RunConfig::from_toml(text).unwrap()
     }
@@ -498,21 +533,30 @@ mod tests {
     #[test]
     fn epochs_count_whole_batches_and_the_warm_up_ends_with_the_run() {
         let epochs = config("[run]\nepochs = 3\n[schedule]\nwarmup_steps = 100\n[optimizer]\nlr = 0.5\n");
-        let plan = schedule(&epochs, 7);
+        let plan = schedule(&epochs, SEVEN);
         assert_eq!((plan.total_steps, plan.warmup_steps, plan.base_lr), (21, 21, 0.5));
         let steps = config("[run]\nsteps = 300\n[schedule]\nwarmup_steps = 100\n");
-        let plan = schedule(&steps, 7);
+        let plan = schedule(&steps, SEVEN);
         assert_eq!((plan.total_steps, plan.warmup_steps), (300, 100));
+    }
+
+    /// The third pass began anew at step 10, with 5 updates each instead of 4.
+    #[test]
+    fn passes_of_another_length_are_counted_from_where_it_changed() {
+        let epochs = Epochs { steps_per_epoch: 5, origin: EpochOrigin { step: 10, epoch: 2 } };
+        assert_eq!([0, 1, 2, 3, 4].map(|n| epochs.updates(n)), [0, 5, 10, 15, 20]);
+        assert_eq!([10, 15, 16].map(|step| epochs.at(step)), [2.0, 3.0, 3.2]);
+        assert_eq!([0, 7, 10].map(|step| SEVEN.at(step)), [0.0, 1.0, 10.0 / 7.0]);
     }
 
     #[test]
     fn milestones_become_updates() {
         let steps =
             config("[schedule]\nkind = \"step\"\nmilestones = [2, 3]\ngamma = 0.5\n[optimizer]\nlr = 0.8\n");
-        let plan = schedule(&steps, 7);
+        let plan = schedule(&steps, SEVEN);
         assert_eq!([13, 14, 20, 21].map(|update| plan.lr(update)), [0.8, 0.4, 0.4, 0.2]);
         let cosine = config("[run]\nsteps = 8\n[schedule]\nfinal_lr = 0.25\n");
-        assert_eq!(schedule(&cosine, 7).lr(8), 0.25);
+        assert_eq!(schedule(&cosine, SEVEN).lr(8), 0.25);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! From the command line to the last step: what `himpun worker` does.
 
 use collective::AbortHandle;
-use config::RunConfig;
+use config::{DataRoot, RunConfig};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use proto::v1::{Failed, Fence, Phase, WorkerId};
 
 use crate::plan::Compute;
 use crate::session::{self, Identity, Session};
+use crate::train::Start;
 use crate::{Error, group, train};
 
 /// What an agent starts a worker with.
@@ -31,6 +32,8 @@ pub struct Options {
     pub threads: usize,
     /// Cores it may run on; empty: any.
     pub cores: Vec<usize>,
+    /// Where this node has what the configuration names elsewhere.
+    pub data_roots: Vec<DataRoot>,
 }
 
 /// Runs a worker to its end and returns the process's exit code.
@@ -50,22 +53,35 @@ pub fn run(options: Options) -> i32 {
 }
 
 fn work(options: Options) -> Result<(), Error> {
-    let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, cores } =
-        options;
+    let Options {
+        coordinator,
+        run_id,
+        incarnation,
+        generation,
+        agent_id,
+        slot,
+        nonce,
+        threads,
+        cores,
+        data_roots,
+    } = options;
     // Every thread of this process stays on its cores; those of the pool are each pinned to one.
     confine(&cores)?;
     let fence = Fence { run_id, incarnation, generation };
     let listener = group::listen(&coordinator)?;
     let identity = Identity { coordinator, fence, worker: WorkerId { agent_id, slot, nonce } };
     let attached = session::attach(identity, listener.address().to_string())?;
-    let config = RunConfig::from_toml(&attached.config_toml).map_err(Error::Unresolved)?;
-    let credentials = group::credentials(&attached.config_toml)?;
+    let mut config = RunConfig::from_toml(&attached.config_toml).map_err(Error::Unresolved)?;
+    let credentials = group::credentials(&config)?;
+    config::relocate(&mut config, &data_roots);
     let abort = AbortHandle::new().map_err(Error::Collective)?;
     let (session, assign) = attached.open(abort.clone(), config.cluster.orphan_ttl)?;
 
     session.progress(Phase::Forming, 0, 0);
     let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
-        train::train(&session, &config, &Compute { threads, cores }, group, assign.checkpoint_step)
+        let start =
+            Start { checkpoint: assign.checkpoint_step, accept_changed_data: assign.accept_changed_data };
+        train::train(&session, &config, &Compute { threads, cores }, group, start)
     });
     if let Err(error) = &outcome {
         report(&session, error);

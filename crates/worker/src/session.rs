@@ -230,6 +230,11 @@ impl Session {
         &self.identity.fence
     }
 
+    /// The agent that started this worker: what people call its node.
+    pub fn node(&self) -> &str {
+        &self.identity.worker.agent_id
+    }
+
     /// The coordinator's address.
     pub fn coordinator(&self) -> &str {
         &self.identity.coordinator

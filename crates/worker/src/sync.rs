@@ -9,11 +9,12 @@ use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use proto::v1::put_shard_message::Message;
 use proto::v1::{
-    AbortCheckpointRequest, BeginCheckpointRequest, Chunk, CommitCheckpointRequest, Digest,
-    GetCheckpointRequest, GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
+    AbortCheckpointRequest, BeginCheckpointRequest, BeginCheckpointResponse, Chunk, CommitCheckpointRequest,
+    Digest, GetCheckpointRequest, GetShardRequest, PutShardMessage, ShardHeader, ShardTrailer,
 };
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,10 +34,18 @@ const CHUNKS_AHEAD: usize = 4;
 /// A shard's deadline is that of a call, and what its bytes take at this rate.
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
+/// What rank 0 says of a checkpoint beside its shards.
+pub struct Description {
+    /// What the manifest records of the run.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// The list of the run's images, as bytes, which travels where the run does not have it yet.
+    pub images: Arc<[u8]>,
+}
+
 /// Streams this rank's `shard` of the checkpoint of `step` to the coordinator; collective. A few chunks of it are copied
 /// at a time.
 ///
-/// `metadata` is what the manifest records of the run, and counts on rank 0. Returns `false`, on every rank,
+/// `description` is rank 0's. Returns `false`, on every rank,
 /// if the coordinator could not be reached: the checkpoint can be tried again.
 ///
 /// # Errors
@@ -46,11 +55,12 @@ pub fn save(
     communicator: &mut Communicator,
     step: u64,
     shard: &[Tensor<'_>],
-    metadata: serde_json::Map<String, serde_json::Value>,
+    description: Option<Description>,
 ) -> Result<bool, Error> {
     let leader = communicator.rank() == 0;
     let world_size = communicator.world_size();
-    let begun = if leader { begin(session, step, world_size, metadata) } else { Ok(String::new()) };
+    let begun =
+        description.map_or(Ok(String::new()), |description| begin(session, step, world_size, description));
     let Some(id) = agreed(communicator, begun, step)? else { return Ok(false) };
     let id = broadcast_text(communicator, id)?;
 
@@ -60,8 +70,9 @@ pub fn save(
         checkpoint_id: id.clone(),
         shard: communicator.rank() as u32,
         total_bytes: encoder.total_bytes(),
+        images: false,
     };
-    let sent = put(session, header, encoder);
+    let sent = put(session, header, Upload::Shard(encoder));
     let all_sent = agreed(communicator, sent, step);
     let committed = match &all_sent {
         Ok(Some(())) if leader => commit(session, &id),
@@ -77,27 +88,72 @@ pub fn save(
     Ok(agreed(communicator, committed, step)?.is_some())
 }
 
-/// Reads the checkpoint of `step` back and hands its tensors to `take`, one at a time as they arrive. What was taken
+/// Reads the manifest of the checkpoint of `step`.
+///
+/// # Errors
+/// If the coordinator does not have it, or it is damaged.
+pub fn fetch_manifest(session: &Session, step: u64) -> Result<Manifest, Error> {
+    let request = with_deadline(GetCheckpointRequest { fence: Some(session.fence().clone()), step }, 0);
+    let response = session
+        .block_on(client(session).get(request))
+        .map_err(|status| sync_error("fetch", step, &status))?;
+    Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
+        .map_err(|source| Error::Checkpoint { step, source })
+}
+
+/// Reads the list of images that a checkpoint names; nothing if it names none, or the list is not with it.
+///
+/// # Errors
+/// If the coordinator cannot be reached, or the list is damaged.
+pub fn fetch_images(session: &Session, manifest: &Manifest) -> Result<Option<Vec<u8>>, Error> {
+    let step = manifest.step;
+    let named =
+        manifest.metadata.get(checkpoint::IMAGES_KEY).and_then(|images| images.get(checkpoint::LIST_KEY));
+    let Some(digest) = named.and_then(serde_json::Value::as_str) else { return Ok(None) };
+    let failed = |status| sync_error("fetch", step, &status);
+    let request = GetShardRequest {
+        fence: Some(session.fence().clone()),
+        step,
+        images: true,
+        ..GetShardRequest::default()
+    };
+    let mut chunks =
+        session.block_on(client(session).get_shard(with_deadline(request, 0))).map_err(failed)?.into_inner();
+    let mut list = Vec::new();
+    loop {
+        match session.block_on(within_deadline(chunks.message())) {
+            Ok(Some(chunk)) => list.extend_from_slice(&chunk.data),
+            Ok(None) => break,
+            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
+            Err(status) => return Err(failed(status)),
+        }
+    }
+    let file = Path::new("the run's list of images");
+    checkpoint::check_images(&list, digest, file).map_err(|source| Error::Checkpoint { step, source })?;
+    Ok(Some(list))
+}
+
+/// Reads a checkpoint back and hands its tensors to `take`, one at a time as they arrive. What was taken
 /// counts only once every digest has been compared, which is when this returns.
 ///
 /// # Errors
 /// If the coordinator does not have it, or it is damaged, or `take` refuses a tensor.
 pub fn fetch(
     session: &Session,
-    step: u64,
+    manifest: &Manifest,
     take: &mut dyn FnMut(&Tensor<'_>) -> Result<(), Error>,
-) -> Result<Manifest, Error> {
+) -> Result<(), Error> {
+    let step = manifest.step;
     let damaged = |source| Error::Checkpoint { step, source };
     let mut client = client(session);
-    let request = with_deadline(GetCheckpointRequest { fence: Some(session.fence().clone()), step }, 0);
-    let response =
-        session.block_on(client.get(request)).map_err(|status| sync_error("fetch", step, &status))?;
-    let manifest =
-        Manifest::from_json(&response.into_inner().manifest_json, Path::new(checkpoint::MANIFEST_FILE))
-            .map_err(damaged)?;
     let mut names = HashSet::new();
     for (index, shard) in manifest.shards.iter().enumerate() {
-        let request = GetShardRequest { fence: Some(session.fence().clone()), step, shard: index as u32 };
+        let request = GetShardRequest {
+            fence: Some(session.fence().clone()),
+            step,
+            shard: index as u32,
+            images: false,
+        };
         let request = with_deadline(request, shard.bytes);
         let refused = |status| sync_error("fetch", step, &status);
         let mut chunks = session.block_on(client.get_shard(request)).map_err(refused)?.into_inner();
@@ -115,7 +171,7 @@ pub fn fetch(
         }
         decoder.finish().map_err(damaged)?;
     }
-    Ok(manifest)
+    Ok(())
 }
 
 /// Turns each rank's outcome into one that all share: `Some` if all are done, `None` if the coordinator was
@@ -147,23 +203,64 @@ fn begin(
     session: &Session,
     step: u64,
     world_size: usize,
-    metadata: serde_json::Map<String, serde_json::Value>,
+    Description { metadata, images }: Description,
 ) -> Result<String, Status> {
     let request = BeginCheckpointRequest {
         fence: Some(session.fence().clone()),
         step,
         n_shards: world_size as u32,
         metadata_json: serde_json::Value::Object(metadata).to_string(),
+        images: Some(Digest { blake3: checkpoint::digest(&images).to_vec() }),
     };
     let response = session.block_on(client(session).begin(with_deadline(request, 0)))?;
-    Ok(response.into_inner().checkpoint_id)
+    let BeginCheckpointResponse { checkpoint_id, wants_images } = response.into_inner();
+    if wants_images {
+        let header = ShardHeader {
+            fence: Some(session.fence().clone()),
+            checkpoint_id: checkpoint_id.clone(),
+            shard: 0,
+            total_bytes: images.len() as u64,
+            images: true,
+        };
+        put(session, header, Upload::List { bytes: &images, sent: 0 })?;
+    }
+    Ok(checkpoint_id)
 }
 
-fn put(session: &Session, header: ShardHeader, encoder: ShardEncoder<'_>) -> Result<(), Status> {
+/// What travels in chunks.
+enum Upload<'a> {
+    Shard(ShardEncoder<'a>),
+    List { bytes: &'a [u8], sent: usize },
+}
+
+impl Upload<'_> {
+    /// At most `size` of the bytes that are left; none once all were given.
+    fn next_chunk(&mut self, size: usize) -> Option<Vec<u8>> {
+        match self {
+            Upload::Shard(encoder) => encoder.next_chunk(size),
+            Upload::List { bytes, sent } => {
+                let rest = &bytes[*sent..];
+                let chunk = &rest[..size.min(rest.len())];
+                *sent += chunk.len();
+                (!chunk.is_empty()).then(|| chunk.to_vec())
+            }
+        }
+    }
+
+    /// Of all that was given.
+    fn digest(&self) -> checkpoint::Digest {
+        match self {
+            Upload::Shard(encoder) => encoder.digest(),
+            Upload::List { bytes, sent } => checkpoint::digest(&bytes[..*sent]),
+        }
+    }
+}
+
+fn put(session: &Session, header: ShardHeader, upload: Upload<'_>) -> Result<(), Status> {
     let n_bytes = header.total_bytes;
     let (messages, stream) = mpsc::channel(CHUNKS_AHEAD);
     let send = async {
-        let mut shard = ShardMessages { header: Some(header), offset: Some(0), encoder };
+        let mut shard = ShardMessages { header: Some(header), offset: Some(0), upload };
         for message in &mut shard {
             // The call has ended, and says why.
             if messages.send(message).await.is_err() {
@@ -171,7 +268,7 @@ fn put(session: &Session, header: ShardHeader, encoder: ShardEncoder<'_>) -> Res
             }
         }
         drop(messages);
-        shard.encoder.digest()
+        shard.upload.digest()
     };
     let mut client = client(session);
     let call = client.put_shard(with_deadline(ReceiverStream::new(stream), n_bytes));
@@ -190,7 +287,7 @@ struct ShardMessages<'a> {
     header: Option<ShardHeader>,
     /// Of the next chunk; `None` after the trailer.
     offset: Option<u64>,
-    encoder: ShardEncoder<'a>,
+    upload: Upload<'a>,
 }
 
 impl Iterator for ShardMessages<'_> {
@@ -201,13 +298,13 @@ impl Iterator for ShardMessages<'_> {
             Message::Header(header)
         } else {
             let offset = self.offset.take()?;
-            match self.encoder.next_chunk(CHUNK_BYTES) {
+            match self.upload.next_chunk(CHUNK_BYTES) {
                 Some(data) => {
                     self.offset = Some(offset + data.len() as u64);
                     Message::Chunk(Chunk { offset, crc32c: crc32c::crc32c(&data), data: data.into() })
                 }
                 None => {
-                    let digest = Digest { blake3: self.encoder.digest().to_vec() };
+                    let digest = Digest { blake3: self.upload.digest().to_vec() };
                     Message::Trailer(ShardTrailer { digest: Some(digest) })
                 }
             }
@@ -286,7 +383,8 @@ mod tests {
         let tensors = [Tensor::from_f32("values", &[n], &values)];
         let (shard, encoder) = (checkpoint::encode_shard(&tensors), ShardEncoder::new(&tensors));
         let header = ShardHeader { total_bytes: encoder.total_bytes(), ..ShardHeader::default() };
-        let messages = ShardMessages { header: Some(header), offset: Some(0), encoder };
+        let messages =
+            ShardMessages { header: Some(header), offset: Some(0), upload: Upload::Shard(encoder) };
         (shard, messages.map(|message| message.message.unwrap()).collect())
     }
 

@@ -1,5 +1,6 @@
 //! The program: what one rank does from its first step to its last.
 
+use checkpoint::Manifest;
 use collective::Communicator;
 use config::RunConfig;
 use data::{Batch, Loader};
@@ -10,16 +11,25 @@ use crate::checkpoints::Checkpoints;
 use crate::clock;
 use crate::directive;
 use crate::evaluation::Evaluation;
+use crate::images::{Images, Past};
 use crate::journal::{Journal, Loss};
 use crate::plan::{Compute, Plan};
 use crate::session::Session;
 use crate::step::StepBatch;
-use crate::{Error, model};
+use crate::{Error, model, same_data, sync};
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The step of the checkpoint to continue from; none: the beginning.
+    pub checkpoint: Option<u64>,
+    /// Whether the data set is taken as it is now, whatever the checkpoint's list of images says.
+    pub accept_changed_data: bool,
+}
 
 /// Trains this rank's share of the run until its last step, or until it is told to stop.
 ///
-/// `group` is the two communicators, for small things and for gradients; `checkpoint` the step to continue
-/// from.
+/// `group` is the two communicators, for small things and for gradients.
 ///
 /// # Errors
 /// Everything that ends a run: lost peers, bad data, a loss that is not a number. The caller reports it.
@@ -28,12 +38,14 @@ pub fn train(
     config: &RunConfig,
     compute: &Compute,
     group: [Communicator; 2],
-    checkpoint: Option<u64>,
+    start: Start,
 ) -> Result<(), Error> {
-    let [small, gradients] = group;
+    let [mut small, gradients] = group;
     let leader = small.rank() == 0;
-    let start = checkpoint.unwrap_or(0);
-    let plan = Plan::resolve(config, small.rank(), small.world_size())?;
+    let manifest = start.checkpoint.map(|step| sync::fetch_manifest(session, step)).transpose()?;
+    let images = open_images(session, config, &mut small, (manifest.as_ref(), start.accept_changed_data))?;
+    let start = start.checkpoint.unwrap_or(0);
+    let plan = Plan::of(config, images, small.rank(), small.world_size())?;
     let evaluation = match config.eval.knn_every {
         0 => None,
         _ => Evaluation::new(plan.dataset.clone(), plan.test.clone(), model::preprocess(config))?,
@@ -61,11 +73,11 @@ pub fn train(
     let mut checkpoints = Checkpoints::new(session, config, &plan);
     let mut journal = Journal::new(session, &plan, &trainer);
 
-    if let Some(step) = checkpoint {
-        checkpoints.restore(&mut trainer, step)?;
+    if let Some(manifest) = &manifest {
+        checkpoints.restore(&mut trainer, manifest)?;
     }
     session.ready(start, plan.total_steps());
-    if checkpoint.is_none() && config.checkpoint.at_start {
+    if manifest.is_none() && config.checkpoint.at_start {
         // No other can make up for it: there is no second start.
         checkpoints.save_finally(&mut trainer, 0)?;
     }
@@ -133,6 +145,26 @@ pub fn train(
         session.finished(step, stopped);
     }
     Ok(())
+}
+
+/// Opens the data sets, and finds that all ranks see the same; collective.
+fn open_images(
+    session: &Session,
+    config: &RunConfig,
+    communicator: &mut Communicator,
+    (manifest, accept_changes): (Option<&Manifest>, bool),
+) -> Result<Images, Error> {
+    let past = match manifest {
+        None => None,
+        Some(manifest) => Some(Past::new(manifest, sync::fetch_images(session, manifest)?, accept_changes)),
+    };
+    let images = Images::open(config, past.as_ref())?;
+    let sources = [&config.data.source[..], config.eval.data.as_deref().unwrap_or_default()];
+    same_data::compare(communicator, session.node(), sources, &images)?;
+    if communicator.rank() == 0 {
+        images.notices.iter().for_each(|notice| session.warn(notice.clone()));
+    }
+    Ok(images)
 }
 
 /// What a step reads of a batch.

@@ -106,8 +106,13 @@ impl Coordinator {
         let handle = abort.clone();
         let open = std::thread::spawn(move || attached.open(handle, orphan_ttl));
         let down = self.opened();
-        let assign =
-            Assign { rank: 0, world_size: 1, peers: vec!["here:1".into()], checkpoint_step: Some(7) };
+        let assign = Assign {
+            rank: 0,
+            world_size: 1,
+            peers: vec!["here:1".into()],
+            checkpoint_step: Some(7),
+            ..Assign::default()
+        };
         tell(&down, worker_down::Message::Assign(assign.clone()));
         let (session, dealt) = open.join().unwrap().unwrap();
         assert_eq!(dealt, assign);

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Args;
+use config::DataRoot;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::CoordinatorArgument;
@@ -19,6 +20,9 @@ pub struct Arguments {
     /// Workers that may run here at once; they share the cores
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     slots: u32,
+    /// Read what a run's configuration names below OLD below NEW: for data that this node has elsewhere
+    #[arg(long, value_name = "OLD=NEW")]
+    data_root: Vec<DataRoot>,
 }
 
 /// Serves until SIGINT or SIGTERM, then ends its workers and itself.
@@ -30,6 +34,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         host,
         slots: arguments.slots,
         cores: agent::available_cores(),
+        data_roots: arguments.data_root.iter().map(DataRoot::to_string).collect(),
         program: std::env::current_exe().context("failed to find this program's own file")?,
     };
     let mut signals = signals::Signals::install()?;

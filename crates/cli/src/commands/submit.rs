@@ -29,9 +29,13 @@ pub struct Arguments {
     /// The run's directory, on the coordinator's machine [default: runs/RUN_ID below the coordinator's]
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Continue the run in this directory from its newest good checkpoint
-    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config", "data"])]
+    /// Continue the run in this directory from its newest good checkpoint; only its length and cadences can be set, and
+    /// --data where its data set has moved
+    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config"])]
     resume: Option<PathBuf>,
+    /// Continue with the data set as it is now, although it is another than the run's
+    #[arg(long, requires = "resume")]
+    accept_changed_data: bool,
     /// Follow the run to its end, and end with its exit code
     #[arg(long)]
     wait: bool,
@@ -60,7 +64,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
 fn request(arguments: &Arguments) -> Result<SubmitRunRequest, Failure> {
     let device = arguments.device.name()?.to_owned();
     let (config, run_dir) = match &arguments.resume {
-        Some(run_dir) => (config::resume(&layers::of_run(run_dir)?, &arguments.layers.set)?, Some(run_dir)),
+        Some(run_dir) => (arguments.layers.resume(run_dir)?, Some(run_dir)),
         None => (arguments.layers.resolve(config::ORPHAN_TTL)?, arguments.out.as_ref()),
     };
     let run_dir = match run_dir {
@@ -78,5 +82,6 @@ fn request(arguments: &Arguments) -> Result<SubmitRunRequest, Failure> {
         idempotency_key: idempotency_key(),
         device,
         run_id: String::new(),
+        accept_changed_data: arguments.accept_changed_data,
     })
 }

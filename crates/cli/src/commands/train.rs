@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use worker::images::{Images, Past};
 use worker::plan::Plan;
 
 use crate::client::{Client, call, idempotency_key};
@@ -37,9 +38,13 @@ pub struct Arguments {
     /// The run's directory [default: runs/RUN_ID]
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Continue the run in this directory from its newest good checkpoint; only its length and cadences can be set
-    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config", "data"])]
+    /// Continue the run in this directory from its newest good checkpoint; only its length and cadences can be set, and
+    /// --data where its data set has moved
+    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config"])]
     resume: Option<PathBuf>,
+    /// Continue with the data set as it is now, although it is another than the run's
+    #[arg(long, requires = "resume")]
+    accept_changed_data: bool,
     /// End stdout with one JSON object about the run
     #[arg(long)]
     json: bool,
@@ -54,6 +59,7 @@ struct Job {
     workers: u32,
     device: &'static str,
     resume: bool,
+    accept_changed_data: bool,
 }
 
 /// Trains to the end, or until a signal.
@@ -81,12 +87,13 @@ impl Job {
         let device = arguments.device.name()?;
         let job = match &arguments.resume {
             Some(run_dir) => Job {
-                config: config::resume(&layers::of_run(run_dir)?, &arguments.layers.set)?,
+                config: arguments.layers.resume(run_dir)?,
                 run_dir: absolute(run_dir)?,
                 run_id: String::new(),
                 workers: arguments.workers.or_else(|| layers::world_size_of(run_dir)).unwrap_or(WORKERS),
                 device,
                 resume: true,
+                accept_changed_data: arguments.accept_changed_data,
             },
             None => {
                 // Workers of this command never outlive it, so they need not wait for another coordinator.
@@ -95,11 +102,16 @@ impl Job {
                 let run_dir = absolute(arguments.out.as_deref().unwrap_or(&Path::new("runs").join(&run_id)))?;
                 refuse_existing(&run_dir)?;
                 let workers = arguments.workers.unwrap_or(WORKERS);
-                Job { config, run_dir, run_id, workers, device, resume: false }
+                Job { config, run_dir, run_id, workers, device, resume: false, accept_changed_data: false }
             }
         };
         // What would end the workers at once is found before there is a directory or a process to clean up.
-        let plan = Plan::resolve(&job.config, 0, job.workers as usize)?;
+        let past = match job.resume {
+            true => Past::of_run(&job.run_dir, job.accept_changed_data)?,
+            false => None,
+        };
+        let images = Images::open(&job.config, past.as_ref())?;
+        let plan = Plan::of(&job.config, images, 0, job.workers as usize)?;
         let notes = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
         notes.filter_map(|dataset| dataset.note()).for_each(output::warning);
         Ok(job)
@@ -115,6 +127,7 @@ impl Job {
             idempotency_key: idempotency_key(),
             device: self.device.to_owned(),
             run_id: self.run_id.clone(),
+            accept_changed_data: self.accept_changed_data,
         }
     }
 }
@@ -143,6 +156,7 @@ impl Machine {
             host,
             slots: workers,
             cores: agent::available_cores(),
+            data_roots: Vec::new(),
             program: std::env::current_exe().context("failed to find this program's own file")?,
         };
         let end_agent = CancellationToken::new();

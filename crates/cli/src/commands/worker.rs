@@ -1,6 +1,7 @@
 //! `himpun worker`: one process of a run, started by an agent and by nobody else.
 
 use clap::Args;
+use config::DataRoot;
 
 use crate::failure::{Exit, Failure};
 
@@ -34,12 +35,25 @@ pub struct Arguments {
     /// Cores to run on; none: any
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
+    /// Where this node has data that the configuration names elsewhere
+    #[arg(long, value_name = "OLD=NEW")]
+    data_root: Vec<DataRoot>,
 }
 
 /// Trains; the worker reports its own errors, because they go to the coordinator as well.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, cores } =
-        arguments;
+    let Arguments {
+        coordinator,
+        run,
+        incarnation,
+        generation,
+        agent_id,
+        slot,
+        nonce,
+        threads,
+        cores,
+        data_root: data_roots,
+    } = arguments;
     let code = worker::run(worker::Options {
         coordinator,
         run_id: run,
@@ -50,6 +64,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         nonce,
         threads,
         cores,
+        data_roots,
     });
     Ok(Exit::of_run(code))
 }

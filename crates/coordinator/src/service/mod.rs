@@ -127,7 +127,7 @@ impl From<checkpoints::Error> for Status {
             Error::NotOpen(_) => (Code::FailedPrecondition, "checkpoint_not_open"),
             Error::Chunk { .. } => (Code::DataLoss, "damaged_chunk"),
             Error::Length { .. } => (Code::DataLoss, "wrong_length"),
-            Error::NoShard { .. } => (Code::NotFound, "no_shard"),
+            Error::NoPart { .. } => (Code::NotFound, "no_shard"),
             Error::Read { .. } => (Code::Internal, "checkpoint_io"),
             Error::Checkpoint(inner) => match inner {
                 Inner::Received { .. } => (Code::DataLoss, "damaged_shard"),

@@ -66,6 +66,7 @@ fn resumed(request: SubmitRunRequest, key: Option<IdempotencyKey>) -> Result<Sub
     let (newest, problems) = checkpoint::newest_good(&run_dir);
     let mut record = record(past.run_id, &run_dir, request.config_toml, request.workers);
     record.generation = past.generation;
+    record.accept_changed_data = request.accept_changed_data;
     let mut warnings: Vec<String> = problems.iter().map(|problem| proto::one_line(problem)).collect();
     match newest {
         Some(checkpoint) => {
@@ -107,6 +108,7 @@ fn record(run_id: String, run_dir: &Path, config_toml: String, workers: u32) -> 
         reason: String::new(),
         exit_code: None,
         summary: Summary::default(),
+        accept_changed_data: false,
         last_checkpoint: String::new(),
     }
 }

@@ -6,7 +6,7 @@ use proto::v1::checkpoint_service_server::CheckpointService;
 use proto::v1::{
     AbortCheckpointRequest, AbortCheckpointResponse, BeginCheckpointRequest, BeginCheckpointResponse,
     CheckpointInfo, Chunk, CommitCheckpointRequest, Digest, Fence, GetCheckpointRequest,
-    GetCheckpointResponse, GetShardRequest, PutShardMessage, ShardHeader, ShardReceipt, put_shard_message,
+    GetCheckpointResponse, GetShardRequest, PutShardMessage, ShardReceipt, put_shard_message,
 };
 use proto::{MissingField, transport};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{blocking, refusal};
-use crate::checkpoints::{self, Checkpoints, Error, Plan};
+use crate::checkpoints::{self, Begun, Checkpoints, Error, Part, Plan};
 use crate::owner::Owner;
 use crate::state::Input;
 
@@ -34,11 +34,12 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<BeginCheckpointRequest>,
     ) -> Result<Response<BeginCheckpointResponse>, Status> {
-        let BeginCheckpointRequest { fence, step, n_shards, metadata_json } = request.into_inner();
+        let BeginCheckpointRequest { fence, step, n_shards, metadata_json, images } = request.into_inner();
         let fence = fence.ok_or(MissingField("fence"))?;
         if n_shards == 0 {
             return Err(MissingField("n_shards").into());
         }
+        let images = images.map(|digest| digest_of(&digest)).transpose()?;
         let bad_metadata =
             |error: serde_json::Error| Status::invalid_argument(format!("metadata_json: {error}"));
         let metadata = if metadata_json.is_empty() {
@@ -76,10 +77,11 @@ impl CheckpointService for CheckpointSync {
             world_size: world_size as u32,
             config_toml,
             metadata,
+            images,
         };
         let checkpoints = self.checkpoints.clone();
-        let checkpoint_id = blocking(move || checkpoints.begin(plan)).await?;
-        Ok(Response::new(BeginCheckpointResponse { checkpoint_id }))
+        let Begun { id, wants_images } = blocking(move || checkpoints.begin(plan)).await?;
+        Ok(Response::new(BeginCheckpointResponse { checkpoint_id: id, wants_images }))
     }
 
     async fn put_shard(
@@ -93,9 +95,9 @@ impl CheckpointService for CheckpointSync {
         let fence = header.fence.clone().ok_or(MissingField("fence"))?;
         self.admit(&fence).await?;
         let checkpoints = self.checkpoints.clone();
-        let (id, shard) = (header.checkpoint_id.clone(), header.shard);
-        let writer = blocking(move || checkpoints.shard(&fence, &id, shard)).await?;
-        receive(inbox, writer, header).await.map(Response::new)
+        let (id, part) = (header.checkpoint_id.clone(), Part::new(header.shard, header.images));
+        let writer = blocking(move || checkpoints.part(&fence, &id, part)).await?;
+        receive(inbox, writer, (part, header.total_bytes)).await.map(Response::new)
     }
 
     async fn commit(
@@ -139,13 +141,14 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<GetShardRequest>,
     ) -> Result<Response<Self::GetShardStream>, Status> {
-        let GetShardRequest { fence, step, shard } = request.into_inner();
+        let GetShardRequest { fence, step, shard, images } = request.into_inner();
+        let part = Part::new(shard, images);
         let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
         let (chunks, stream) = mpsc::channel(IN_FLIGHT);
         // The thread ends with the file or with the stream's reader; its error goes down the stream.
         tokio::task::spawn_blocking(move || {
             let sent =
-                checkpoints::read_shard(&run_dir, step, shard, transport::CHUNK_BYTES, |offset, data| {
+                checkpoints::read_part(&run_dir, step, part, transport::CHUNK_BYTES, |offset, data| {
                     let crc32c = crc32c::crc32c(&data);
                     chunks.blocking_send(Ok(Chunk { offset, data: Bytes::from(data), crc32c })).is_ok()
                 });
@@ -171,11 +174,10 @@ impl CheckpointSync {
 async fn receive(
     mut inbox: Streaming<PutShardMessage>,
     writer: ShardWriter,
-    header: ShardHeader,
+    (part, total_bytes): (Part, u64),
 ) -> Result<ShardReceipt, Status> {
-    let ShardHeader { shard, total_bytes, .. } = header;
     let (chunks, queue) = mpsc::channel(IN_FLIGHT);
-    let writing = tokio::task::spawn_blocking(move || write(writer, queue, shard, total_bytes));
+    let writing = tokio::task::spawn_blocking(move || write(writer, queue, part, total_bytes));
     let trailer = async {
         loop {
             match next(&mut inbox).await? {
@@ -190,7 +192,7 @@ async fn receive(
                     return Err(Status::invalid_argument("a second header"));
                 }
                 None => {
-                    let cut = format!("the stream of shard {shard} ended before its trailer");
+                    let cut = format!("the stream of {part} ended before its trailer");
                     return Err(refusal(tonic::Code::DataLoss, "shard_truncated", cut, ""));
                 }
             }
@@ -203,34 +205,34 @@ async fn receive(
     let trailer = trailer?;
     let writer = written?;
     let digest = trailer.and_then(|trailer| trailer.digest).ok_or(MissingField("digest"))?;
-    let expected: [u8; 32] = digest
-        .blake3
-        .as_slice()
-        .try_into()
-        .map_err(|_| Status::invalid_argument("a digest of not 32 bytes"))?;
+    let expected = digest_of(&digest)?;
     let durable = blocking(move || writer.finish(&expected).map_err(Error::from)).await?;
     Ok(ShardReceipt { durable_bytes: durable.bytes, digest: Some(Digest { blake3: expected.to_vec() }) })
+}
+
+fn digest_of(digest: &Digest) -> Result<checkpoint::Digest, Status> {
+    digest.blake3.as_slice().try_into().map_err(|_| Status::invalid_argument("a digest of not 32 bytes"))
 }
 
 fn write(
     mut writer: ShardWriter,
     mut chunks: mpsc::Receiver<Chunk>,
-    shard: u32,
+    part: Part,
     total_bytes: u64,
 ) -> Result<ShardWriter, Error> {
     while let Some(chunk) = chunks.blocking_recv() {
         let actual = crc32c::crc32c(&chunk.data);
         if actual != chunk.crc32c {
-            return Err(Error::Chunk { shard, offset: chunk.offset, expected: chunk.crc32c, actual });
+            return Err(Error::Chunk { part, offset: chunk.offset, expected: chunk.crc32c, actual });
         }
         let end = chunk.offset.saturating_add(chunk.data.len() as u64);
         if end > total_bytes {
-            return Err(Error::Length { shard, expected: total_bytes, actual: end });
+            return Err(Error::Length { part, expected: total_bytes, actual: end });
         }
         writer.write_at(chunk.offset, &chunk.data)?;
     }
     if writer.bytes() != total_bytes {
-        return Err(Error::Length { shard, expected: total_bytes, actual: writer.bytes() });
+        return Err(Error::Length { part, expected: total_bytes, actual: writer.bytes() });
     }
     Ok(writer)
 }

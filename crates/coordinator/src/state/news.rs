@@ -115,6 +115,7 @@ impl Run {
             world_size: self.members.len() as u32,
             peers: peers.collect::<Option<_>>().expect("ranks are dealt once all members have attached"),
             checkpoint_step: self.record.checkpoint_step,
+            accept_changed_data: self.record.accept_changed_data,
         };
         self.to_worker(rank, incarnation, worker_down::Message::Assign(assign))
     }

@@ -28,6 +28,9 @@ pub struct RunRecord {
     pub exit_code: Option<i32>,
     /// Last numbers of its training.
     pub summary: Summary,
+    /// Its data set is taken as it is now, whatever the checkpoint's list of images says.
+    #[serde(default)]
+    pub accept_changed_data: bool,
     /// Path of its newest checkpoint; empty: none.
     pub last_checkpoint: String,
 }

@@ -190,6 +190,7 @@ fn record(run_id: &str, workers: u32) -> RunRecord {
         reason: String::new(),
         exit_code: None,
         summary: Summary::default(),
+        accept_changed_data: false,
         last_checkpoint: String::new(),
     }
 }

@@ -12,6 +12,7 @@ async fn begin(bench: &Bench, fence: &Fence, n_shards: u32) -> String {
         step: 5,
         n_shards,
         metadata_json: String::new(),
+        images: None,
     };
     bench.checkpoints().begin(request).await.unwrap().into_inner().checkpoint_id
 }
@@ -44,7 +45,7 @@ async fn shards_come_back_as_they_were_sent() {
         std::fs::read_to_string(bench.run_dir("run").join("checkpoints/step-00000005/manifest.json"))
             .unwrap();
     assert_eq!(manifest, stored);
-    let get = GetShardRequest { fence: Some(fence.clone()), step: 5, shard: 1 };
+    let get = GetShardRequest { fence: Some(fence.clone()), step: 5, shard: 1, images: false };
     let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
     assert_eq!(chunks.len(), 3);
     let mut received = Vec::new();
@@ -57,7 +58,7 @@ async fn shards_come_back_as_they_were_sent() {
     let absent = GetShardRequest { shard: 2, ..get };
     let absent =
         bench.checkpoints().get_shard(absent).await.unwrap().into_inner().message().await.unwrap_err();
-    assert_refused(&Refusal::from(&absent), Code::NotFound, "no_shard", "no shard 2");
+    assert_refused(&Refusal::from(&absent), Code::NotFound, "no_shard", "lacks shard 2");
 
     let verify = VerifyCheckpointRequest { run_id: "run".to_owned(), step: 5 };
     let verified = bench.control().verify_checkpoint(verify.clone()).await.unwrap().into_inner();
@@ -119,7 +120,7 @@ async fn an_old_fence_takes_no_checkpoint() {
     // Nor one of more shards than the run has ranks.
     for n_shards in [2, u32::MAX] {
         let fence = Some(workers[0].fence.clone());
-        let many = BeginCheckpointRequest { fence, step: 5, n_shards, metadata_json: String::new() };
+        let many = BeginCheckpointRequest { fence, step: 5, n_shards, ..Default::default() };
         let refusal = Refusal::from(&bench.checkpoints().begin(many).await.unwrap_err());
         assert_refused(&refusal, Code::InvalidArgument, "bad_n_shards", "by 1 ranks");
     }

@@ -141,7 +141,8 @@ impl Bench {
     ) -> Result<CheckpointInfo, Refusal> {
         let fence = Some(fence.clone());
         let metadata_json = r#"{"threads":3}"#.to_owned();
-        let begin = BeginCheckpointRequest { fence: fence.clone(), step, n_shards: 1, metadata_json };
+        let begin =
+            BeginCheckpointRequest { fence: fence.clone(), step, n_shards: 1, metadata_json, images: None };
         let begun = self.checkpoints().begin(begin).await.map_err(|status| Refusal::from(&status))?;
         let checkpoint_id = begun.into_inner().checkpoint_id;
         let receipt = self.put(shard(fence.clone().unwrap(), &checkpoint_id, 0, bytes)).await?;
@@ -191,8 +192,13 @@ pub fn tensors(n: usize) -> Vec<u8> {
 pub fn shard(fence: Fence, checkpoint_id: &str, shard: u32, bytes: &[u8]) -> Vec<put_shard_message::Message> {
     use put_shard_message::Message;
     let total_bytes = bytes.len() as u64;
-    let header =
-        ShardHeader { fence: Some(fence), checkpoint_id: checkpoint_id.to_owned(), shard, total_bytes };
+    let header = ShardHeader {
+        fence: Some(fence),
+        checkpoint_id: checkpoint_id.to_owned(),
+        shard,
+        total_bytes,
+        images: false,
+    };
     let chunk = |(index, data): (usize, &[u8])| {
         let (offset, crc32c) = (100 * index as u64, crc32c::crc32c(data));
         Message::Chunk(Chunk { offset, data: Bytes::copy_from_slice(data), crc32c })

@@ -240,7 +240,7 @@ impl Dataset {
     }
 
     /// Tells whether an image is in the list that the set follows and not in the source.
-    pub(crate) fn is_gone(&self, index: usize) -> bool {
+    pub fn is_gone(&self, index: usize) -> bool {
         self.place(index).is_err()
     }
 
