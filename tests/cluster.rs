@@ -1,8 +1,8 @@
 //! A coordinator and agents as processes of their own, as on a cluster.
 
 use crate::support::{
-    Process, alive, assert_quiet, checkpoints, children, exported, fail, himpun, loud, metrics, signal,
-    succeed, tiny_run, until,
+    Process, alive, assert_quiet, checkpoints, children, exported, fail, folder_of_images, himpun, loud,
+    metrics, signal, succeed, tiny_run, until,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -86,9 +86,18 @@ pub fn start_coordinator(directory: &Path, bind: &str) -> (Process, String) {
     (coordinator, address)
 }
 
+/// What a configuration names below this, each node has in a place of its own.
+const DATA_ROOT: &str = "/data-of-the-cluster";
+
+/// Where the node `id` has it.
+fn data_of(directory: &Path, id: &str) -> PathBuf {
+    directory.join("data").join(id)
+}
+
 fn start_agent(directory: &Path, coordinator: &str, id: &str, slots: usize) -> Process {
     let mut command = himpun();
     command.args(["agent", "--coordinator", coordinator, "--id", id, "--slots", &slots.to_string()]);
+    command.arg("--data-root").arg(format!("{DATA_ROOT}={}", data_of(directory, id).display()));
     Process::start(&mut command, directory, id)
 }
 
@@ -96,7 +105,12 @@ fn start_agent(directory: &Path, coordinator: &str, id: &str, slots: usize) -> P
 fn two_agents_four_workers_submit_to_finish() {
     let cluster = Cluster::start(&[2, 2]);
     let mut arguments = tiny_run(60);
-    for pair in ["checkpoint.keep=2", "checkpoint.at_start=true"] {
+    // The same images, in another place on each node.
+    for id in ["node-0", "node-1"] {
+        folder_of_images(&data_of(cluster.directory.path(), id), 40);
+    }
+    let source = format!("data.source={DATA_ROOT}/images");
+    for pair in ["checkpoint.keep=2", "checkpoint.at_start=true", &source] {
         arguments.extend(["--set".to_owned(), pair.to_owned()]);
     }
     let (run_id, run) = cluster.submit("run", 4, &arguments);

@@ -5,6 +5,7 @@
 mod bad_input;
 mod cluster;
 mod export;
+mod images;
 mod methods;
 mod namespaces;
 mod protocol;

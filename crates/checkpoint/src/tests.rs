@@ -321,3 +321,62 @@ fn a_state_is_the_same_however_it_was_dealt_to_shards() {
     let export = |state: &State| encode_shard(&crate::export::state_dict(state).unwrap());
     assert_eq!(export(&state), export(&whole));
 }
+
+/// The list of images is kept once, whatever becomes of the checkpoints that name it.
+#[test]
+fn a_list_of_images_is_kept_once_a_run() {
+    let run = tempfile::tempdir().unwrap();
+    let list = b"what is in it, this crate does not know";
+    let of_list = digest(list);
+    let commit = |step: u64, with_list: bool| {
+        let staging = staged(run.path(), step, 1);
+        assert_eq!(staging.want_images(&of_list), with_list);
+        if with_list {
+            let mut writer = staging.images().unwrap();
+            writer.append(&list[..5]).unwrap();
+            writer.append(&list[5..]).unwrap();
+            writer.finish(&of_list).unwrap();
+        }
+        assert!(staging.images().is_err(), "it has come, or is not wanted");
+        let mut description = description();
+        let named = serde_json::json!({ crate::LIST_KEY: crate::hex(&of_list) });
+        description.metadata.insert(crate::IMAGES_KEY.to_owned(), named);
+        staging.commit(description).unwrap().path
+    };
+    let first = commit(1, true);
+    let second = commit(2, false);
+    let file = format!("images-{}.list", crate::hex(&of_list));
+    assert_eq!(names(run.path()), [&file, "step-00000001", "step-00000002"]);
+    assert_eq!(retain(run.path(), 1).unwrap(), [first]);
+    let read = || crate::read_images(run.path(), &Manifest::read(&second).unwrap());
+    assert_eq!(read().unwrap().as_deref(), Some(&list[..]));
+    assert!(verify(&second).is_empty());
+
+    let path = run.path().join("checkpoints").join(&file);
+    fs::write(&path, b"another").unwrap();
+    let error = read().unwrap_err();
+    assert!(error.to_string().contains(&file) && error.exit_code() == 3, "{error}");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(read().unwrap(), None);
+    // Wanted and not there: nothing is committed.
+    let staging = staged(run.path(), 3, 1);
+    assert!(staging.want_images(&of_list));
+    assert!(
+        matches!(staging.commit(description()), Err(Error::Incomplete { missing, .. }) if missing == [2])
+    );
+    assert_eq!(names(run.path()), ["step-00000002"]);
+}
+
+/// A name in a manifest is a digest, and never a path.
+#[test]
+fn only_a_digest_names_a_list() {
+    let run = tempfile::tempdir().unwrap();
+    fs::write(run.path().join("secret.list"), "").unwrap();
+    for named in ["../secret", "", "0", &"/".repeat(64), &"é".repeat(32)] {
+        let mut description = description();
+        let list = serde_json::json!({ crate::LIST_KEY: named });
+        description.metadata.insert(crate::IMAGES_KEY.to_owned(), list);
+        let path = staged(run.path(), 1, 1).commit(description).unwrap().path;
+        assert!(crate::images_of(run.path(), &Manifest::read(&path).unwrap()).is_none(), "{named:?}");
+    }
+}

@@ -86,6 +86,9 @@ impl Error {
                 Some(format!("leave it out, or set {owner} = {}", belongs_to.join(" or ")))
             }
             Error::Missing("data.source") => Some("say where the images are: --data PATH".to_owned()),
+            Error::NotResumable { key: "data.source" } => {
+                Some("where the data set has moved, name it with --data PATH".to_owned())
+            }
             Error::NotResumable { .. } => {
                 Some(format!("these can: {}; start a new run to change anything else", RESUMABLE.join(", ")))
             }

@@ -228,6 +228,18 @@ mod tests {
         }
     }
 
+    /// After ten images at four a batch, one more: the second epoch begins anew with step 3.
+    #[test]
+    fn an_epoch_of_another_length_begins_at_its_origin() {
+        let origin = EpochOrigin { step: 3, epoch: 1 };
+        let sampler = Sampler { origin, ..Sampler::new(1, 13) };
+        let all = [0, 1, 2, 3];
+        let order = |epoch| Sampler::new(1, 13).order(epoch);
+        assert_eq!(sampler.batch(3, 4, &all), (1, order(1)[..4].to_vec()));
+        assert_eq!(sampler.batch(5, 4, &all), (1, order(1)[8..12].to_vec()));
+        assert_eq!(sampler.batch(6, 4, &all), (2, order(2)[..4].to_vec()));
+    }
+
     #[test]
     fn incomplete_batches_are_dropped_globally() {
         let sampler = Sampler::new(1, 10);

@@ -67,6 +67,8 @@ pub struct Bank {
     own: Shard,
     mirror: Option<Shard>,
     staged: Staged,
+    /// While a checkpoint is restored: how many entries its blocks are known to have.
+    restored_entries: usize,
 }
 
 /// Rows to be written by the next commit.
@@ -124,6 +126,7 @@ impl Bank {
             own: Shard::new(spec, spec.own_slots(rank, world_size), own),
             mirror: mirrored.map(|slots| Shard::new(spec, slots, mirror)),
             staged: Staged::default(),
+            restored_entries: 0,
         }
     }
 
@@ -220,8 +223,12 @@ impl Bank {
     pub(crate) fn restore(&mut self, array: &Array<'_>) -> Result<(), Error> {
         let unknown = || Error::UnknownArray { name: array.name.clone() };
         let (stem, block) = parse_block_name(&array.name).ok_or_else(unknown)?;
-        if ![ROWS, WRITTEN].contains(&stem) || block.end > self.spec.slots {
+        if ![ROWS, WRITTEN].contains(&stem) {
             return Err(unknown());
+        }
+        self.restored_entries = self.restored_entries.max(block.end);
+        if block.end > self.spec.slots {
+            return Err(self.other_count());
         }
         for shard in [Some(&mut self.own), self.mirror.as_mut()].into_iter().flatten() {
             shard.restore(stem, &block, array)?;
@@ -232,7 +239,19 @@ impl Bank {
     pub(crate) fn restored(&mut self) -> Result<(), Error> {
         // Both are asked, so that neither remembers half a restoration.
         let own = self.own.restored();
-        own.and(self.mirror.as_mut().map_or(Ok(()), Shard::restored))
+        let outcome = own.and(self.mirror.as_mut().map_or(Ok(()), Shard::restored));
+        let outcome = match outcome {
+            Err(Error::Incomplete { .. }) if (1..self.spec.slots).contains(&self.restored_entries) => {
+                Err(self.other_count())
+            }
+            outcome => outcome,
+        };
+        self.restored_entries = 0;
+        outcome
+    }
+
+    fn other_count(&self) -> Error {
+        Error::OtherCount { entries: self.restored_entries, images: self.spec.slots }
     }
 }
 

@@ -22,6 +22,17 @@ pub enum Error {
         /// Slots of all ranks.
         slots: usize,
     },
+    /// A checkpoint's bank is of a data set with another number of images.
+    #[error(
+        "the checkpoint's memory bank has {entries} entries, one an image, and the data set has {images} images: an entry \
+         would belong to another image"
+    )]
+    OtherCount {
+        /// Entries that the checkpoint has.
+        entries: usize,
+        /// Images of the data set.
+        images: usize,
+    },
     /// An array of a checkpoint that this objective does not keep.
     #[error("the objective keeps no `{name}`: the checkpoint is of another objective")]
     UnknownArray {

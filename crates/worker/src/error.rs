@@ -208,6 +208,9 @@ impl Error {
             Error::Disagreement { .. } => {
                 Some("start every node with the same binary and configuration".into())
             }
+            Error::Objective(objectives::Error::OtherCount { .. }) => {
+                Some("restore the data set as it was when the checkpoint was taken, or start a new run".into())
+            }
             Error::OtherImages { objective: None, .. } => Some(
                 "restore the data set; name it with --data PATH where it has moved; or take it as it is now with \
                  --accept-changed-data"

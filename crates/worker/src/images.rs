@@ -68,6 +68,18 @@ impl Past {
     }
 }
 
+/// Opens the training images in the order that a run has them in; what differs from its list is not judged.
+///
+/// # Errors
+/// If they cannot be opened, or the list is damaged.
+pub fn open_in_order(config: &RunConfig, past: Option<&Past>) -> Result<Dataset, Error> {
+    let mut dataset = Dataset::open(&config.data.source).map_err(Error::Data)?;
+    if let Some(list) = past.and_then(|past| past.list.as_ref()) {
+        ImageList::decode(list).and_then(|list| dataset.follow(&list)).map_err(Error::Data)?;
+    }
+    Ok(dataset)
+}
+
 /// The data sets of a run.
 pub struct Images {
     /// The training images.

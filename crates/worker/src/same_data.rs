@@ -208,7 +208,9 @@ mod tests {
             "image 5 is missing: there are fewer on rank 1 and b/002.png of class b on rank 0",
         );
         check(
-            |root| drop(std::fs::copy(root.join("a/000.png"), root.join("b/001.png")).unwrap()),
+            |root| {
+                std::fs::copy(root.join("a/000.png"), root.join("b/001.png")).unwrap();
+            },
             "b/001.png has another content, or cannot be read on one of them",
         );
     }

@@ -2,8 +2,9 @@
 
 use checkpoint::Tensor;
 use config::RunConfig;
-use data::{Dataset, Views};
+use data::Views;
 
+use crate::images::{self, Past};
 use crate::{Error, plan};
 
 /// What training sees of one image in one epoch.
@@ -22,12 +23,13 @@ pub struct ImageViews {
     pub path: String,
 }
 
-/// Makes the views of image `index` in `epoch` as training under `config` makes them.
+/// Makes the views of image `index` in `epoch` as training under `config` makes them, in the order of the images that a
+/// checkpoint of the run has, if there is one.
 ///
 /// # Errors
 /// If the data cannot be opened, there is no such image, or nothing can be shown for it.
-pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews, Error> {
-    let dataset = Dataset::open(&config.data.source).map_err(Error::Data)?;
+pub fn views(config: &RunConfig, past: Option<&Past>, epoch: u64, index: usize) -> Result<ImageViews, Error> {
+    let dataset = images::open_in_order(config, past)?;
     if index >= dataset.len() {
         let reason = format!("the data set has {} images, counted from 0", dataset.len());
         return Err(Error::Config { key: "--index", value: index.to_string(), reason });
@@ -105,20 +107,20 @@ mod tests {
     #[test]
     fn the_same_image_gives_the_same_views_and_another_epoch_others() {
         let config = RunConfig::default();
-        let first = views(&config, 3, 5).unwrap();
-        assert_eq!(first.images, views(&config, 3, 5).unwrap().images);
+        let first = views(&config, None, 3, 5).unwrap();
+        assert_eq!(first.images, views(&config, None, 3, 5).unwrap().images);
         assert_ne!(first.images[0], first.images[1]);
-        assert_ne!(first.images, views(&config, 4, 5).unwrap().images);
-        assert_eq!(views(&config, 0, usize::MAX).err().map(|error| error.exit_code()), Some(2));
+        assert_ne!(first.images, views(&config, None, 4, 5).unwrap().images);
+        assert_eq!(views(&config, None, 0, usize::MAX).err().map(|error| error.exit_code()), Some(2));
     }
 
     #[test]
     fn only_what_the_objective_sees_is_shown() {
         let config = |kind: &str| RunConfig::from_toml(&format!("[objective]\nkind = \"{kind}\"\n")).unwrap();
-        let npid = views(&config("npid"), 3, 5).unwrap();
+        let npid = views(&config("npid"), None, 3, 5).unwrap();
         assert_eq!((npid.images.len(), npid.jigsaw.len(), npid.tensors().len()), (1, 0, 1));
-        assert_eq!(npid.images[0], views(&RunConfig::default(), 3, 5).unwrap().images[0]);
-        let pirl = views(&config("pirl"), 3, 5).unwrap();
+        assert_eq!(npid.images[0], views(&RunConfig::default(), None, 3, 5).unwrap().images[0]);
+        let pirl = views(&config("pirl"), None, 3, 5).unwrap();
         assert_eq!((pirl.images.len(), pirl.jigsaw.len(), pirl.patch), (1, 9, 8));
         assert_eq!(pirl.tensors()[1].name, "jigsaw");
     }

@@ -8,6 +8,7 @@ use data::{Dataset, PackOptions};
 use image::RgbImage;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use worker::images::Past;
 use worker::views::ImageViews;
 
 use crate::failure::{Exit, Failure};
@@ -87,11 +88,11 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
 }
 
 fn views(arguments: ViewsArguments) -> Result<Exit, Failure> {
-    let config = match &arguments.run {
-        Some(run_dir) => layers::of_run(run_dir)?,
-        None => arguments.layers.resolve(config::ORPHAN_TTL)?,
+    let (config, past) = match &arguments.run {
+        Some(run_dir) => (layers::of_run(run_dir)?, Past::of_run(run_dir, false)?),
+        None => (arguments.layers.resolve(config::ORPHAN_TTL)?, None),
     };
-    let shown = worker::views::views(&config, arguments.epoch, arguments.index)?;
+    let shown = worker::views::views(&config, past.as_ref(), arguments.epoch, arguments.index)?;
     if shown.index != arguments.index {
         let text = format!(
             "image {} cannot be decoded; {} takes its place, as in training",

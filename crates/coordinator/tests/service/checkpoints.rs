@@ -68,6 +68,56 @@ async fn shards_come_back_as_they_were_sent() {
     assert_refused(&Refusal::from(&missing), Code::NotFound, "checkpoint_missing", "step 6");
 }
 
+/// The list of images travels once, with the first checkpoint that names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_images_is_asked_for_once_and_comes_back() {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(1).await;
+    let fence = workers[0].fence.clone();
+    let list: Vec<u8> = (0..250).collect();
+    let digest = checkpoint::digest(&list);
+    let metadata_json = format!(r#"{{"images":{{"list":"{}"}}}}"#, checkpoint::hex(&digest));
+    let begin = |step: u64| BeginCheckpointRequest {
+        fence: Some(fence.clone()),
+        step,
+        n_shards: 1,
+        metadata_json: metadata_json.clone(),
+        images: Some(Digest { blake3: digest.to_vec() }),
+    };
+    let commit = |checkpoint_id: &str| CommitCheckpointRequest {
+        fence: Some(fence.clone()),
+        checkpoint_id: checkpoint_id.to_owned(),
+    };
+    let of_list = |id: &str| {
+        let mut messages = shard(fence.clone(), id, 0, &list);
+        let Message::Header(header) = &mut messages[0] else { panic!("no header") };
+        header.images = true;
+        messages
+    };
+    let begun = bench.checkpoints().begin(begin(5)).await.unwrap().into_inner();
+    assert!(begun.wants_images);
+    bench.put(shard(fence.clone(), &begun.checkpoint_id, 0, b"weights")).await.unwrap();
+    let early = bench.checkpoints().commit(commit(&begun.checkpoint_id)).await.unwrap_err();
+    assert_refused(&Refusal::from(&early), Code::FailedPrecondition, "shards_missing", "[1] of 1");
+
+    let id = bench.checkpoints().begin(begin(5)).await.unwrap().into_inner().checkpoint_id;
+    bench.put(of_list(&id)).await.unwrap();
+    bench.put(shard(fence.clone(), &id, 0, b"weights")).await.unwrap();
+    bench.checkpoints().commit(commit(&id)).await.unwrap();
+    let again = bench.checkpoints().begin(begin(6)).await.unwrap().into_inner();
+    assert!(!again.wants_images);
+    let unwanted = bench.put(of_list(&again.checkpoint_id)).await.unwrap_err();
+    assert_refused(&unwanted, Code::FailedPrecondition, "shard_refused", "which the run has");
+
+    let get = GetShardRequest { fence: Some(fence.clone()), step: 5, images: true, ..Default::default() };
+    let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
+    assert_eq!(chunks.iter().flat_map(|chunk| chunk.data.to_vec()).collect::<Vec<u8>>(), list);
+    let file = format!("checkpoints/images-{}.list", checkpoint::hex(&digest));
+    std::fs::remove_file(bench.run_dir("run").join(file)).unwrap();
+    let gone = bench.checkpoints().get_shard(get).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_refused(&Refusal::from(&gone), Code::NotFound, "no_shard", "lacks the list of images");
+}
+
 /// What `damage` makes of a good stream is refused, and the shard can be sent again.
 async fn check_damage(damage: impl FnOnce(&mut Vec<Message>), code: Code, reason: &str, words: &str) {
     let bench = Bench::start().await;

@@ -226,6 +226,45 @@ fn what_a_checkpoint_lacks_is_named() {
     }
 }
 
+/// The checkpoint is of 23 images.
+#[test]
+fn a_bank_of_another_number_of_images_is_refused() {
+    let case = case("npid-nce");
+    let all = checkpoint(on_ranks(3, |rank, _| state_of(&case.objective(rank, 3))));
+    // Of one image more, the last entry is missing: to the rank that owns it.
+    let entries = |name: &str| name.starts_with("objective.bank") && name.contains(".slots-16-23");
+    let mut shorter = case.objective(1, 2);
+    let outcomes: Vec<_> = all
+        .iter()
+        .filter(|saved| !entries(&saved.name))
+        .map(|saved| shorter.restore(&saved.array()))
+        .collect();
+    assert!(outcomes.iter().all(Result::is_ok));
+    let error = shorter.restored().unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "the checkpoint's memory bank has 16 entries, one an image, and the data set has 23"
+        ),
+        "{error}"
+    );
+    // Of one image less, an entry is too many.
+    let bytes = vec![0; 24 * 4];
+    let longer = Array {
+        name: "objective.bank_written.slots-16-24".to_owned(),
+        element: ArrayType::U32,
+        shape: vec![8],
+        bytes: &bytes[..32],
+        sharded: true,
+    };
+    let error = case.objective(0, 2).restore(&longer).unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "the checkpoint's memory bank has 24 entries, one an image, and the data set has 23"
+        ),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_array_of_another_objective_is_refused() {
     let array = |name: &str, shape: &[usize], bytes| {

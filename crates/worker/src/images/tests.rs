@@ -94,8 +94,9 @@ fn images_that_were_added_are_left_out_and_counted() {
 
 #[test]
 fn another_image_under_an_old_name_is_refused() {
-    let replace =
-        |fixture: &Fixture| drop(fs::copy(fixture.path("b/005.png"), fixture.path("a/003.png")).unwrap());
+    let replace = |fixture: &Fixture| {
+        fs::copy(fixture.path("b/005.png"), fixture.path("a/003.png")).unwrap();
+    };
     for kind in ["simclr", "moco"] {
         let mut fixture = Fixture::new(kind);
         replace(&fixture);
@@ -215,8 +216,7 @@ fn what_a_manifest_records_comes_back() {
     images.origin = EpochOrigin { step: 40, epoch: 3 };
     let list = checkpoint::digest(&images.list());
     let run = fixture.dir.path().join("run");
-    let network =
-        fixtures::network(&fixtures::config(), 2, &std::sync::Arc::new(engine::kernels::Pool::new(1, &[])));
+    let network = fixtures::network(&fixtures::config(), 2, &Arc::new(engine::kernels::Pool::new(1, &[])));
     let checkpoint =
         fixtures::checkpoint_with(&run, 41, &fixtures::config(), &network, |staging, metadata| {
             assert!(staging.want_images(&list));
