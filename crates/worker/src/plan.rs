@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, Jigsaw, LoaderOptions, Parts, Sampler};
+use data::{Augmentation, Dataset, Jigsaw, Limits, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
@@ -66,8 +66,9 @@ impl Plan {
     /// # Errors
     /// If the data cannot be opened, or does not go with the rest of the configuration.
     pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
-        let dataset = Arc::new(Dataset::open(&config.data.source).map_err(Error::Data)?);
-        let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
+        let open = |source: &str| Dataset::open_within(source, limits(config)).map_err(Error::Data);
+        let dataset = Arc::new(open(&config.data.source)?);
+        let test = config.eval.data.as_deref().map(open).transpose()?;
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
         check_patch(config)?;
@@ -231,7 +232,6 @@ impl Plan {
             threads: self.config.data.threads,
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
-            decoding: decoding(&self.config),
             parts: parts(&self.config, &self.augmentation),
             labels: self.needs.labels,
             chunk: self.config.train.chunk,
@@ -281,12 +281,9 @@ pub fn parts(config: &RunConfig, augmentation: &Augmentation) -> Parts {
     }
 }
 
-/// How much of an image's file is decoded for the views.
-pub fn decoding(config: &RunConfig) -> Decoding {
-    match config.data.decode {
-        config::Decode::Full => Decoding::Full,
-        config::Decode::Scaled => Decoding::Scaled,
-    }
+/// What the run's data sets may take of the machine.
+pub fn limits(config: &RunConfig) -> Limits {
+    Limits { max_pixels: config.data.max_pixels }
 }
 
 fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {

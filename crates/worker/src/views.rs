@@ -27,7 +27,7 @@ pub struct ImageViews {
 /// # Errors
 /// If the data cannot be opened, there is no such image, or nothing can be shown for it.
 pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews, Error> {
-    let dataset = Dataset::open(&config.data.source).map_err(Error::Data)?;
+    let dataset = Dataset::open_within(&config.data.source, plan::limits(config)).map_err(Error::Data)?;
     if index >= dataset.len() {
         let reason = format!("the data set has {} images, counted from 0", dataset.len());
         return Err(Error::Config { key: "--index", value: index.to_string(), reason });
@@ -36,7 +36,7 @@ pub fn views(config: &RunConfig, epoch: u64, index: usize) -> Result<ImageViews,
     let parts = plan::parts(config, &augmentation);
     let key = (config.run.seed, epoch, index);
     let Views { index, images, jigsaw } =
-        data::views_of(&dataset, &augmentation, &parts, plan::decoding(config), key).map_err(Error::Data)?;
+        data::views_of(&dataset, &augmentation, &parts, key).map_err(Error::Data)?;
     let patch = parts.jigsaw.as_ref().map_or(0, |jigsaw| jigsaw.patch);
     let split = |values: &[f32], size: usize| match size {
         0 => Vec::new(),

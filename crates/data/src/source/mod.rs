@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::decode::{Facts, inspect};
 use crate::{Error, Image, MAX_PIXELS, decode};
 use archive::Archive;
 use builtin::Split;
@@ -267,13 +268,19 @@ impl Dataset {
         }
     }
 
-    /// The bytes of an image's own file, where it has one.
-    pub(crate) fn file(&self, index: usize) -> Result<Option<Vec<u8>>, Error> {
-        match &self.source {
-            Source::Folder(folder) => folder.read(index).map(Some),
-            Source::Archive(archive) => archive.read(index).map(Some),
-            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => Ok(None),
-        }
+    /// Decodes an image, and looks for what its own file says of it, where it has one.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub(crate) fn inspect(&self, index: usize) -> Result<(Image, Facts), Error> {
+        let bytes = match &self.source {
+            Source::Folder(folder) => folder.read(index)?,
+            Source::Archive(archive) => archive.read(index)?,
+            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => {
+                return Ok((self.load_anew(index)?, Facts::default()));
+            }
+        };
+        Ok((self.decode(index, &bytes)?, inspect(&bytes, self.limits.max_pixels)))
     }
 
     fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {
