@@ -360,4 +360,36 @@ mod tests {
         let report = evaluate_knn(&run, &fixture.data, None).unwrap();
         assert!(report.step == 2 && names_shard(&report.warnings), "{report:?}");
     }
+
+    #[test]
+    fn a_runs_limit_of_pixels_holds_for_its_checkpoints() {
+        let fixture = fixture();
+        let mut config = fixtures::config();
+        config.data.max_pixels = 3;
+        let checkpoint =
+            fixtures::checkpoint(&fixture.dir.path().join("other"), 4, &config, &fixture.network);
+        let out = fixture.dir.path().join("f.npy");
+        for error in [
+            embed(&checkpoint, &fixture.data, &out).unwrap_err(),
+            evaluate_knn(&checkpoint, &fixture.data, None).unwrap_err(),
+        ] {
+            let Error::NothingDecoded { corrupt } = &error else { panic!("{error}") };
+            assert!(corrupt[0].1.ends_with("more than the 3 of data.max_pixels"), "{corrupt:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_removed_is_passed_over_with_a_warning() {
+        let fixture = fixture();
+        let text = fixtures::config().to_toml();
+        let warnings = |decode: &str| {
+            let text = text.replace("[data]\n", &format!("[data]\ndecode = \"{decode}\"\n"));
+            let run = fixture.dir.path().join(decode);
+            let checkpoint = fixtures::checkpoint_with(&run, 4, &text, &fixture.network);
+            evaluate_knn(&checkpoint, &fixture.data, None).unwrap().warnings
+        };
+        assert_eq!(warnings("full"), [""; 0]);
+        let [warning] = &warnings("scaled")[..] else { panic!("one warning") };
+        assert!(warning.starts_with("`data.decode = \"scaled\"` is passed over"), "{warning}");
+    }
 }

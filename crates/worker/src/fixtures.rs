@@ -59,6 +59,11 @@ pub fn images(root: &Path, classes: &[(&str, [u8; 3])], n: usize) {
 
 /// Commits a checkpoint of `network` in two shards, with running statistics other than the first.
 pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Network<f32>) -> PathBuf {
+    checkpoint_with(run_dir, step, &config.to_toml(), network)
+}
+
+/// The same with the text of a configuration.
+pub fn checkpoint_with(run_dir: &Path, step: u64, config: &str, network: &Network<f32>) -> PathBuf {
     let spec =
         OptimizerSpec { kind: OptimizerKind::Sgd { momentum: 0.9 }, weight_decay: 0.0, decay_all: false };
     let optimizer = Optimizer::new(spec, network.parameters());
@@ -70,7 +75,7 @@ pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Netwo
         writer.append(&bytes).unwrap();
         writer.finish(&digest(&bytes)).unwrap();
     }
-    let metadata = serde_json::json!({ embed::CONFIG_KEY: config.to_toml() });
+    let metadata = serde_json::json!({ embed::CONFIG_KEY: config });
     let description = Description {
         run_id: "run".to_owned(),
         world_size: 2,

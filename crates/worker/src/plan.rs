@@ -417,6 +417,30 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_of_pixels_holds_for_both_data_sets_and_for_views() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a/0.png", "a/1.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::new(5, 3).save(path).unwrap();
+        }
+        let source = dir.path().display();
+        let with = |max_pixels: usize| {
+            config(&format!(
+                "[data]\nsource = \"{source}\"\nmax_pixels = {max_pixels}\n[eval]\ndata = \"{source}\"\n\
+                 [train]\nglobal_batch = 2\n[model]\narch = \"resnet20\"\n"
+            ))
+        };
+        let decodes = |max_pixels| {
+            let plan = Plan::resolve(&with(max_pixels), 0, 1).unwrap();
+            let views = crate::views::views(&with(max_pixels), 0, 0);
+            [plan.dataset.load(0).is_ok(), plan.test.unwrap().load(0).is_ok(), views.is_ok()]
+        };
+        assert_eq!(decodes(15), [true; 3]);
+        assert_eq!(decodes(14), [false; 3]);
+    }
+
+    #[test]
     fn what_a_bank_cannot_do_is_refused() {
         let refused = |text: &str, world_size| {
             let text = format!("[objective]\nkind = \"npid\"\n{text}");

@@ -237,3 +237,34 @@ fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
     ]));
     Ok(Exit::DONE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_files_say_beside_their_pixels_has_rows_of_its_own() {
+        let rows = |sixteen_bit, largest_of_16_bits, turned| {
+            let stats = Stats { sixteen_bit, largest_of_16_bits, turned, ..Stats::default() };
+            of_files(&stats).into_iter().map(|row| row.join(": ")).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(0, 0, 0), [""; 0]);
+        assert_eq!(
+            rows(3, 4095, 0),
+            [
+                "16 bits: 3 images, the largest value 4095 of 65535: 12 bits or less stored in 16, so that they are nearly \
+              black when scaled to 8"
+            ]
+        );
+        assert_eq!(
+            rows(3, 4096, 0),
+            ["16 bits: 3 images, the largest value 4096 of 65535, scaled to 8 bits"]
+        );
+        assert_eq!(
+            rows(0, 0, 2),
+            [
+                "turned: 2 images have an EXIF orientation, which is not applied: they are trained on as they are stored"
+            ]
+        );
+    }
+}

@@ -197,7 +197,7 @@ fn reasons_are_sentences_and_damage_never_panics() {
                 assert!(reason.is_ascii() && reason.len() < 150, "{name}: {reason}");
             }
         }
-        super::inspect(file, 100_000);
+        inspect(file, 100_000);
     }
     for (name, mut file, _) in golden() {
         // A few hundred places of every file, other ones in each.
