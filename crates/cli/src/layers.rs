@@ -3,10 +3,12 @@
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use config::{Layers, RunConfig};
+use data::{Limits, MAX_PIXELS};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::failure::{Exit, Failure};
+use crate::output;
 
 /// `--preset`, `--config`, `--data`, `--set`.
 #[derive(Args, Clone, Debug, Default)]
@@ -34,6 +36,7 @@ impl LayerArguments {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("failed to read the configuration {}", path.display()))
                     .map_err(|error| Failure::new(Exit::USAGE, error))?;
+                config::retired_notes(&text).iter().for_each(|note| output::warning(note));
                 Some((path.clone(), text))
             }
         };
@@ -62,12 +65,29 @@ impl LayerArguments {
     }
 }
 
-/// Reads the configuration that a run was started with.
+/// What a data set may take of the machine where no run's configuration says it.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LimitArguments {
+    /// Images of more pixels count as corrupt, as by data.max_pixels
+    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    max_pixels: usize,
+}
+
+impl LimitArguments {
+    /// The same as the data room has it.
+    pub fn limits(self) -> Limits {
+        Limits { max_pixels: self.max_pixels }
+    }
+}
+
+/// Reads the configuration that a run was started with, and says what of it is passed over.
 pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     let path = run_dir.join("config.toml");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("failed to read {}", path.display()))
         .map_err(|error| Failure::new(Exit::USAGE, error).hint("name the directory of a run"))?;
+    config::retired_notes(&text).iter().for_each(|note| output::warning(note));
     RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
 }
 
@@ -133,6 +153,22 @@ mod tests {
         for name in config::Augment::NAMES {
             assert!(data::Augmentation::preset(name, 32).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_limit_of_pixels_is_the_same_with_and_without_a_run() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            limits: LimitArguments,
+        }
+        let parse = |arguments: &[&str]| {
+            let all = ["command"].iter().chain(arguments);
+            <Command as clap::Parser>::try_parse_from(all).map(|command| command.limits.limits().max_pixels)
+        };
+        assert_eq!(parse(&[]).unwrap(), RunConfig::default().data.max_pixels);
+        assert_eq!(parse(&["--max-pixels", "7"]).unwrap(), 7);
+        assert!(parse(&["--max-pixels", "0"]).is_err());
     }
 
     #[test]

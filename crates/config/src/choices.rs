@@ -307,16 +307,6 @@ choices! {
     }
 }
 
-choices! {
-    /// `data.decode`: how much of a JPEG file is decoded for training.
-    Decode {
-        /// Every pixel.
-        Full = "full",
-        /// A half, a quarter or an eighth, where the crops of both views leave at least a view's pixels.
-        Scaled = "scaled",
-    }
-}
-
 /// `model.head`: the projection between features and embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Head {

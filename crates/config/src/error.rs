@@ -15,6 +15,14 @@ pub enum Error {
         /// The known key that resembles it most.
         nearest: Option<&'static str>,
     },
+    /// There once was a key of this name.
+    #[error("`{key}` was removed: {fate}")]
+    RetiredKey {
+        /// The key.
+        key: &'static str,
+        /// What became of it.
+        fate: &'static str,
+    },
     /// The value is not one that the key takes.
     #[error("{key} = {value}: expected {expected}")]
     Value {
@@ -82,6 +90,7 @@ impl Error {
             Error::UnknownKey { nearest: None, .. } => {
                 Some("`himpun presets show quickstart` shows how keys are written".to_owned())
             }
+            Error::RetiredKey { .. } => Some("leave it out".to_owned()),
             Error::NotOfKind { owner, belongs_to, .. } => {
                 Some(format!("leave it out, or set {owner} = {}", belongs_to.join(" or ")))
             }

@@ -2,6 +2,7 @@
 
 use toml::Value;
 
+use crate::retired::Retired;
 use crate::run_config::{Length, RunConfig};
 use crate::setting::Setting;
 use crate::{Error, nearest};
@@ -21,6 +22,9 @@ pub(crate) struct Key {
 impl Key {
     /// The key of that name, if there is one.
     pub(crate) fn find(name: &str) -> Result<&'static Key, Error> {
+        if let Some(Retired { name, fate, .. }) = Retired::find(name) {
+            return Err(Error::RetiredKey { key: name, fate });
+        }
         KEYS.iter().find(|key| key.name == name).ok_or_else(|| Error::UnknownKey {
             key: name.to_owned(),
             nearest: nearest::nearest(name, KEYS.iter().map(|key| key.name)),
@@ -182,7 +186,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.threads, "of each worker, decoding ahead", " from 1 to 256", |n| (1..=256).contains(n)),
     key!(data.max_corrupt_share, "of images that may fail to decode", " from 0 to 1", |s| (0.0..=1.0)
         .contains(s)),
-    key!(data.decode, "full, or scaled: JPEGs at 1/2 to 1/8 for large crops; off by 1 to 2 of 255"),
+    key!(data.max_pixels, "of an image; one with more is not decoded", ", at least 1", |n| *n >= 1),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
     key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use crate::keys::{KEYS, Key};
+use crate::retired::Retired;
 use crate::run_config::{Length, RunConfig};
 use crate::{Error, owners, presets};
 
@@ -23,12 +24,13 @@ pub struct Layers<'a> {
     pub orphan_ttl: Duration,
 }
 
-/// The keys that may change when a run is resumed: its length, where its test images are, and how often it does what
-/// leaves training untouched.
+/// The keys that may change when a run is resumed: its length, where its test images are, how often it does what leaves
+/// training untouched, and limits.
 pub const RESUMABLE: &[&str] = &[
     "run.steps",
     "run.epochs",
     "run.stop_after",
+    "data.max_pixels",
     "eval.knn_every",
     "eval.data",
     "checkpoint.every",
@@ -95,11 +97,12 @@ pub fn resume(stored: &RunConfig, set: &[String]) -> Result<RunConfig, Error> {
     Ok(config)
 }
 
-/// Lays a TOML text over `config`; returns the keys that it sets.
+/// Lays a TOML text over `config`; returns the keys that it sets. Retired ones are passed over: runs have stored them.
 pub(crate) fn apply_text(config: &mut RunConfig, text: &str) -> Result<Vec<String>, Error> {
     let table: Table = text.parse().map_err(|error| Error::Syntax(Box::new(error)))?;
     let mut values = Vec::new();
     flatten("", &table, &mut values);
+    values.retain(|(key, _)| Retired::find(key).is_none());
     let sets = |name| values.iter().any(|(key, _)| key == name);
     if sets("run.steps") && sets("run.epochs") {
         return Err(Error::Conflict("run.steps", "run.epochs"));
@@ -239,6 +242,7 @@ mod tests {
             "cluster.orphan_ttl=5",
             "cluster.orphan_ttl = 5: expected a duration such as \"15min\", \"30s\" or \"500ms\"",
         );
+        check("data.max_pixels=0", "data.max_pixels = 0: expected a whole number, at least 1");
         check("bank.refresh_age=1", "bank.refresh_age = 1: expected a whole number, 0 or at least 2");
         check("run.seed=-1", "run.seed = -1: expected a whole number");
         check("run.epochs=0", "run.epochs = 0: expected a whole number from 1 to 4294967295");
@@ -366,6 +370,7 @@ mod tests {
         let resumed = |set: &[&str]| resume(&stored, &assignments(set));
         assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
         assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
+        assert_eq!(resumed(&["data.max_pixels=9"]).unwrap().data.max_pixels, 9);
         assert_eq!(resumed(&[]).unwrap(), stored);
         let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
         assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");

@@ -18,16 +18,18 @@ mod nearest;
 mod owners;
 pub mod presets;
 mod relocate;
+mod retired;
 mod run_config;
 mod setting;
 
 pub use choices::{
-    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem, UnknownChoice,
 };
 pub use error::Error;
 pub use layers::{Layers, RESUMABLE, resolve, resume};
 pub use relocate::{DataRoot, relocate};
+pub use retired::retired_notes;
 pub use run_config::{
     Bank, Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
     RunConfig, Schedule, Train,

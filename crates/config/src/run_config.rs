@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::choices::{
-    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem,
 };
 use crate::{Error, keys, layers, owners};
@@ -182,8 +182,8 @@ pub struct Data {
     pub threads: usize,
     /// Share of images that may fail to decode before the run fails.
     pub max_corrupt_share: f64,
-    /// How much of a JPEG file is decoded; part of what the views are, so that a resumed run keeps it.
-    pub decode: Decode,
+    /// Pixels above which an image is not decoded, but taken for a corrupt one.
+    pub max_pixels: usize,
 }
 
 /// kNN evaluation; never, unless set.
@@ -311,7 +311,7 @@ impl Default for Data {
             std: None,
             threads: 2,
             max_corrupt_share: 0.01,
-            decode: Decode::Full,
+            max_pixels: 178_956_970,
         }
     }
 }

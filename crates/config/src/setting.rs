@@ -4,7 +4,7 @@ use std::time::Duration;
 use toml::Value;
 
 use crate::choices::{
-    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
+    Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem,
 };
 
@@ -194,5 +194,4 @@ named!(
     OptimizerKind: OptimizerKind::NAMES,
     ScheduleKind: ScheduleKind::NAMES,
     Augment: Augment::NAMES,
-    Decode: Decode::NAMES,
 );

@@ -13,7 +13,6 @@ use std::thread::JoinHandle;
 
 use crate::augment::{Augmentation, Scratch};
 use crate::parts::{self, Parts};
-use crate::reduced::Decoding;
 use crate::replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
 use crate::sampler::chunk_ranges;
 use crate::{Dataset, EpochOrigin, Error, Sampler};
@@ -39,8 +38,6 @@ pub struct LoaderOptions {
     pub prefetch: usize,
     /// The run fails when a rank meets more corrupt images than this share of the data set.
     pub max_corrupt_share: f64,
-    /// How much of an image's file is decoded.
-    pub decoding: Decoding,
     /// What is made of each image.
     pub parts: Parts,
     /// Whether batches carry classes.
@@ -300,7 +297,7 @@ impl Shared {
 
     /// Makes all parts of a unit's images.
     fn make(&self, unit: &Unit, scratch: &mut Scratch, made: &mut Made) -> Result<Vec<Replaced>, Error> {
-        let LoaderOptions { seed, decoding, ref parts, .. } = self.options;
+        let LoaderOptions { seed, ref parts, .. } = self.options;
         let (views_len, jigsaw_len) = (parts.views * self.augmentation.view_len(), parts.jigsaw_len());
         let mut met = Vec::new();
         made.shown.clear();
@@ -308,13 +305,10 @@ impl Shared {
         made.jigsaw.resize(unit.indices.len() * jigsaw_len, 0.0);
         for (i, &index) in unit.indices.iter().enumerate() {
             let key = (seed, unit.epoch, index);
-            let load =
-                |candidate| parts::load(&self.dataset, &self.augmentation, parts, decoding, (candidate, key));
-            let Shown { index, decoded } =
-                decode_or_replace(&self.dataset, &self.known, key, &mut met, &load)?;
+            let Shown { index, image } = decode_or_replace(&self.dataset, &self.known, key, &mut met)?;
             let views = &mut made.views[i * views_len..(i + 1) * views_len];
             let jigsaw = &mut made.jigsaw[i * jigsaw_len..(i + 1) * jigsaw_len];
-            parts::render(&self.augmentation, parts, (&decoded, key), scratch, (views, jigsaw));
+            parts::render(&self.augmentation, parts, (&image, key), scratch, (views, jigsaw));
             made.shown.push(index);
         }
         Ok(met)

@@ -1,9 +1,8 @@
 //! What is made of one image: its views, and its jigsaw.
 
-use crate::augment::{Augmentation, Jigsaw, Reduced, Scratch, ViewKey};
-use crate::reduced::{Decoded, Decoding, load_reduced};
+use crate::augment::{Augmentation, Jigsaw, Scratch, ViewKey};
 use crate::replace::{KnownCorrupt, Shown, decode_or_replace};
-use crate::{Dataset, Error};
+use crate::{Dataset, Error, Image};
 
 /// Which parts an objective wants of each image.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,20 +20,6 @@ impl Parts {
     /// Counts the values of an image's patches.
     pub fn jigsaw_len(&self) -> usize {
         self.jigsaw.as_ref().map_or(0, Jigsaw::len)
-    }
-
-    /// Tells how much smaller an image of these dimensions may be decoded for all of its parts: by a power of two up
-    /// to 8.
-    pub(crate) fn reduction(
-        &self,
-        augmentation: &Augmentation,
-        dimensions: (usize, usize),
-        key: (u64, u64, usize),
-    ) -> usize {
-        let of_views = augmentation.reduction(dimensions, key, self.views);
-        let largest =
-            self.jigsaw.as_ref().map_or(of_views, |jigsaw| of_views.min(jigsaw.reduction(dimensions, key)));
-        [8, 4, 2].into_iter().find(|reduction| *reduction <= largest).unwrap_or(1)
     }
 }
 
@@ -57,32 +42,14 @@ pub fn views_of(
     dataset: &Dataset,
     augmentation: &Augmentation,
     parts: &Parts,
-    decoding: Decoding,
     key: (u64, u64, usize),
 ) -> Result<Views, Error> {
     let known = KnownCorrupt::new(1.0);
     let mut images = vec![0.0; parts.views * augmentation.view_len()];
     let mut jigsaw = vec![0.0; parts.jigsaw_len()];
-    let load = |candidate| load(dataset, augmentation, parts, decoding, (candidate, key));
-    let Shown { index, decoded } = decode_or_replace(dataset, &known, key, &mut Vec::new(), &load)?;
-    render(augmentation, parts, (&decoded, key), &mut Scratch::default(), (&mut images, &mut jigsaw));
+    let Shown { index, image } = decode_or_replace(dataset, &known, key, &mut Vec::new())?;
+    render(augmentation, parts, (&image, key), &mut Scratch::default(), (&mut images, &mut jigsaw));
     Ok(Views { index, images, jigsaw })
-}
-
-/// Decodes the image `candidate` for the parts of `key`, of which it may be the replacement.
-pub(crate) fn load(
-    dataset: &Dataset,
-    augmentation: &Augmentation,
-    parts: &Parts,
-    decoding: Decoding,
-    (candidate, key): (usize, (u64, u64, usize)),
-) -> Result<Decoded, Error> {
-    match decoding {
-        Decoding::Full => dataset.load(candidate).map(Decoded::full),
-        Decoding::Scaled => {
-            load_reduced(dataset, candidate, |dimensions| parts.reduction(augmentation, dimensions, key))
-        }
-    }
 }
 
 /// Makes all parts of a decoded image.
@@ -91,17 +58,16 @@ pub(crate) fn load(
 pub(crate) fn render(
     augmentation: &Augmentation,
     parts: &Parts,
-    (Decoded { image, dimensions, reduction }, key): (&Decoded, (u64, u64, usize)),
+    (image, key): (&Image, (u64, u64, usize)),
     scratch: &mut Scratch,
     (images, jigsaw): (&mut [f32], &mut [f32]),
 ) {
-    let reduced = Reduced { image, dimensions: *dimensions, reduction: *reduction };
     let (seed, epoch, index) = key;
     for (view, out) in images.chunks_exact_mut(augmentation.view_len()).enumerate() {
         let key = ViewKey { seed, epoch, index, view: view as u8 };
-        augmentation.render_reduced(reduced, key, scratch, out);
+        augmentation.render(image, key, scratch, out);
     }
     if let Some(pipeline) = &parts.jigsaw {
-        pipeline.render(reduced, key, scratch, jigsaw);
+        pipeline.render(image, key, scratch, jigsaw);
     }
 }

@@ -4,10 +4,10 @@
 //! of (seed, epoch, index), so that every world size, every restart and `himpun data views` show the same one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::random::{Draws, Purpose};
-use crate::{Dataset, Decoded, Error};
+use crate::{Dataset, Error, Image};
 
 /// How many replacements are drawn before the images are tried one after the other.
 const DRAWS: usize = 32;
@@ -35,7 +35,7 @@ pub struct Shown {
     /// Its own index: another one than asked for if that is corrupt.
     pub index: usize,
     /// Its pixels.
-    pub decoded: Decoded,
+    pub image: Arc<Image>,
 }
 
 impl KnownCorrupt {
@@ -60,12 +60,11 @@ impl KnownCorrupt {
         dataset: &Dataset,
         index: usize,
         met: &mut Vec<Replaced>,
-        load: &dyn Fn(usize) -> Result<Decoded, Error>,
-    ) -> Result<Option<Decoded>, Error> {
+    ) -> Result<Option<Arc<Image>>, Error> {
         if self.lock().contains_key(&index) {
             return Ok(None);
         }
-        match load(index) {
+        match dataset.load(index) {
             Ok(image) => Ok(Some(image)),
             Err(Error::Image { path, reason }) => {
                 let mut known = self.lock();
@@ -91,7 +90,6 @@ impl KnownCorrupt {
 /// Loads the image `index`, or, if it is corrupt, the first that decodes of those drawn by (seed, epoch, index).
 ///
 /// - `met`: receives the corrupt images that were not known before
-/// - `load`: decodes an image of the set, in whole or as much of it as is needed
 ///
 /// # Errors
 /// [`Error::TooManyCorrupt`], [`Error::NothingDecodes`], or why a file cannot be read at all.
@@ -100,13 +98,12 @@ pub fn decode_or_replace(
     known: &KnownCorrupt,
     (seed, epoch, index): (u64, u64, usize),
     met: &mut Vec<Replaced>,
-    load: &dyn Fn(usize) -> Result<Decoded, Error>,
 ) -> Result<Shown, Error> {
     let mut draws = Draws::new(seed, epoch, index as u64, 0, Purpose::Replacement);
     let mut candidate = index;
     for attempt in 0..DRAWS + dataset.len() {
-        if let Some(decoded) = known.load(dataset, candidate, met, load)? {
-            return Ok(Shown { index: candidate, decoded });
+        if let Some(image) = known.load(dataset, candidate, met)? {
+            return Ok(Shown { index: candidate, image });
         }
         candidate = if attempt < DRAWS {
             draws.below(dataset.len() as u64) as usize

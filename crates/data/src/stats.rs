@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::decode::Facts;
 use crate::replace::Replaced;
 use crate::{Dataset, Error};
 
@@ -22,6 +23,20 @@ pub struct Stats {
     pub class_counts: Vec<usize>,
     /// The images that cannot be decoded, in order.
     pub corrupt: Vec<Replaced>,
+    /// Images whose file has 16 bits a channel, of which the upper ones are trained on.
+    pub sixteen_bit: usize,
+    /// The largest value of those, in [0, 65535], alpha left aside; 0 without any.
+    pub largest_of_16_bits: u16,
+    /// Images whose EXIF orientation is another than 1. They are trained on as they are stored, as by torchvision.
+    pub turned: usize,
+}
+
+impl Stats {
+    /// Tells whether the images with 16 bits a channel use 12 of them at most, as cameras do: scaled to 8, they are nearly
+    /// black.
+    pub fn has_12_bits_in_16(&self) -> bool {
+        self.sixteen_bit > 0 && self.largest_of_16_bits < 1 << 12
+    }
 }
 
 /// Whole numbers, so that the sum does not depend on who added what when.
@@ -33,6 +48,9 @@ struct Sums {
     /// Smallest and largest; none before the first image.
     sizes: Option<[[usize; 2]; 2]>,
     corrupt: Vec<(usize, Replaced)>,
+    sixteen_bit: usize,
+    largest_of_16_bits: u16,
+    turned: usize,
 }
 
 /// Decodes every image on `threads` threads.
@@ -62,7 +80,19 @@ pub fn stats(dataset: &Dataset, threads: usize) -> Result<Stats, Error> {
     }
     sums.corrupt.sort_unstable_by_key(|(index, _)| *index);
     let corrupt = sums.corrupt.into_iter().map(|(_, replaced)| replaced).collect();
-    Ok(Stats { len: dataset.len(), mean, std, widths, heights, class_counts, corrupt })
+    let Sums { sixteen_bit, largest_of_16_bits, turned, .. } = sums;
+    Ok(Stats {
+        len: dataset.len(),
+        mean,
+        std,
+        widths,
+        heights,
+        class_counts,
+        corrupt,
+        sixteen_bit,
+        largest_of_16_bits,
+        turned,
+    })
 }
 
 fn add_up(dataset: &Dataset, next: &AtomicUsize) -> Result<Sums, Error> {
@@ -72,15 +102,22 @@ fn add_up(dataset: &Dataset, next: &AtomicUsize) -> Result<Sums, Error> {
         if index >= dataset.len() {
             return Ok(sums);
         }
-        let image = match dataset.load(index) {
-            Ok(image) => image,
+        let (image, facts) = match dataset.inspect(index) {
+            Ok(found) => found,
             Err(Error::Image { path, reason }) => {
                 sums.corrupt.push((index, Replaced { path, reason }));
                 continue;
             }
             Err(other) => return Err(other),
         };
-        let mut part = Sums { pixels: (image.width * image.height) as u64, ..Sums::default() };
+        let Facts { largest_of_16_bits, is_turned } = facts;
+        let mut part = Sums {
+            pixels: (image.width * image.height) as u64,
+            sixteen_bit: usize::from(largest_of_16_bits.is_some()),
+            largest_of_16_bits: largest_of_16_bits.unwrap_or(0),
+            turned: usize::from(is_turned),
+            ..Sums::default()
+        };
         for pixel in image.rgb.chunks_exact(3) {
             for (channel, &value) in pixel.iter().enumerate() {
                 part.values[channel] += u64::from(value);
@@ -106,5 +143,8 @@ impl Sums {
             (mine, theirs) => mine.or(theirs),
         };
         self.corrupt.extend(other.corrupt);
+        self.sixteen_bit += other.sixteen_bit;
+        self.largest_of_16_bits = self.largest_of_16_bits.max(other.largest_of_16_bits);
+        self.turned += other.turned;
     }
 }

@@ -3,7 +3,7 @@
 use checkpoint::{Manifest, Tensor, export};
 use collective::Communicator;
 use config::RunConfig;
-use data::Dataset;
+use data::{Dataset, Limits};
 use engine::kernels::{KernelPath, Pool};
 use engine::network::{Network, NetworkOptions};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::thread;
 
 use crate::evaluation::{Encoder, Evaluated, Evaluation};
 use crate::features::{self, Look};
-use crate::{Error, model, npy, snapshot};
+use crate::{Error, model, npy, plan, snapshot};
 
 /// Where a manifest's metadata keep the run's resolved configuration.
 pub const CONFIG_KEY: &str = "config_toml";
@@ -74,7 +74,7 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
     let form = form(out)?;
     check_directory(out)?;
     let Restored { mut network, pool, config, dir, mut warnings, .. } = restore(checkpoint)?;
-    let dataset = open(data, &mut warnings)?;
+    let dataset = open(data, plan::limits(&config), &mut warnings)?;
     let preprocess = model::preprocess(&config);
     let features =
         features::encode(&mut network, &pool, &dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
@@ -116,7 +116,7 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
 pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
     let Restored { mut network, pool, config, dir, step, mut warnings } = restore(checkpoint)?;
-    let mut open = |source: &str| open(source, &mut warnings).map(Arc::new);
+    let mut open = |source: &str| open(source, plan::limits(&config), &mut warnings).map(Arc::new);
     let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
         .ok_or(Error::NoLabels)?;
     let mut alone = Communicator::alone();
@@ -132,8 +132,8 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result
 }
 
 /// Opens images, and notes what was chosen in doing so.
-pub(crate) fn open(source: &str, warnings: &mut Vec<String>) -> Result<Dataset, Error> {
-    let dataset = Dataset::open(source).map_err(Error::Data)?;
+pub(crate) fn open(source: &str, limits: Limits, warnings: &mut Vec<String>) -> Result<Dataset, Error> {
+    let dataset = Dataset::open_within(source, limits).map_err(Error::Data)?;
     warnings.extend(dataset.note().map(str::to_owned));
     Ok(dataset)
 }
@@ -150,17 +150,19 @@ pub(crate) struct Restored {
     pub(crate) config: RunConfig,
     pub(crate) dir: PathBuf,
     pub(crate) step: u64,
-    /// What is wrong with newer ones.
+    /// What is wrong with newer ones, and what its configuration says in vain.
     pub(crate) warnings: Vec<String>,
 }
 
 /// Loads a checkpoint, or a run's newest good one.
 pub(crate) fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let located = checkpoint::locate(checkpoint).map_err(Error::Load)?;
-    let warnings = located.problems.iter().map(ToString::to_string).collect();
+    let mut warnings: Vec<String> = located.problems.iter().map(ToString::to_string).collect();
     let (manifest, state) =
         checkpoint::load(&located.dir, |name| name.starts_with(snapshot::MODEL)).map_err(Error::Load)?;
-    let config = stored_config(&manifest, &located.dir)?;
+    let text = stored_config(&manifest, &located.dir)?;
+    let config = RunConfig::from_toml(text).map_err(Error::StoredConfig)?;
+    warnings.extend(config::retired_notes(text));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let pool = Arc::new(Pool::new(threads, &[]));
     let mut network = Network::new(&model::spec(&config), options(&config, threads), Arc::clone(&pool));
@@ -168,12 +170,11 @@ pub(crate) fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step, warnings })
 }
 
-fn stored_config(manifest: &Manifest, dir: &Path) -> Result<RunConfig, Error> {
-    let text = manifest.metadata.get(CONFIG_KEY).and_then(|value| value.as_str()).ok_or_else(|| {
+fn stored_config<'a>(manifest: &'a Manifest, dir: &Path) -> Result<&'a str, Error> {
+    manifest.metadata.get(CONFIG_KEY).and_then(|value| value.as_str()).ok_or_else(|| {
         let reason = format!("its metadata have no `{CONFIG_KEY}`");
         Error::Load(checkpoint::Error::Malformed { file: dir.join(checkpoint::MANIFEST_FILE), reason })
-    })?;
-    RunConfig::from_toml(text).map_err(Error::StoredConfig)
+    })
 }
 
 /// Plans for the most images that fit into [`PASS_BYTES`].
@@ -358,5 +359,37 @@ mod tests {
         assert!(names_shard(&embedded.warnings), "{:?}", embedded.warnings);
         let report = evaluate_knn(&run, &fixture.data, None).unwrap();
         assert!(report.step == 2 && names_shard(&report.warnings), "{report:?}");
+    }
+
+    #[test]
+    fn a_runs_limit_of_pixels_holds_for_its_checkpoints() {
+        let fixture = fixture();
+        let mut config = fixtures::config();
+        config.data.max_pixels = 3;
+        let checkpoint =
+            fixtures::checkpoint(&fixture.dir.path().join("other"), 4, &config, &fixture.network);
+        let out = fixture.dir.path().join("f.npy");
+        for error in [
+            embed(&checkpoint, &fixture.data, &out).unwrap_err(),
+            evaluate_knn(&checkpoint, &fixture.data, None).unwrap_err(),
+        ] {
+            let Error::NothingDecoded { corrupt } = &error else { panic!("{error}") };
+            assert!(corrupt[0].1.ends_with("more than the 3 of data.max_pixels"), "{corrupt:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_removed_is_passed_over_with_a_warning() {
+        let fixture = fixture();
+        let text = fixtures::config().to_toml();
+        let warnings = |decode: &str| {
+            let text = text.replace("[data]\n", &format!("[data]\ndecode = \"{decode}\"\n"));
+            let run = fixture.dir.path().join(decode);
+            let checkpoint = fixtures::checkpoint_with(&run, 4, &text, &fixture.network, |_, _| {});
+            evaluate_knn(&checkpoint, &fixture.data, None).unwrap().warnings
+        };
+        assert_eq!(warnings("full"), [""; 0]);
+        let [warning] = &warnings("scaled")[..] else { panic!("one warning") };
+        assert!(warning.starts_with("`data.decode = \"scaled\"` is passed over"), "{warning}");
     }
 }

@@ -59,14 +59,14 @@ pub fn images(root: &Path, classes: &[(&str, [u8; 3])], n: usize) {
 
 /// Commits a checkpoint of `network` in two shards, with running statistics other than the first.
 pub fn checkpoint(run_dir: &Path, step: u64, config: &RunConfig, network: &Network<f32>) -> PathBuf {
-    checkpoint_with(run_dir, step, config, network, |_, _| {})
+    checkpoint_with(run_dir, step, &config.to_toml(), network, |_, _| {})
 }
 
-/// As [`checkpoint`], with what `more` adds before the commit.
+/// The same with the text of a configuration, and what `more` adds before the commit.
 pub fn checkpoint_with(
     run_dir: &Path,
     step: u64,
-    config: &RunConfig,
+    config: &str,
     network: &Network<f32>,
     more: impl FnOnce(&Staging, &mut serde_json::Map<String, serde_json::Value>),
 ) -> PathBuf {
@@ -81,7 +81,7 @@ pub fn checkpoint_with(
         writer.append(&bytes).unwrap();
         writer.finish(&digest(&bytes)).unwrap();
     }
-    let metadata = serde_json::json!({ embed::CONFIG_KEY: config.to_toml() });
+    let metadata = serde_json::json!({ embed::CONFIG_KEY: config });
     let mut metadata = metadata.as_object().unwrap().clone();
     more(&staging, &mut metadata);
     let description = Description {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::Error;
+use crate::{Error, plan};
 
 /// Below [`IMAGES_KEY`] in a manifest's metadata, the digest of the test images' fingerprint.
 const TEST_KEY: &str = "test";
@@ -68,12 +68,16 @@ impl Past {
     }
 }
 
+fn open(config: &RunConfig, source: &str) -> Result<Dataset, Error> {
+    Dataset::open_within(source, plan::limits(config)).map_err(Error::Data)
+}
+
 /// Opens the training images in the order that a run has them in; what differs from its list is not judged.
 ///
 /// # Errors
 /// If they cannot be opened, or the list is damaged.
 pub fn open_in_order(config: &RunConfig, past: Option<&Past>) -> Result<Dataset, Error> {
-    let mut dataset = Dataset::open(&config.data.source).map_err(Error::Data)?;
+    let mut dataset = open(config, &config.data.source)?;
     if let Some(list) = past.and_then(|past| past.list.as_ref()) {
         ImageList::decode(list).and_then(|list| dataset.follow(&list)).map_err(Error::Data)?;
     }
@@ -102,17 +106,16 @@ impl Images {
     /// # Errors
     /// If they cannot be opened, or are not those of the checkpoint in a way that training must not pass over.
     pub fn open(config: &RunConfig, past: Option<&Past>) -> Result<Images, Error> {
-        let open = |source: &str| Dataset::open(source).map_err(Error::Data);
         let seed = config.run.seed;
         let fingerprint = |dataset: &Dataset| dataset.fingerprint(seed).map_err(Error::Data);
         let mut notices = Vec::new();
-        let train = Arc::new(open(&config.data.source)?);
+        let train = Arc::new(open(config, &config.data.source)?);
         let mut images = match past {
             None => Images::new(Arc::clone(&train), fingerprint(&train)?, EpochOrigin::default()),
             Some(past) => Images::resumed(config, past, train, &mut notices)?,
         };
         if let Some(source) = &config.eval.data {
-            let test = open(source)?;
+            let test = open(config, source)?;
             let identity = fingerprint(&test)?;
             let before = past.and_then(|past| past.test.as_ref());
             if before.is_some_and(|before| *before != checkpoint::hex(&identity.digest())) {
@@ -160,7 +163,7 @@ impl Images {
                 Ok(Images { list: Some(list.clone()), ..images })
             }
             Verdict::TakeAsItIs => {
-                let train = Arc::new(Dataset::open(source).map_err(Error::Data)?);
+                let train = Arc::new(open(config, source)?);
                 let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
                 let counts = [stored.fingerprint.len, train.len()];
                 let origin = origin_after(past, counts, config.train.global_batch);

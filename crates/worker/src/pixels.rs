@@ -1,7 +1,7 @@
 //! kNN on raw pixels: what features have to beat to be worth their training.
 
 use collective::Communicator;
-use data::{Dataset, Preprocess};
+use data::{Dataset, Limits, Preprocess};
 use engine::kernels::{KernelPath, Pool};
 use std::thread;
 
@@ -30,16 +30,21 @@ pub struct PixelReport {
 ///
 /// # Errors
 /// If the images cannot be read, or have no labels.
-pub fn evaluate_knn(data: &str, test: Option<&str>, size: usize) -> Result<PixelReport, Error> {
+pub fn evaluate_knn(
+    data: &str,
+    test: Option<&str>,
+    size: usize,
+    limits: Limits,
+) -> Result<PixelReport, Error> {
     let mut warnings = Vec::new();
-    let bank = embed::open(data, &mut warnings)?;
+    let bank = embed::open(data, limits, &mut warnings)?;
     if !bank.has_labels() {
         return Err(Error::NoLabels);
     }
     let test = match test {
         None => None,
         Some(test) => {
-            let test = embed::open(test, &mut warnings)?;
+            let test = embed::open(test, limits, &mut warnings)?;
             let numbers = ClassNumbers::of(&test, &bank)?;
             Some((test, numbers))
         }
@@ -107,7 +112,8 @@ mod tests {
         image(&test, "green/0.png", [0, 90, 3]);
         image(&test, "green/1.png", [180, 20, 10]);
         let report = |test: Option<&Path>| {
-            evaluate_knn(bank.to_str().unwrap(), test.map(|path| path.to_str().unwrap()), SIZE as usize)
+            let test = test.map(|path| path.to_str().unwrap());
+            evaluate_knn(bank.to_str().unwrap(), test, SIZE as usize, Limits::default())
         };
         let tested = report(Some(&test)).unwrap();
         assert_eq!((tested.top1, tested.n_queries, tested.n_bank), (2.0 / 3.0, 3, 3));
@@ -125,11 +131,14 @@ mod tests {
         std::fs::write(dir.path().join("a/2.png"), b"no image").unwrap();
         image(dir.path(), "b/0.png", [0, 10, 100]);
         image(dir.path(), "b/1.png", [0, 10, 200]);
-        let evaluate = |path: &Path| evaluate_knn(path.to_str().unwrap(), None, 8);
+        let evaluate = |path: &Path| evaluate_knn(path.to_str().unwrap(), None, 8, Limits::default());
         let report = evaluate(dir.path()).unwrap();
         assert_eq!((report.top1, report.n_queries), (1.0, 4));
         assert_eq!(report.warnings.len(), 1);
         assert!(report.warnings[0].starts_with("a/2.png is left out: "), "{:?}", report.warnings);
         assert_eq!(evaluate(&dir.path().join("a")).unwrap_err().exit_code(), 2);
+        let limits = Limits { max_pixels: (SIZE * SIZE) as usize - 1 };
+        let error = evaluate_knn(dir.path().to_str().unwrap(), None, 8, limits).unwrap_err();
+        assert!(matches!(error, Error::NothingDecoded { .. }), "{error}");
     }
 }

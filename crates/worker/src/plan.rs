@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, EpochOrigin, Jigsaw, LoaderOptions, Parts, Sampler};
+use data::{Augmentation, Dataset, EpochOrigin, Jigsaw, Limits, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
@@ -269,7 +269,6 @@ impl Plan {
             threads: self.config.data.threads,
             prefetch: PREFETCH,
             max_corrupt_share: self.config.data.max_corrupt_share,
-            decoding: decoding(&self.config),
             parts: parts(&self.config, &self.augmentation),
             labels: self.needs.labels,
             chunk: self.config.train.chunk,
@@ -319,12 +318,9 @@ pub fn parts(config: &RunConfig, augmentation: &Augmentation) -> Parts {
     }
 }
 
-/// How much of an image's file is decoded for the views.
-pub fn decoding(config: &RunConfig) -> Decoding {
-    match config.data.decode {
-        config::Decode::Full => Decoding::Full,
-        config::Decode::Scaled => Decoding::Scaled,
-    }
+/// What the run's data sets may take of the machine.
+pub fn limits(config: &RunConfig) -> Limits {
+    Limits { max_pixels: config.data.max_pixels }
 }
 
 fn schedule(config: &RunConfig, epochs: Epochs) -> Schedule {
@@ -452,6 +448,30 @@ mod tests {
         check(64, 63, 1, "train.global_batch = 64: the data set has 63 images; use at most that many");
         check(2, 63, 3, "train.global_batch = 2: each of the 3 workers needs at least one image");
         assert!(check_batch(64, 64, 4).is_ok());
+    }
+
+    #[test]
+    fn the_limit_of_pixels_holds_for_both_data_sets_and_for_views() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a/0.png", "a/1.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::new(5, 3).save(path).unwrap();
+        }
+        let source = dir.path().display();
+        let with = |max_pixels: usize| {
+            config(&format!(
+                "[data]\nsource = \"{source}\"\nmax_pixels = {max_pixels}\n[eval]\ndata = \"{source}\"\n\
+                 [train]\nglobal_batch = 2\n[model]\narch = \"resnet20\"\n"
+            ))
+        };
+        let decodes = |max_pixels| {
+            let plan = Plan::resolve(&with(max_pixels), 0, 1).unwrap();
+            let views = crate::views::views(&with(max_pixels), None, 0, 0);
+            [plan.dataset.load(0).is_ok(), plan.test.unwrap().load(0).is_ok(), views.is_ok()]
+        };
+        assert_eq!(decodes(15), [true; 3]);
+        assert_eq!(decodes(14), [false; 3]);
     }
 
     #[test]

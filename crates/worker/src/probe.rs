@@ -12,7 +12,7 @@ use crate::embed::{self, Restored};
 use crate::evaluation::ClassNumbers;
 use crate::features::{self, Features, Look};
 use crate::linear::{Accuracy, Classifier, Compute, Examples, Protocol};
-use crate::{Error, model};
+use crate::{Error, model, plan};
 
 /// Without test images one of so many training images is held out for the test.
 const HELD_OUT: usize = 5;
@@ -71,7 +71,8 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     check(&probe.protocol)?;
     let mut restored = embed::restore(probe.checkpoint)?;
     let mut warnings = std::mem::take(&mut restored.warnings);
-    let train = embed::open(probe.data, &mut warnings)?;
+    let limits = plan::limits(&restored.config);
+    let train = embed::open(probe.data, limits, &mut warnings)?;
     if !train.has_labels() {
         return Err(Error::NoLabels);
     }
@@ -83,7 +84,7 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
             "the images are all of one class: there is nothing to tell apart",
         );
     }
-    let test = probe.test.map(|source| embed::open(source, &mut warnings)).transpose()?;
+    let test = probe.test.map(|source| embed::open(source, limits, &mut warnings)).transpose()?;
     let test_numbers = test.as_ref().map(|test| ClassNumbers::of(test, &train)).transpose()?;
 
     let preprocess = model::preprocess(&restored.config);

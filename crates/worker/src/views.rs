@@ -38,7 +38,7 @@ pub fn views(config: &RunConfig, past: Option<&Past>, epoch: u64, index: usize) 
     let parts = plan::parts(config, &augmentation);
     let key = (config.run.seed, epoch, index);
     let Views { index, images, jigsaw } =
-        data::views_of(&dataset, &augmentation, &parts, plan::decoding(config), key).map_err(Error::Data)?;
+        data::views_of(&dataset, &augmentation, &parts, key).map_err(Error::Data)?;
     let patch = parts.jigsaw.as_ref().map_or(0, |jigsaw| jigsaw.patch);
     let split = |values: &[f32], size: usize| match size {
         0 => Vec::new(),

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use checkpoint::export::write_safetensors;
 use clap::{ArgGroup, Args, Subcommand};
 use config::RunConfig;
-use data::{Dataset, PackOptions};
+use data::{Dataset, PackOptions, Stats};
 use image::RgbImage;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use worker::images::Past;
 use worker::views::ImageViews;
 
 use crate::failure::{Exit, Failure};
-use crate::layers::{self, LayerArguments};
+use crate::layers::{self, LayerArguments, LimitArguments};
 use crate::{output, progress};
 
 /// Look into a data set
@@ -56,6 +56,8 @@ pub struct StatsArguments {
     /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     data: String,
+    #[command(flatten)]
+    limits: LimitArguments,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -73,6 +75,8 @@ pub struct PackArguments {
     /// Shrink images whose shorter side is longer than this to it; the others keep every pixel
     #[arg(long, value_name = "PX", default_value_t = 256, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(8..=8192))]
     size: usize,
+    #[command(flatten)]
+    limits: LimitArguments,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -135,7 +139,7 @@ fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), 
 }
 
 fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
-    let dataset = Dataset::open(&arguments.data)?;
+    let dataset = Dataset::open_within(&arguments.data, arguments.limits.limits())?;
     dataset.note().iter().for_each(|note| output::warning(note));
     let stats = data::stats(&dataset, agent::available_cores().len())?;
     if arguments.json {
@@ -149,6 +153,9 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
             "mean": stats.mean,
             "std": stats.std,
             "corrupt": stats.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+            "sixteen_bit": stats.sixteen_bit,
+            "largest_of_16_bits": (stats.sixteen_bit > 0).then_some(stats.largest_of_16_bits),
+            "turned_by_exif": stats.turned,
         }));
         return Ok(Exit::DONE);
     }
@@ -163,6 +170,7 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
         vec!["std".to_owned(), channels(stats.std)],
         vec!["corrupt".to_owned(), stats.corrupt.len().to_string()],
     ];
+    rows.extend(of_files(&stats));
     if !dataset.has_labels() {
         rows.push(vec!["classes".to_owned(), "none, so that kNN has nothing to compare with".to_owned()]);
     }
@@ -176,8 +184,31 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
     Ok(Exit::DONE)
 }
 
+/// What files say that the pixels do not, where there is anything.
+fn of_files(stats: &Stats) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    if stats.sixteen_bit > 0 {
+        let largest = stats.largest_of_16_bits;
+        let note = if stats.has_12_bits_in_16() {
+            "of 65535: 12 bits or less stored in 16, so that they are nearly black when scaled to 8"
+        } else {
+            "of 65535, scaled to 8 bits"
+        };
+        rows.push(vec![
+            "16 bits".to_owned(),
+            format!("{} images, the largest value {largest} {note}", stats.sixteen_bit),
+        ]);
+    }
+    if stats.turned > 0 {
+        let note =
+            "images have an EXIF orientation, which is not applied: they are trained on as they are stored";
+        rows.push(vec!["turned".to_owned(), format!("{} {note}", stats.turned)]);
+    }
+    rows
+}
+
 fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
-    let dataset = Dataset::open(&arguments.data)?;
+    let dataset = Dataset::open_within(&arguments.data, arguments.limits.limits())?;
     dataset.note().iter().for_each(|note| output::warning(note));
     let options = PackOptions { shorter_side: arguments.size, threads: agent::available_cores().len() };
     let counter = progress::Counter::new(dataset.len());
@@ -206,4 +237,35 @@ fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
         row("size", format!("{:.1} MB", packed.file_bytes as f64 / 1e6)),
     ]));
     Ok(Exit::DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_files_say_beside_their_pixels_has_rows_of_its_own() {
+        let rows = |sixteen_bit, largest_of_16_bits, turned| {
+            let stats = Stats { sixteen_bit, largest_of_16_bits, turned, ..Stats::default() };
+            of_files(&stats).into_iter().map(|row| row.join(": ")).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(0, 0, 0), [""; 0]);
+        assert_eq!(
+            rows(3, 4095, 0),
+            [
+                "16 bits: 3 images, the largest value 4095 of 65535: 12 bits or less stored in 16, so that they are nearly \
+              black when scaled to 8"
+            ]
+        );
+        assert_eq!(
+            rows(3, 4096, 0),
+            ["16 bits: 3 images, the largest value 4096 of 65535, scaled to 8 bits"]
+        );
+        assert_eq!(
+            rows(0, 0, 2),
+            [
+                "turned: 2 images have an EXIF orientation, which is not applied: they are trained on as they are stored"
+            ]
+        );
+    }
 }

@@ -3,6 +3,7 @@
 mod linear;
 
 use clap::{ArgGroup, Args, Subcommand};
+use data::{Limits, MAX_PIXELS};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,10 @@ pub struct Arguments {
     #[arg(long, value_name = "PX", default_value_t = 32, conflicts_with = "checkpoint",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     size: usize,
+    /// Images of more pixels count as corrupt with --pixels; a checkpoint's run has its own data.max_pixels
+    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, conflicts_with = "checkpoint",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    max_pixels: usize,
     /// The labelled images to compare with: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a
     /// split
     #[arg(long, value_name = "PATH")]
@@ -86,7 +91,8 @@ fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
 
 fn pixels(arguments: &Arguments) -> Result<(), Failure> {
     let size = arguments.size;
-    let report = worker::pixels::evaluate_knn(&arguments.data, arguments.test.as_deref(), size)?;
+    let limits = Limits { max_pixels: arguments.max_pixels };
+    let report = worker::pixels::evaluate_knn(&arguments.data, arguments.test.as_deref(), size, limits)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {
         output::json(&json!({

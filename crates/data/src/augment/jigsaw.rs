@@ -7,9 +7,9 @@
 //!
 //! For other sizes of the views the patch keeps its share, [`Jigsaw::of`].
 
-use super::{Augmentation, CropBox, Op, Planes, RandomCrop, Reduced, Scratch, ViewKey};
-use crate::Preprocess;
+use super::{Augmentation, CropBox, Op, Planes, RandomCrop, Scratch, ViewKey};
 use crate::random::Purpose;
+use crate::{Image, Preprocess};
 
 /// Patches of an image.
 pub const PATCHES: usize = 9;
@@ -73,13 +73,6 @@ impl Jigsaw {
         self.patch * self.patch * 3
     }
 
-    /// Tells how much smaller an image of these dimensions may be decoded, as [`Augmentation::reduction`].
-    pub fn reduction(&self, (width, height): (usize, usize), key: (u64, u64, usize)) -> usize {
-        let window =
-            self.crop.as_ref().map(|crop| crop.draw(width, height, &mut draws(key, 0, Purpose::JigsawCrop)));
-        window.map_or(1, |window| window.width.min(window.height) / (SIDE * self.cell))
-    }
-
     /// Makes the patches of an image.
     ///
     /// - `key`: seed, epoch and the image's place in the data set
@@ -87,15 +80,9 @@ impl Jigsaw {
     ///
     /// # Panics
     /// If `out` has another length.
-    pub fn render(
-        &self,
-        reduced: Reduced<'_>,
-        key: (u64, u64, usize),
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) {
+    pub fn render(&self, image: &Image, key: (u64, u64, usize), scratch: &mut Scratch, out: &mut [f32]) {
         assert_eq!(out.len(), self.len(), "nine patches of {0} x {0}", self.patch);
-        self.cut(reduced, key, scratch);
+        self.cut(image, key, scratch);
         let order = order(key);
         for (cell, out) in order.into_iter().zip(out.chunks_exact_mut(self.patch_len())) {
             let patch_key = patch_key(key, cell);
@@ -109,18 +96,14 @@ impl Jigsaw {
     }
 
     /// Resizes the crop into the sheet.
-    fn cut(&self, reduced: Reduced<'_>, key: (u64, u64, usize), scratch: &mut Scratch) {
+    fn cut(&self, image: &Image, key: (u64, u64, usize), scratch: &mut Scratch) {
         let size = SIDE * self.cell;
         match &self.crop {
             Some(crop) => {
-                let (width, height) = reduced.dimensions;
-                let window = crop.draw(width, height, &mut draws(key, 0, Purpose::JigsawCrop));
-                scratch.crop_reduced(reduced.image, (window, reduced.reduction), size, false);
+                let window = crop.draw(image.width, image.height, &mut draws(key, 0, Purpose::JigsawCrop));
+                scratch.crop(image, window, size, false);
             }
-            None => {
-                assert_eq!(reduced.reduction, 1, "the jigsaw of a whole image is made of all of its pixels");
-                Preprocess { size, mean: [0.0; 3], std: [1.0; 3] }.place(reduced.image, scratch);
-            }
+            None => Preprocess { size, mean: [0.0; 3], std: [1.0; 3] }.place(image, scratch),
         }
         std::mem::swap(&mut scratch.planes, &mut scratch.sheet);
     }
@@ -192,8 +175,7 @@ mod tests {
 
     fn render(jigsaw: &Jigsaw, image: &Image, key: (u64, u64, usize)) -> Vec<f32> {
         let mut out = vec![0.0; jigsaw.len()];
-        let dimensions = (image.width, image.height);
-        jigsaw.render(Reduced { image, dimensions, reduction: 1 }, key, &mut Scratch::default(), &mut out);
+        jigsaw.render(image, key, &mut Scratch::default(), &mut out);
         out
     }
 
@@ -301,13 +283,5 @@ mod tests {
         for other in [(8, 3, 11), (7, 4, 11), (7, 3, 12)] {
             assert_ne!(render(&jigsaw, &image, other), first, "{other:?}");
         }
-    }
-
-    #[test]
-    fn a_crop_of_more_than_twice_the_sheet_may_be_reduced() {
-        let jigsaw = jigsaw(32);
-        assert_eq!(jigsaw.reduction((66, 66), KEY), 1, "0.6 of the area is less than 66 wide");
-        assert_eq!(jigsaw.reduction((300, 300), KEY).min(5), 5);
-        assert_eq!(plain(32).reduction((900, 900), KEY), 1);
     }
 }

@@ -263,25 +263,6 @@ impl Augmentation {
         Preprocess { size: self.size, mean: self.mean, std: self.std }
     }
 
-    /// Tells how much smaller an image of these dimensions may be decoded for its first `views` views: each crop is left
-    /// at least as many pixels as its view has.
-    pub fn reduction(
-        &self,
-        (width, height): (usize, usize),
-        (seed, epoch, index): (u64, u64, usize),
-        views: usize,
-    ) -> usize {
-        let of_view = |(view, pipeline): (usize, &ViewPipeline)| match &pipeline.crop {
-            Some(crop) => {
-                let key = ViewKey { seed, epoch, index, view: view as u8 };
-                let window = crop.draw(width, height, &mut key.draws(Purpose::Crop));
-                window.width.min(window.height) / self.size
-            }
-            None => 1,
-        };
-        self.views[..views].iter().enumerate().map(of_view).min().unwrap_or(1)
-    }
-
     /// Counts the values of one view.
     pub fn view_len(&self) -> usize {
         self.size * self.size * 3
@@ -294,27 +275,14 @@ impl Augmentation {
     /// # Panics
     /// If `out` has another length or `key.view` is neither 0 nor 1.
     pub fn render(&self, image: &Image, key: ViewKey, scratch: &mut Scratch, out: &mut [f32]) {
-        let dimensions = (image.width, image.height);
-        self.render_reduced(Reduced { image, dimensions, reduction: 1 }, key, scratch, out);
-    }
-
-    /// Makes one view of an image that was decoded smaller than it is, by at most [`reduction`](Self::reduction).
-    ///
-    /// # Panics
-    /// As [`render`](Self::render), or if a view without a crop is made of an image that is reduced.
-    pub fn render_reduced(&self, reduced: Reduced<'_>, key: ViewKey, scratch: &mut Scratch, out: &mut [f32]) {
         let pipeline = &self.views[usize::from(key.view)];
         match &pipeline.crop {
             Some(crop) => {
-                let (width, height) = reduced.dimensions;
-                let window = crop.draw(width, height, &mut key.draws(Purpose::Crop));
+                let window = crop.draw(image.width, image.height, &mut key.draws(Purpose::Crop));
                 let flip = key.draws(Purpose::Flip).chance(pipeline.flip);
-                scratch.crop_reduced(reduced.image, (window, reduced.reduction), self.size, flip);
+                scratch.crop(image, window, self.size, flip);
             }
-            None => {
-                assert_eq!(reduced.reduction, 1, "a view of a whole image is made of all of its pixels");
-                self.preprocess().place(reduced.image, scratch);
-            }
+            None => self.preprocess().place(image, scratch),
         }
         for op in &pipeline.ops {
             if let Some(applied) = op.draw(key) {
@@ -323,17 +291,6 @@ impl Augmentation {
         }
         scratch.planes.write_normalised(self.mean, self.std, out);
     }
-}
-
-/// An image that may have been decoded smaller than it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Reduced<'a> {
-    /// What was decoded.
-    pub image: &'a Image,
-    /// Width and height of the whole image, in pixels: crops are drawn in these.
-    pub dimensions: (usize, usize),
-    /// How many of them a decoded pixel stands for along an axis: 1, 2, 4 or 8.
-    pub reduction: usize,
 }
 
 fn both(smallest_area: f64, ops: Vec<Op>) -> [ViewPipeline; 2] {
@@ -394,23 +351,12 @@ impl Op {
 impl Scratch {
     /// Resizes a window of `image` to `size`, mirrored if `flip`, into `planes`.
     pub fn crop(&mut self, image: &Image, window: CropBox, size: usize, flip: bool) {
-        self.crop_reduced(image, (window, 1), size, flip);
-    }
-
-    /// The same of an image of which a pixel stands for several of the window's.
-    fn crop_reduced(
-        &mut self,
-        image: &Image,
-        (window, reduction): (CropBox, usize),
-        size: usize,
-        flip: bool,
-    ) {
         let [columns, rows] = &mut self.axes;
-        columns.plan_reduced((window.left, window.width), reduction, size, 0..size);
+        columns.plan(window.left, window.width, size, 0..size);
         if flip {
             columns.reverse();
         }
-        rows.plan_reduced((window.top, window.height), reduction, size, 0..size);
+        rows.plan(window.top, window.height, size, 0..size);
         resize(image, [columns, rows], &mut self.row, &mut self.planes);
     }
 

@@ -32,30 +32,16 @@ impl Axis {
     ///
     /// Numbers are rounded to f32 where PyTorch rounds them, so that weights agree to the last bit or two.
     pub fn plan(&mut self, offset: usize, len: usize, full: usize, kept: Range<usize>) {
-        self.plan_reduced((offset, len), 1, full, kept);
-    }
-
-    /// The same of an image of which every pixel stands for `reduction` of those that the window is counted in.
-    pub fn plan_reduced(
-        &mut self,
-        (offset, len): (usize, usize),
-        reduction: usize,
-        full: usize,
-        kept: Range<usize>,
-    ) {
-        self.offset = offset / reduction;
-        self.len = (offset + len).div_ceil(reduction) - self.offset;
-        // Powers of two: exact.
-        let before = (offset % reduction) as f32 / reduction as f32;
-        let scale = len as f32 / reduction as f32 / full as f32;
-        let len = self.len;
+        self.offset = offset;
+        self.len = len;
+        let scale = len as f32 / full as f32;
         let support = scale.max(1.0);
         let under = |output: usize| {
-            let centre = (f64::from(scale) * (output as f64 + 0.5)) as f32 + before;
+            let centre = (f64::from(scale) * (output as f64 + 0.5)) as f32;
             let first = (centre - support + 0.5).max(0.0) as usize;
             (centre, first..((centre + support + 0.5) as usize).min(len))
         };
-        self.is_identity = scale == 1.0 && before == 0.0 && kept == (0..len);
+        self.is_identity = scale == 1.0 && kept == (0..len);
         self.taps = kept.clone().map(|output| under(output).1.len()).max().unwrap_or(0);
         self.firsts.clear();
         self.weights.clear();

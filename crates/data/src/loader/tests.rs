@@ -16,7 +16,6 @@ fn options(global_batch: usize) -> LoaderOptions {
         threads: 2,
         prefetch: 2,
         max_corrupt_share: 0.5,
-        decoding: Decoding::Full,
         parts: Parts::VIEWS,
         labels: false,
         chunk: 0,
@@ -48,8 +47,7 @@ fn batches_are_what_the_sampler_deals_and_views_of_shows() {
         assert_eq!((batch.step, batch.epoch, &batch.indices), (step as u64, epoch, &indices));
         assert_eq!(batch.images.len(), 16 * len);
         for (row, &index) in indices.iter().enumerate() {
-            let views = views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, index))
-                .unwrap();
+            let views = views_of(&dataset, &augmentation(), &Parts::VIEWS, (3, epoch, index)).unwrap();
             assert_eq!(views.index, index);
             assert_eq!(batch.images[row * len..][..len], views.images[..len], "first view of {index}");
             assert_eq!(batch.images[(8 + row) * len..][..len], views.images[len..], "second view of {index}");
@@ -152,8 +150,7 @@ fn chunks_labels_and_jigsaws_do_not_depend_on_ranks_threads_or_restarts() {
                     let mut rows = Vec::new();
                     for (image, &index) in order.iter().enumerate() {
                         let key = (3, epoch, index);
-                        let expected =
-                            views_of(&dataset, &augmentation(), &parts, Decoding::Full, key).unwrap();
+                        let expected = views_of(&dataset, &augmentation(), &parts, key).unwrap();
                         for (view, expected) in expected.images.chunks_exact(view_len).enumerate() {
                             let row = batch.row(views, view, image);
                             assert!(
@@ -225,9 +222,7 @@ fn a_corrupt_image_is_reported_once_and_replaced() {
     assert_eq!(replaced, ["a/003.png", "b/020.png"]);
     assert!(batches.iter().flat_map(|batch| &batch.replaced).all(|r| r.reason.contains("neither JPEG")));
 
-    let shown = |epoch| {
-        views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, 20)).unwrap().index
-    };
+    let shown = |epoch| views_of(&dataset, &augmentation(), &Parts::VIEWS, (3, epoch, 20)).unwrap().index;
     let over_epochs: Vec<usize> = (0..20).map(shown).collect();
     assert!(over_epochs.iter().all(|index| ![3, 20].contains(index)), "{over_epochs:?}");
     assert!(over_epochs.iter().any(|&index| index != over_epochs[0]), "another one every epoch");
@@ -241,15 +236,11 @@ fn replacements_are_chained_until_one_decodes() {
     write_dataset(folder.path(), 150, &all_but_one);
     let dataset = open(folder.path());
     for epoch in 0..5 {
-        assert_eq!(
-            views_of(&dataset, &augmentation(), &Parts::VIEWS, Decoding::Full, (3, epoch, 5)).unwrap().index,
-            77
-        );
+        assert_eq!(views_of(&dataset, &augmentation(), &Parts::VIEWS, (3, epoch, 5)).unwrap().index, 77);
     }
     write_dataset(folder.path(), 150, &[77]);
     write_dataset(folder.path(), 150, &(0..150).collect::<Vec<_>>());
-    let error = views_of(&open(folder.path()), &augmentation(), &Parts::VIEWS, Decoding::Full, (3, 0, 5))
-        .unwrap_err();
+    let error = views_of(&open(folder.path()), &augmentation(), &Parts::VIEWS, (3, 0, 5)).unwrap_err();
     assert_eq!(error.to_string(), "none of the 150 images can be decoded");
 }
 

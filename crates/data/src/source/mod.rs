@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::decode::{Facts, inspect};
 use crate::fingerprint::{Digest, Kind};
 use crate::list::{Followed, GONE};
 use crate::{Error, Image, MAX_PIXELS, decode};
@@ -339,14 +340,20 @@ impl Dataset {
         }
     }
 
-    /// The bytes of an image's own file, where it has one.
-    pub(crate) fn file(&self, index: usize) -> Result<Option<Vec<u8>>, Error> {
+    /// Decodes an image, and looks for what its own file says of it, where it has one.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub(crate) fn inspect(&self, index: usize) -> Result<(Image, Facts), Error> {
         let place = self.present(index)?;
-        match &self.source {
-            Source::Folder(folder) => folder.read(place).map(Some),
-            Source::Archive(archive) => archive.read(place).map(Some),
-            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => Ok(None),
-        }
+        let bytes = match &self.source {
+            Source::Folder(folder) => folder.read(place)?,
+            Source::Archive(archive) => archive.read(place)?,
+            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => {
+                return Ok((self.load_anew(index)?, Facts::default()));
+            }
+        };
+        Ok((self.decode(index, &bytes)?, inspect(&bytes, self.limits.max_pixels)))
     }
 
     fn decode(&self, index: usize, bytes: &[u8]) -> Result<Image, Error> {

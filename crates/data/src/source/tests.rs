@@ -1,7 +1,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::fixtures::{image, png, write_files};
+use crate::fixtures::{encoded, image, png, write_files};
 
 #[track_caller]
 fn open(path: &Path, split: &str) -> Dataset {
@@ -262,6 +262,54 @@ fn figures_are_exact_and_independent_of_threads() {
     assert_eq!((found.len, found.widths, found.heights), (3, [1, 2], [1, 4]));
     assert_eq!(found.class_counts, [2, 1]);
     assert_eq!(found.corrupt.iter().map(|r| r.path.as_str()).collect::<Vec<_>>(), ["b/3.png"]);
+}
+
+/// A PNG whose EXIF orientation is 6.
+fn turned_png() -> Vec<u8> {
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut bytes = Vec::new();
+    let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    image::ImageEncoder::set_exif_metadata(&mut encoder, exif.to_vec()).unwrap();
+    image::ImageEncoder::write_image(encoder, &[7; 12], 2, 2, image::ExtendedColorType::Rgb8).unwrap();
+    bytes
+}
+
+#[test]
+fn stats_say_what_files_hold_beside_8_bit_pixels() {
+    let root = tempfile::tempdir().unwrap();
+    let gray = |values: [u16; 3]| {
+        let pixels = image::ImageBuffer::from_fn(3, 1, |x, _| image::Luma([values[x as usize]]));
+        encoded(pixels.into(), image::ImageFormat::Png)
+    };
+    write_files(root.path(), &[("a.png", gray([0, 4095, 17])), ("b.png", png(&image(2, 2, 1)))]);
+    let stats = |threads| crate::stats(&open(root.path(), ""), threads).unwrap();
+    let found = stats(2);
+    assert_eq!((found.sixteen_bit, found.largest_of_16_bits, found.turned), (1, 4095, 0));
+    assert!(found.has_12_bits_in_16());
+    // An image of all 16 bits, and one that a camera held upright.
+    write_files(root.path(), &[("c.png", gray([0, 4096, 17])), ("d.png", turned_png())]);
+    let found = stats(3);
+    assert_eq!((found.sixteen_bit, found.largest_of_16_bits, found.turned), (2, 4096, 1));
+    assert!(!found.has_12_bits_in_16());
+}
+
+#[test]
+fn an_image_beyond_the_limit_of_pixels_is_a_corrupt_one_unless_it_is_packed() {
+    let root = tempfile::tempdir().unwrap();
+    write_files(root.path(), &[("a.png", png(&image(5, 3, 1))), ("b.png", png(&image(4, 3, 2)))]);
+    let source = root.path().to_str().unwrap();
+    let limits = Limits { max_pixels: 14 };
+    let dataset = Dataset::open_within(source, limits).unwrap();
+    let error = dataset.load(0).unwrap_err();
+    assert_eq!(error.to_string(), "a.png: 5 x 3 pixels, more than the 14 of data.max_pixels");
+    assert_eq!(dataset.load(1).unwrap().width, 4);
+    assert_eq!(crate::stats(&dataset, 1).unwrap().corrupt.len(), 1);
+    let out = root.path().join("set.pack");
+    let options = crate::PackOptions { shorter_side: 64, threads: 1 };
+    let packed = crate::pack(&Dataset::open(source).unwrap(), &out, &options, &mut |_| ()).unwrap();
+    assert_eq!(packed.corrupt, []);
+    let within = Dataset::open_within(out.to_str().unwrap(), limits).unwrap();
+    assert_eq!(within.load(0).unwrap().width, 5);
 }
 
 /// What makes the built-in set a test of learning: neighbours in pixels are not neighbours in class.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use data::{Augmentation, Dataset, Image, Scratch, ViewKey};
+use data::{Augmentation, Dataset, Image, Limits, Scratch, ViewKey};
 use engine::kernels::Pool;
 use serde::Serialize;
 
@@ -25,6 +25,8 @@ pub struct DataOptions {
     pub augment: String,
     /// Those of the last part.
     pub threads: Threads,
+    /// What the data set may take of the machine.
+    pub limits: Limits,
 }
 
 /// What was measured.
@@ -99,7 +101,7 @@ impl DataPart {
 /// # Errors
 /// If the data cannot be opened or read, no image of it can be decoded, or no augmentation has this name.
 pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
-    let dataset = Dataset::open(&options.source).map_err(Error::Data)?;
+    let dataset = Dataset::open_within(&options.source, options.limits).map_err(Error::Data)?;
     let augmentation = Augmentation::preset(&options.augment, options.size).map_err(Error::Data)?;
     let augmentation = augmentation.normalised([0.5; 3], [0.25; 3]);
     let threads = options.threads.count;
@@ -216,6 +218,7 @@ mod tests {
             size: 16,
             augment: augment.to_owned(),
             threads: Threads::new(Some(2), &[]),
+            limits: Limits::default(),
         }
     }
 

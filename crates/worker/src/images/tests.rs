@@ -218,7 +218,7 @@ fn what_a_manifest_records_comes_back() {
     let run = fixture.dir.path().join("run");
     let network = fixtures::network(&fixtures::config(), 2, &Arc::new(engine::kernels::Pool::new(1, &[])));
     let checkpoint =
-        fixtures::checkpoint_with(&run, 41, &fixtures::config(), &network, |staging, metadata| {
+        fixtures::checkpoint_with(&run, 41, &fixtures::config().to_toml(), &network, |staging, metadata| {
             assert!(staging.want_images(&list));
             let mut writer = staging.images().unwrap();
             writer.append(&images.list()).unwrap();

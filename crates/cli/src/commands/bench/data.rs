@@ -6,6 +6,7 @@ use worker::bench::{DataOptions, DataPart, bench_data};
 
 use super::{at_most_1024, megabytes, share_of_copy, show, threads};
 use crate::failure::{Exit, Failure};
+use crate::layers::LimitArguments;
 
 /// What to time.
 #[derive(Args)]
@@ -22,6 +23,8 @@ pub struct Arguments {
     /// Threads that are timed together [default: one a core]
     #[arg(long, value_name = "N", value_parser = at_most_1024())]
     threads: Option<usize>,
+    #[command(flatten)]
+    limits: LimitArguments,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -34,6 +37,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         size: arguments.size,
         augment: arguments.augment.to_string(),
         threads: threads(arguments.threads),
+        limits: arguments.limits.limits(),
     })?;
     show(arguments.json, &report, || {
         let titles = ["what", "views/s", "images/s", "bytes", "MB/s", "of copying", "median", "spread"]

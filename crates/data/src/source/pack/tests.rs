@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::index::{HEADER_LEN, Writer};
 use super::*;
 use crate::fixtures::{image, png, write_dataset, write_files};
-use crate::{Augmentation, Dataset, Decoding, Loader, LoaderOptions};
+use crate::{Augmentation, Dataset, Loader, LoaderOptions};
 
 fn open(path: &Path) -> Result<Dataset, Error> {
     Dataset::open(path.to_str().unwrap())
@@ -74,7 +74,6 @@ fn training_on_a_packed_set_sees_the_same_views() {
             threads: 2,
             prefetch: 2,
             max_corrupt_share: 0.5,
-            decoding: Decoding::Full,
             parts: crate::Parts::VIEWS,
             labels: false,
             chunk: 0,
