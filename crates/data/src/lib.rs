@@ -19,6 +19,7 @@ mod error;
 #[cfg(test)]
 mod fixtures;
 mod loader;
+pub mod memory;
 mod parts;
 mod preprocess;
 pub mod random;
@@ -36,7 +37,7 @@ pub use loader::{Batch, Loader, LoaderOptions};
 pub use parts::{Parts, Views, views_of};
 pub use preprocess::Preprocess;
 pub use reduced::{Decoded, Decoding, load_reduced};
-pub use replace::{KnownCorrupt, Replaced, Shown, decode_or_replace};
+pub use replace::{KnownCorrupt, Replaced, Shown, decode_or_replace, tolerates};
 pub use sampler::{Sampler, chunk_ranges, rank_range};
 pub use source::pack::{PackOptions, Packed, pack};
 pub use source::{Dataset, Limits};
