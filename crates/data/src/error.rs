@@ -44,7 +44,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder of a data set that was open is gone, or holds none of its images any more.
-    #[error("the data set is gone: {} (data.source) or the images in it cannot be found any more", path.display())]
+    #[error("the data set is gone: {} (data.source or eval.data) or the images in it cannot be found any more", path.display())]
     RootGone {
         /// The folder.
         path: PathBuf,

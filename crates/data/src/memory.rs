@@ -96,7 +96,8 @@ mod tests {
         assert_eq!(available_below(root.path()), expected, "{files:?}");
     }
 
-    const MACHINE: (&str, &str) = ("proc/meminfo", "MemTotal:  99 kB\nMemAvailable:      7 kB\nSwapFree: 0 kB\n");
+    const MACHINE: (&str, &str) =
+        ("proc/meminfo", "MemTotal:  99 kB\nMemAvailable:      7 kB\nSwapFree: 0 kB\n");
 
     #[test]
     fn the_smallest_limit_counts() {

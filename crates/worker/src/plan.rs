@@ -5,7 +5,7 @@
 
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
-use data::{Augmentation, Dataset, Decoding, Jigsaw, LoaderOptions, Parts, Sampler};
+use data::{Augmentation, Dataset, Decoding, Jigsaw, Limits, LoaderOptions, Parts, Sampler};
 use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
@@ -35,6 +35,8 @@ pub struct Compute {
     pub threads: usize,
     /// One core for each thread; empty: wherever the system puts them.
     pub cores: Vec<usize>,
+    /// Bytes of memory that data sets may take which are held whole.
+    pub data_bytes: u64,
 }
 
 /// What one rank trains on, and how.
@@ -61,13 +63,31 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// As [`Plan::resolve_within`], with all memory that is available to this process.
+    ///
+    /// # Errors
+    /// As of [`Plan::resolve_within`].
+    pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
+        Plan::resolve_within(config, rank, world_size, data::memory::available())
+    }
+
     /// Opens the data and lays out this rank's part of the run.
+    ///
+    /// - `memory_bytes`: memory that may be taken by data sets which are held whole
     ///
     /// # Errors
     /// If the data cannot be opened, or does not go with the rest of the configuration.
-    pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
-        let dataset = Arc::new(Dataset::open(&config.data.source).map_err(Error::Data)?);
-        let test = config.eval.data.as_deref().map(Dataset::open).transpose().map_err(Error::Data)?;
+    pub fn resolve_within(
+        config: &RunConfig,
+        rank: usize,
+        world_size: usize,
+        memory_bytes: u64,
+    ) -> Result<Plan, Error> {
+        let mut limits = Limits { memory_bytes, ..Limits::default() };
+        let dataset = Arc::new(Dataset::open_within(&config.data.source, limits).map_err(Error::Data)?);
+        limits.memory_bytes = memory_bytes.saturating_sub(dataset.held_bytes());
+        let test = config.eval.data.as_deref().map(|source| Dataset::open_within(source, limits));
+        let test = test.transpose().map_err(Error::Data)?;
         let global_batch = config.train.global_batch;
         check_batch(global_batch, dataset.len(), world_size)?;
         check_patch(config)?;
@@ -118,6 +138,11 @@ impl Plan {
     /// Images in a step, of all ranks.
     pub fn global_batch(&self) -> usize {
         self.config.train.global_batch
+    }
+
+    /// The share of the images that may be corrupt.
+    pub fn max_corrupt_share(&self) -> f64 {
+        self.config.data.max_corrupt_share
     }
 
     /// Views of each image that a step sees.

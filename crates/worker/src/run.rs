@@ -31,6 +31,8 @@ pub struct Options {
     pub threads: usize,
     /// Cores it may run on; empty: any.
     pub cores: Vec<usize>,
+    /// Workers that were started on this node together, at least 1: each may take its part of the memory.
+    pub share: u64,
 }
 
 /// Runs a worker to its end and returns the process's exit code.
@@ -50,8 +52,11 @@ pub fn run(options: Options) -> i32 {
 }
 
 fn work(options: Options) -> Result<(), Error> {
-    let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, cores } =
+    let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, .. } =
         options;
+    let Options { cores, share, .. } = options;
+    // Measured before a group forms, so that no worker of this node has taken its part yet.
+    let data_bytes = data::memory::available() / share.max(1);
     // Every thread of this process stays on its cores; those of the pool are each pinned to one.
     confine(&cores)?;
     let fence = Fence { run_id, incarnation, generation };
@@ -65,7 +70,8 @@ fn work(options: Options) -> Result<(), Error> {
 
     session.progress(Phase::Forming, 0, 0);
     let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
-        train::train(&session, &config, &Compute { threads, cores }, group, assign.checkpoint_step)
+        let compute = Compute { threads, cores, data_bytes };
+        train::train(&session, &config, &compute, group, assign.checkpoint_step)
     });
     if let Err(error) = &outcome {
         report(&session, error);

@@ -33,7 +33,7 @@ pub fn train(
     let [small, gradients] = group;
     let leader = small.rank() == 0;
     let start = checkpoint.unwrap_or(0);
-    let plan = Plan::resolve(config, small.rank(), small.world_size())?;
+    let plan = Plan::resolve_within(config, small.rank(), small.world_size(), compute.data_bytes)?;
     let evaluation = match config.eval.knn_every {
         0 => None,
         _ => Evaluation::new(plan.dataset.clone(), plan.test.clone(), model::preprocess(config))?,
@@ -117,6 +117,7 @@ pub fn train(
             journal.write(&mut trainer, step, Some(loss), evaluated)?;
             unwritten = None;
         } else {
+            journal.share(&mut trainer, step)?;
             unwritten = Some(loss);
         }
         if config.checkpoint.every > 0 && step.is_multiple_of(config.checkpoint.every) {

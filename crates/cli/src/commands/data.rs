@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use checkpoint::export::write_safetensors;
 use clap::{ArgGroup, Args, Subcommand};
 use config::RunConfig;
-use data::{Dataset, PackOptions};
+use data::{Dataset, Limits, PackOptions};
 use image::RgbImage;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), 
 
 fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
     let dataset = Dataset::open(&arguments.data)?;
-    dataset.note().iter().for_each(|note| output::warning(note));
+    dataset.notes().iter().for_each(|note| output::warning(note));
     let stats = data::stats(&dataset, agent::available_cores().len())?;
     if arguments.json {
         output::json(&json!({
@@ -148,6 +148,8 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
             "mean": stats.mean,
             "std": stats.std,
             "corrupt": stats.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+            "skipped": dataset.skipped(),
+            "empty_classes": dataset.empty_classes(),
         }));
         return Ok(Exit::DONE);
     }
@@ -176,8 +178,11 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
 }
 
 fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
-    let dataset = Dataset::open(&arguments.data)?;
-    dataset.note().iter().for_each(|note| output::warning(note));
+    // A set that memory does not hold can be packed all the same: its content then lies beside the file for a while.
+    let folder = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let dataset =
+        Dataset::open_spilling(&arguments.data, Limits::default(), folder.unwrap_or(Path::new(".")))?;
+    dataset.notes().iter().for_each(|note| output::warning(note));
     let options = PackOptions { shorter_side: arguments.size, threads: agent::available_cores().len() };
     let counter = progress::Counter::new(dataset.len());
     let packed = data::pack(&dataset, &arguments.out, &options, &mut |done| counter.show(done))?;
@@ -192,6 +197,8 @@ fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
             "images": packed.len,
             "shrunk": packed.shrunk,
             "corrupt": packed.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+            "skipped": dataset.skipped(),
+            "empty_classes": dataset.empty_classes(),
             "bytes": packed.file_bytes,
         }));
         return Ok(Exit::DONE);

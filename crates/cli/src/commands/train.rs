@@ -99,9 +99,10 @@ impl Job {
             }
         };
         // What would end the workers at once is found before there is a directory or a process to clean up.
-        let plan = Plan::resolve(&job.config, 0, job.workers as usize)?;
-        let notes = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
-        notes.filter_map(|dataset| dataset.note()).for_each(output::warning);
+        let memory_bytes = data::memory::available() / u64::from(job.workers);
+        let plan = Plan::resolve_within(&job.config, 0, job.workers as usize, memory_bytes)?;
+        let opened = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
+        opened.flat_map(|dataset| dataset.notes()).for_each(|note| output::warning(note));
         Ok(job)
     }
 

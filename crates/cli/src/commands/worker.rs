@@ -34,12 +34,16 @@ pub struct Arguments {
     /// Cores to run on; none: any
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
+    /// Workers that were started on this node together, which divide its memory
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    share: u64,
 }
 
 /// Trains; the worker reports its own errors, because they go to the coordinator as well.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, cores } =
+    let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, .. } =
         arguments;
+    let Arguments { cores, share, .. } = arguments;
     let code = worker::run(worker::Options {
         coordinator,
         run_id: run,
@@ -50,6 +54,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         nonce,
         threads,
         cores,
+        share,
     });
     Ok(Exit::of_run(code))
 }

@@ -323,7 +323,7 @@ fn a_data_set_that_is_gone_is_one_error_and_not_one_of_each_image() {
         }
         let error = error_of(dataset);
         assert!(matches!(&error, Error::RootGone { path } if *path == root), "{error}");
-        assert!(error.to_string().contains("(data.source)"), "{error}");
+        assert!(error.to_string().contains("(data.source or eval.data)"), "{error}");
     }
 }
 

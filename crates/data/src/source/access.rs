@@ -173,10 +173,7 @@ impl<R: Seek> Seek for Patient<R> {
     }
 }
 
-fn again<T>(
-    pause: &mut dyn FnMut(Duration),
-    mut operation: impl FnMut() -> io::Result<T>,
-) -> io::Result<T> {
+fn again<T>(pause: &mut dyn FnMut(Duration), mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for length in PAUSES {
         match operation() {
             Err(error) if is_machines(&error) => pause(length),
@@ -186,7 +183,10 @@ fn again<T>(
     operation()
 }
 
-#[expect(clippy::disallowed_methods, reason = "nothing wakes one up when a disk answers again: the one pause of the crate")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing wakes one up when a disk answers again: the one pause of the crate"
+)]
 fn pause(length: Duration) {
     std::thread::sleep(length);
 }
@@ -259,7 +259,9 @@ mod tests {
         fs::create_dir(path("folder")).unwrap();
         nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
-        for (target, name) in [("/dev/zero", "device"), ("nothing", "dangling"), ("loop", "loop"), ("file", "link")] {
+        for (target, name) in
+            [("/dev/zero", "device"), ("nothing", "dangling"), ("loop", "loop"), ("file", "link")]
+        {
             symlink(target, path(name)).unwrap();
         }
         // Without a byte on the disk.

@@ -12,11 +12,11 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::access::{self, Patient};
 use super::hold::{Bytes, Collector, Hold};
 use super::listing::{self, Files, Found};
-use super::skipped::Kind;
-use super::access::{self, Patient};
 use super::malformed;
+use super::skipped::Kind;
 use crate::Error;
 
 /// Links to links that are followed, as by the system.

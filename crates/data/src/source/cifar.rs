@@ -54,8 +54,7 @@ pub fn open_folder(root: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<O
     };
     for kind in KINDS {
         let halves = [("train", kind.train), ("test", kind.test)];
-        let found: Vec<_> =
-            halves.iter().filter(|(_, names)| !present(names).is_empty()).copied().collect();
+        let found: Vec<_> = halves.iter().filter(|(_, names)| !present(names).is_empty()).copied().collect();
         let names: Vec<&str> = found.iter().map(|(half, _)| *half).collect();
         let Some(default) = names.first() else { continue };
         let wanted = split.map_or(Some(*default), |split| splits::half(&names, split));

@@ -55,7 +55,10 @@ pub fn walk(root: &Path) -> Result<Found<()>, Error> {
     walk_by(root, &mut |folder| fs::read_dir(folder))
 }
 
-fn walk_by(root: &Path, read_dir: &mut dyn FnMut(&Path) -> io::Result<ReadDir>) -> Result<Found<()>, Error> {
+pub fn walk_by(
+    root: &Path,
+    read_dir: &mut dyn FnMut(&Path) -> io::Result<ReadDir>,
+) -> Result<Found<()>, Error> {
     let mut found = Found::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -197,5 +200,9 @@ fn folders_around(root: &Path, folder: &Path) -> Vec<(u64, u64)> {
     let real = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let within = folder.ancestors().map(|part| root.join(part));
     let above = real.ancestors().skip(1).map(Path::to_owned);
-    within.chain(above).filter_map(|path| fs::metadata(path).ok()).map(|metadata| identity(&metadata)).collect()
+    within
+        .chain(above)
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|metadata| identity(&metadata))
+        .collect()
 }

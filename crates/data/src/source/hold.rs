@@ -178,9 +178,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_or_lies_in_a_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
-        for (memory_bytes, spill, in_memory) in
-            [(10, None, 10), (10, Some(folder.path()), 10), (9, Some(folder.path()), 0), (0, Some(folder.path()), 0)]
-        {
+        for (memory_bytes, spill, in_memory) in [
+            (10, None, 10),
+            (10, Some(folder.path()), 10),
+            (9, Some(folder.path()), 0),
+            (0, Some(folder.path()), 0),
+        ] {
             let bytes = collect(memory_bytes, spill).unwrap();
             assert_eq!(bytes.in_memory(), in_memory);
             assert_eq!(*bytes.read(2, 6).unwrap().unwrap(), *b"etwoth");
@@ -201,6 +204,9 @@ mod tests {
     fn what_is_announced_is_refused_before_it_comes() {
         let mut collector = Collector::new(Path::new("images.gz"), Hold { memory_bytes: 99, spill: None });
         let refused = collector.expect(u64::MAX).unwrap_err().to_string();
-        assert!(refused.starts_with("images.gz takes 18446744073709551615 bytes of memory, and 99"), "{refused}");
+        assert!(
+            refused.starts_with("images.gz takes 18446744073709551615 bytes of memory, and 99"),
+            "{refused}"
+        );
     }
 }

@@ -27,8 +27,11 @@ pub fn open_folder(root: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<O
     };
     let mut pixels = read_pair(path, hold)?;
     pixels.notices.notes.extend(splits::note_of_halves(root, &halves, split));
-    let known: Vec<PathBuf> =
-        found.iter().flat_map(|(_, images)| [Some(images.clone()), labels_beside(images)]).flatten().collect();
+    let known: Vec<PathBuf> = found
+        .iter()
+        .flat_map(|(_, images)| [Some(images.clone()), labels_beside(images)])
+        .flatten()
+        .collect();
     let beside = files::beside(root, &|path| known.iter().any(|known| known == path))?;
     pixels.notices.add_beside(&beside, "the IDX files");
     Ok(Some(pixels))
@@ -134,7 +137,8 @@ fn read(path: &Path, hold: Hold<'_>) -> Result<(Vec<usize>, Bytes), Error> {
     if let Some(actual) = plain_bytes.filter(|actual| expected != Some(*actual)) {
         return Err(other_than(actual.to_string()));
     }
-    let expected = expected.ok_or_else(|| malformed(path, format!("no memory holds a shape of {dimensions:?}")))?;
+    let expected =
+        expected.ok_or_else(|| malformed(path, format!("no memory holds a shape of {dimensions:?}")))?;
     let mut held = Collector::new(path, hold);
     held.expect(expected)?;
     let taken = held.take(&mut stream, expected)?.map_err(failed(path))?;

@@ -116,8 +116,7 @@ impl<T> Files<T> {
 
     /// The files that lie directly in `base`: how many, and the first.
     fn outside_of_folders(&self, base: &[u8]) -> (usize, String) {
-        let mut direct =
-            self.entries.iter().filter(|entry| self.folders[entry.folder as usize].path == base);
+        let mut direct = self.entries.iter().filter(|entry| self.folders[entry.folder as usize].path == base);
         let first = direct.next().map(|entry| text(OsStr::from_bytes(entry.name(&self.names))));
         first.map_or_else(Default::default, |first| (1 + direct.count(), first))
     }
@@ -338,7 +337,9 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result
     let class_names = files.classify(&base);
     let (n_outside, first) = files.outside_of_folders(&base);
     if (1..files.entries.len()).contains(&n_outside) {
-        notes.push(format!("there are no classes, because {n_outside} images lie in no folder, {first} the first"));
+        notes.push(format!(
+            "there are no classes, because {n_outside} images lie in no folder, {first} the first"
+        ));
     }
     notes.extend(skipped.sentence(&looked_at));
     let empty_classes = match class_names[..] {

@@ -207,8 +207,7 @@ fn listed(kinds: &BTreeMap<&Kind, usize>, nouns: [&str; 2]) -> Option<String> {
     }
     let mut sorted: Vec<(&Kind, usize)> = kinds.iter().map(|(kind, n)| (*kind, *n)).collect();
     sorted.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-    let mut texts: Vec<String> =
-        sorted.iter().take(NAMED).map(|(kind, n)| kind.words(*n)).collect();
+    let mut texts: Vec<String> = sorted.iter().take(NAMED).map(|(kind, n)| kind.words(*n)).collect();
     let rest: usize = sorted.iter().skip(NAMED).map(|(_, n)| n).sum();
     if rest > 0 {
         texts.push(format!("{rest} others"));

@@ -3,6 +3,11 @@ use std::io::Write;
 use super::*;
 use crate::fixtures::{image, png, write_files};
 
+mod bounds;
+mod left_out;
+mod members;
+mod splits;
+
 #[track_caller]
 fn open(path: &Path, split: &str) -> Dataset {
     Dataset::open(&format!("{}{split}", path.display())).unwrap()

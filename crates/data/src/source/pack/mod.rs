@@ -56,7 +56,10 @@ pub fn open_file(path: &Path) -> Result<Option<(Pack, Vec<String>)>, Error> {
     let (index, class_names) = index::read(map.bytes()).map_err(damaged)?;
     map.expect(Access::InAnyOrder).map_err(io_error)?;
     if index.len() == 0 {
-        return Err(Error::Empty { origin: path.display().to_string(), skipped: "it was packed from none".to_owned() });
+        return Err(Error::Empty {
+            origin: path.display().to_string(),
+            skipped: "it was packed from none".to_owned(),
+        });
     }
     let verified = (0..index.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     Ok(Some((Pack { path: path.to_owned(), map, index, verified }, class_names)))
