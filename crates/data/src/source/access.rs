@@ -259,9 +259,13 @@ mod tests {
         fs::create_dir(path("folder")).unwrap();
         nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
-        for (target, name) in
-            [("/dev/zero", "device"), ("nothing", "dangling"), ("loop", "loop"), ("file", "link")]
-        {
+        for (target, name) in [
+            ("/dev/zero", "device"),
+            ("/proc/self/status", "growing"),
+            ("nothing", "dangling"),
+            ("loop", "loop"),
+            ("file", "link"),
+        ] {
             symlink(target, path(name)).unwrap();
         }
         // Without a byte on the disk.
@@ -278,6 +282,7 @@ mod tests {
         assert_eq!(read("fifo"), "a pipe (FIFO), no regular file");
         assert_eq!(read("socket"), "a socket or a device, no regular file");
         assert_eq!(read("device"), "a device, no regular file");
+        assert_eq!(read("growing"), "more than the 0 bytes that it had when it was opened");
         assert_eq!(read("dangling"), "a link to a file that is not there");
         assert_eq!(read("loop"), "a loop of links");
         assert_eq!(read("large"), "1073741825 bytes, more than the 1073741824 that an image may have");

@@ -1,7 +1,7 @@
 //! Image files in a folder.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirEntry, ReadDir};
+use std::fs::{self, DirEntry};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -52,12 +52,16 @@ impl Folder {
 /// Symbolic links are followed, as torchvision's `ImageFolder` does, but not to a folder that they lie in. What cannot be
 /// looked into is skipped and counted, unless it is `root` itself.
 pub fn walk(root: &Path) -> Result<Found<()>, Error> {
-    walk_by(root, &mut |folder| fs::read_dir(folder))
+    walk_by(root, &mut |folder| Ok(Box::new(fs::read_dir(folder)?)))
 }
 
+/// The entries of a folder.
+pub type Entries = Box<dyn Iterator<Item = io::Result<DirEntry>>>;
+
+/// As [`walk`], by what `read_dir` gives for each folder.
 pub fn walk_by(
     root: &Path,
-    read_dir: &mut dyn FnMut(&Path) -> io::Result<ReadDir>,
+    read_dir: &mut dyn FnMut(&Path) -> io::Result<Entries>,
 ) -> Result<Found<()>, Error> {
     let mut found = Found::new();
     let mut folders = vec![PathBuf::new()];
@@ -126,7 +130,7 @@ struct Listing {
 /// Adds the images of `folder`, relative to `root`, to `found`, and the folders in it to `folders`.
 fn list(
     (root, folder): (&Path, &Path),
-    entries: ReadDir,
+    entries: Entries,
     found: &mut Found<()>,
     folders: &mut Vec<PathBuf>,
 ) -> io::Result<Listing> {
