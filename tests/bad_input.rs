@@ -57,21 +57,34 @@ fn a_batch_larger_than_the_data_is_refused() {
     assert!(stderr.contains("train.global_batch") && stderr.contains("10"), "{stderr}");
 }
 
+/// Damaged, missing, without an end, and what only looks like an image: the run goes on, and names each once.
 #[test]
 fn a_corrupt_image_is_reported_once_and_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let images = folder_of_images(directory.path(), 40);
     std::fs::write(images.join("a/0003.png"), b"\x89PNG\r\n\x1a\nno more").unwrap();
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, images.join(name)).unwrap();
+    link("nothing", "a/dangling.png");
+    link("/dev/zero", "a/endless.png");
+    link("..", "a/loop");
+    std::fs::create_dir(images.join("a/folder.png")).unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(images.join("b/fifo.png")).status().unwrap();
+    assert!(fifo.success());
+    std::fs::write(images.join("b/notes.txt"), b"no image").unwrap();
     let run = directory.path().join("run");
     let mut command = himpun();
     command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(6)).arg("--data").arg(&images);
-    command.args(["--set", "data.max_corrupt_share=0.1"]);
     let output = output(&mut command);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert_eq!(metrics(&run).last().unwrap()["corrupt_images"], 1);
+    let skipped =
+        "skipped 2 files that are no images: 1 .txt, 1 link to a folder that it lies in (among them a/loop)";
+    assert_eq!(stderr.matches(skipped).count(), 1, "{stderr}");
+    assert_eq!(metrics(&run).last().unwrap()["corrupt_images"], 4);
     let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
-    assert_eq!(events.matches("a/0003.png").count(), 1, "{events}");
+    for name in ["a/0003.png", "a/dangling.png", "a/endless.png", "b/fifo.png"] {
+        assert_eq!(events.matches(name).count(), 1, "{name}: {events}");
+    }
 }
 
 /// Two batches of four leave most of the slots to be encoded anew in the second step.
@@ -110,5 +123,9 @@ fn too_many_corrupt_images_end_the_run_with_their_list() {
         .arg("--data")
         .arg(&images);
     let stderr = fail(&mut command, 1);
-    assert!(stderr.contains("data.max_corrupt_share") && stderr.contains(".png"), "{stderr}");
+    assert!(
+        stderr.contains("more than 8 and more than the share of 0.01 that data.max_corrupt_share"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("a/0001.png"), "{stderr}");
 }

@@ -74,13 +74,21 @@ impl Supervisor {
     pub async fn start(&mut self, order: StartWorkers) -> Vec<AgentUp> {
         let Some(fence) = self.admit(order.fence) else { return Vec::new() };
         let mut reports = Vec::new();
+        // Those that run already have taken their memory.
+        let started = order.workers.len();
         for assignment in order.workers {
-            reports.extend(self.start_one(&fence, assignment).await);
+            reports.extend(self.start_one(&fence, assignment, started).await);
         }
         reports
     }
 
-    async fn start_one(&mut self, fence: &Fence, assignment: WorkerAssignment) -> Option<AgentUp> {
+    /// Starts one of the workers that are started together.
+    async fn start_one(
+        &mut self,
+        fence: &Fence,
+        assignment: WorkerAssignment,
+        started_together: usize,
+    ) -> Option<AgentUp> {
         let share = self.share(&assignment);
         let Some(worker) = assignment.worker else {
             tracing::warn!("assignment without a worker ignored");
@@ -91,6 +99,7 @@ impl Supervisor {
         }
         let mut arguments = arguments(&self.coordinator, fence, &worker, &share);
         arguments.extend(self.data_roots.iter().flat_map(|root| ["--data-root".to_owned(), root.clone()]));
+        arguments.extend(["--share".to_owned(), started_together.to_string()]);
         let identity = Identity { fence: fence.clone(), worker };
         match self.spawner.spawn(&self.program, &arguments).await {
             Ok(child) => {

@@ -209,7 +209,7 @@ async fn workers_are_started_as_told_and_their_ends_reported() {
     }
     let arguments = |slot: u32, core: u32| {
         format!(
-            "worker --coordinator {} --run r --incarnation 1 --generation 7 --agent-id a --slot {slot} --nonce 7-{slot} --threads 1 --cores {core}",
+            "worker --coordinator {} --run r --incarnation 1 --generation 7 --agent-id a --slot {slot} --nonce 7-{slot} --threads 1 --cores {core} --share 2",
             fixture.address
         )
     };

@@ -77,7 +77,7 @@ pub struct LimitArguments {
 impl LimitArguments {
     /// The same as the data room has it.
     pub fn limits(self) -> Limits {
-        Limits { max_pixels: self.max_pixels }
+        Limits { max_pixels: self.max_pixels, ..Limits::default() }
     }
 }
 

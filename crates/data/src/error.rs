@@ -29,16 +29,50 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The machine, not the file, is at fault, and trying again did not help.
+    #[error(
+        "cannot read {} after {attempts} attempts: the disk, the file server or a limit of this machine is at fault, \
+         not the data", path.display()
+    )]
+    Machine {
+        /// The file or folder.
+        path: PathBuf,
+        /// How often it was tried.
+        attempts: usize,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The folder of a data set that was open is gone, or holds none of its images any more.
+    #[error("the data set is gone: {} (data.source or eval.data) or the images in it cannot be found any more", path.display())]
+    RootGone {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// What would have to be held in memory does not fit.
+    #[error(
+        "{} takes {needed} of memory, and {available} bytes are available to each worker: pack it with \
+         `himpun data pack --data {} --out FILE` and train on FILE, or run fewer workers on this node",
+        path.display(), path.display()
+    )]
+    TooLargeForMemory {
+        /// The file that is held in memory.
+        path: PathBuf,
+        /// Bytes that it takes, or more than how many.
+        needed: String,
+        /// Bytes that may be held.
+        available: u64,
+    },
     /// The source was read and holds no image.
     #[error(
-        "{origin} holds no images ({skipped} other files skipped): expected JPEG, PNG or WebP files, as \
-         class/name.jpg or flat, a tar of those, IDX files or CIFAR .bin files"
+        "{origin} holds no images ({skipped}): expected JPEG, PNG, WebP, BMP or GIF files, as class/name.jpg or \
+         flat, a tar of those, IDX files or CIFAR .bin files"
     )]
     Empty {
         /// The source as it was given.
         origin: String,
-        /// Hidden files and files of other kinds.
-        skipped: usize,
+        /// What was skipped, in words.
+        skipped: String,
     },
     /// The split or folder named after `#` is not in the source.
     #[error("{origin} has no {wanted}: it has {available}")]
@@ -49,6 +83,18 @@ pub enum Error {
         wanted: String,
         /// What could have been.
         available: String,
+    },
+    /// Several splits could be meant.
+    #[error("{origin} holds {candidates}, and {reason}: name one, as {origin}#{first}")]
+    AmbiguousSplit {
+        /// The source without the `#`.
+        origin: String,
+        /// The folders.
+        candidates: String,
+        /// Why none of them is taken.
+        reason: String,
+        /// The first of them.
+        first: String,
     },
     /// A file that holds the whole data set is damaged or of another kind.
     #[error("{}: {reason}", path.display())]
@@ -64,19 +110,17 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// One image cannot be decoded. Training replaces it; see [`crate::decode_or_replace`].
+    /// One image cannot be had: it is missing, not permitted, a loop of links, no regular file, too large, or cannot be
+    /// decoded. Training replaces it; see [`crate::decode_or_replace`].
     #[error("{path}: {reason}")]
     Image {
         /// The image, relative to its source.
         path: String,
-        /// The decoder's reason.
+        /// The system's or the decoder's reason.
         reason: String,
     },
-    /// More images are corrupt than the run tolerates.
-    #[error(
-        "{} of {len} images cannot be decoded, more than the share of {max_share} that data.max_corrupt_share \
-         allows: {}", paths.len(), listed(paths)
-    )]
+    /// More images are corrupt than the run tolerates: see [`crate::tolerates`].
+    #[error("{} of {len} images cannot be read or decoded, {}: {}", paths.len(), allowed(*max_share), listed(paths))]
     TooManyCorrupt {
         /// Every corrupt image met so far.
         paths: Vec<String>,
@@ -127,6 +171,16 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
+}
+
+/// What is exceeded.
+fn allowed(max_share: f64) -> String {
+    if max_share == 0.0 {
+        "and data.max_corrupt_share = 0 tolerates none".to_owned()
+    } else {
+        let n = crate::replace::TOLERATED;
+        format!("more than {n} and more than the share of {max_share} that data.max_corrupt_share allows")
+    }
 }
 
 /// The first twenty paths, and how many more there are.

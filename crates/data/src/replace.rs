@@ -1,4 +1,4 @@
-//! What is shown in the place of an image that cannot be decoded.
+//! What is shown in the place of an image that cannot be read or decoded.
 //!
 //! The image is found out when its turn comes, not by reading the set beforehand. Its replacement is a function
 //! of (seed, epoch, index), so that every world size, every restart and `himpun data views` show the same one.
@@ -11,6 +11,15 @@ use crate::{Dataset, Error, Image};
 
 /// How many replacements are drawn before the images are tried one after the other.
 const DRAWS: usize = 32;
+
+/// So many corrupt images end no run, whatever share of the data set they are: some files of a small set may be bad.
+pub const TOLERATED: usize = 8;
+
+/// Tells whether a run goes on with `n` corrupt images of `len`: at most [`TOLERATED`], or at most the share `max_share`,
+/// which by being 0 tolerates none.
+pub fn tolerates(n: usize, len: usize, max_share: f64) -> bool {
+    n as f64 <= max_share * len as f64 || (n <= TOLERATED && max_share > 0.0)
+}
 
 /// The corrupt images met so far in one process.
 #[derive(Debug)]
@@ -25,7 +34,7 @@ pub struct KnownCorrupt {
 pub struct Replaced {
     /// The image, relative to its source.
     pub path: String,
-    /// Why it cannot be decoded.
+    /// Why it cannot be read or decoded.
     pub reason: String,
 }
 
@@ -72,7 +81,7 @@ impl KnownCorrupt {
                 if known.insert(index, path.clone()).is_none() {
                     met.push(Replaced { path, reason });
                 }
-                if known.len() as f64 > self.max_share * dataset.len() as f64 {
+                if !tolerates(known.len(), dataset.len(), self.max_share) {
                     let paths = known.values().cloned().collect();
                     return Err(Error::TooManyCorrupt {
                         paths,
@@ -92,7 +101,7 @@ impl KnownCorrupt {
 /// - `met`: receives the corrupt images that were not known before
 ///
 /// # Errors
-/// [`Error::TooManyCorrupt`], [`Error::NothingDecodes`], or why a file cannot be read at all.
+/// [`Error::TooManyCorrupt`], [`Error::NothingDecodes`], or what is no fault of an image.
 pub fn decode_or_replace(
     dataset: &Dataset,
     known: &KnownCorrupt,

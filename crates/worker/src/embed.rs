@@ -134,7 +134,7 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result
 /// Opens images, and notes what was chosen in doing so.
 pub(crate) fn open(source: &str, limits: Limits, warnings: &mut Vec<String>) -> Result<Dataset, Error> {
     let dataset = Dataset::open_within(source, limits).map_err(Error::Data)?;
-    warnings.extend(dataset.note().map(str::to_owned));
+    warnings.extend_from_slice(dataset.notes());
     Ok(dataset)
 }
 

@@ -172,11 +172,15 @@ impl Error {
                 data::Error::NotFound { .. }
                 | data::Error::Empty { .. }
                 | data::Error::NoSuchSplit { .. }
+                | data::Error::AmbiguousSplit { .. }
+                | data::Error::TooLargeForMemory { .. }
                 | data::Error::Malformed { .. }
                 | data::Error::BatchTooLarge { .. }
                 | data::Error::UnknownAugmentation { .. }
                 | data::Error::NoLabels { .. },
             ) => 2,
+            // Neither the run nor its images are at fault: it can go on once the machine answers again.
+            Error::Data(data::Error::Machine { .. } | data::Error::RootGone { .. }) => 75,
             Error::Diverged { .. }
             | Error::StoredConfig(_)
             | Error::Objective(_)
@@ -229,6 +233,12 @@ impl Error {
             | Error::NothingDecoded { .. } => {
                 Some("repair or remove the files, or raise data.max_corrupt_share".into())
             }
+            Error::Data(data::Error::RootGone { .. }) => {
+                Some("mount or restore it, then resume the run".into())
+            }
+            Error::Data(data::Error::Machine { .. }) => {
+                Some("look at the disk, the file server and the limits (ulimit -n), then try again".into())
+            }
             Error::Unresolved(error) => error.hint(),
             Error::Checkpoint { source, .. } | Error::Load(source) => source.hint().map(Into::into),
             _ => None,
@@ -255,5 +265,12 @@ mod tests {
         assert_eq!(Error::Diverged { step: 3, loss: f64::NAN }.exit_code(), 3);
         let aborted = Error::Collective(collective::Error::Aborted { reason: "x".into() });
         assert_eq!(aborted.exit_code(), 75);
+        let source = std::io::Error::other("x");
+        let machine = Error::Data(data::Error::Machine { path: "a".into(), attempts: 4, source });
+        let gone = Error::Data(data::Error::RootGone { path: "a".into() });
+        assert!([machine, gone].iter().all(|error| error.exit_code() == 75 && !error.is_peer()));
+        let (path, needed) = ("a".into(), "more than 9 bytes".into());
+        let large = Error::Data(data::Error::TooLargeForMemory { path, needed, available: 9 });
+        assert_eq!(large.exit_code(), 2);
     }
 }

@@ -6,7 +6,7 @@
 
 use checkpoint::{IMAGES_KEY, LIST_KEY, Manifest};
 use config::RunConfig;
-use data::{Dataset, Differences, Digest, EpochOrigin, Fingerprint, Found, ImageList};
+use data::{Dataset, Differences, Digest, EpochOrigin, Fingerprint, Found, ImageList, Limits};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -68,16 +68,13 @@ impl Past {
     }
 }
 
-fn open(config: &RunConfig, source: &str) -> Result<Dataset, Error> {
-    Dataset::open_within(source, plan::limits(config)).map_err(Error::Data)
-}
-
 /// Opens the training images in the order that a run has them in; what differs from its list is not judged.
 ///
 /// # Errors
 /// If they cannot be opened, or the list is damaged.
 pub fn open_in_order(config: &RunConfig, past: Option<&Past>) -> Result<Dataset, Error> {
-    let mut dataset = open(config, &config.data.source)?;
+    let source = &config.data.source;
+    let mut dataset = Dataset::open_within(source, plan::limits(config)).map_err(Error::Data)?;
     if let Some(list) = past.and_then(|past| past.list.as_ref()) {
         ImageList::decode(list).and_then(|list| dataset.follow(&list)).map_err(Error::Data)?;
     }
@@ -105,17 +102,22 @@ impl Images {
     ///
     /// # Errors
     /// If they cannot be opened, or are not those of the checkpoint in a way that training must not pass over.
-    pub fn open(config: &RunConfig, past: Option<&Past>) -> Result<Images, Error> {
+    pub fn open(config: &RunConfig, limits: Limits, past: Option<&Past>) -> Result<Images, Error> {
+        let open = |source: &str, limits| Dataset::open_within(source, limits).map_err(Error::Data);
         let seed = config.run.seed;
         let fingerprint = |dataset: &Dataset| dataset.fingerprint(seed).map_err(Error::Data);
         let mut notices = Vec::new();
-        let train = Arc::new(open(config, &config.data.source)?);
+        let train = open(&config.data.source, limits)?;
         let mut images = match past {
-            None => Images::new(Arc::clone(&train), fingerprint(&train)?, EpochOrigin::default()),
-            Some(past) => Images::resumed(config, past, train, &mut notices)?,
+            None => {
+                let identity = fingerprint(&train)?;
+                Images::new(train, identity, EpochOrigin::default())
+            }
+            Some(past) => Images::resumed((config, limits), past, train, &mut notices)?,
         };
         if let Some(source) = &config.eval.data {
-            let test = open(config, source)?;
+            let memory_bytes = limits.memory_bytes.saturating_sub(images.train.held_bytes());
+            let test = open(source, Limits { memory_bytes, ..limits })?;
             let identity = fingerprint(&test)?;
             let before = past.and_then(|past| past.test.as_ref());
             if before.is_some_and(|before| *before != checkpoint::hex(&identity.digest())) {
@@ -128,14 +130,14 @@ impl Images {
         Ok(Images { notices, ..images })
     }
 
-    fn new(train: Arc<Dataset>, fingerprint: Fingerprint, origin: EpochOrigin) -> Images {
-        Images { train, fingerprint, test: None, origin, list: None, notices: Vec::new() }
+    fn new(train: Dataset, fingerprint: Fingerprint, origin: EpochOrigin) -> Images {
+        Images { train: Arc::new(train), fingerprint, test: None, origin, list: None, notices: Vec::new() }
     }
 
     fn resumed(
-        config: &RunConfig,
+        (config, limits): (&RunConfig, Limits),
         past: &Past,
-        train: Arc<Dataset>,
+        mut train: Dataset,
         notices: &mut Vec<String>,
     ) -> Result<Images, Error> {
         let seed = config.run.seed;
@@ -148,7 +150,6 @@ impl Images {
             return Ok(Images::new(train, fingerprint, past.origin));
         };
         let stored = ImageList::decode(list).map_err(Error::Data)?;
-        let mut train = Arc::into_inner(train).expect("nobody else has it yet");
         let mut differences = train.follow(&stored).map_err(Error::Data)?;
         let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
         if differences.changed.is_none() {
@@ -159,11 +160,12 @@ impl Images {
         match judge(config, past, &differences, stored.fingerprint.len)? {
             Verdict::Follow => {
                 notices.extend(passed_over(source, &differences));
-                let images = Images::new(Arc::new(train), fingerprint, past.origin);
+                let images = Images::new(train, fingerprint, past.origin);
                 Ok(Images { list: Some(list.clone()), ..images })
             }
             Verdict::TakeAsItIs => {
-                let train = Arc::new(open(config, source)?);
+                drop(train);
+                let train = Dataset::open_within(source, limits).map_err(Error::Data)?;
                 let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
                 let counts = [stored.fingerprint.len, train.len()];
                 let origin = origin_after(past, counts, config.train.global_batch);
@@ -198,9 +200,6 @@ enum Verdict {
     TakeAsItIs,
 }
 
-/// More bad images than this end a run, where they are also more than its share: as many as may be missing from the list.
-const TOLERATED: usize = 8;
-
 fn judge(
     config: &RunConfig,
     past: &Past,
@@ -209,9 +208,7 @@ fn judge(
 ) -> Result<Verdict, Error> {
     let Differences { gone, new, changed } = differences;
     let keeps = keeps_entries(config);
-    let share = config.data.max_corrupt_share;
-    let too_many =
-        if share == 0.0 { gone.n > 0 } else { gone.n > TOLERATED && gone.n as f64 > share * n_listed as f64 };
+    let too_many = !data::tolerates(gone.n, n_listed, config.data.max_corrupt_share);
     let what = match changed {
         Some(changed) => Some(changed.clone()),
         None if too_many => {

@@ -3,15 +3,18 @@
 use collective::Communicator;
 use data::Replaced;
 use proto::v1::MetricRow;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::Error;
+use crate::corrupt::CorruptImages;
 use crate::evaluation::Evaluated;
 use crate::metrics::{Rates, Row, Traffic, Update};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::step::{Outcome, Trainer};
+
+/// Steps after which the ranks tell each other what they met, at the latest, however rare rows are.
+const SHARE_EVERY: u64 = 50;
 
 /// One rank's notes since the last row.
 pub struct Journal<'a> {
@@ -20,10 +23,7 @@ pub struct Journal<'a> {
     chance_loss: f64,
     global_batch: usize,
     rates: Rates,
-    /// Corrupt images that this rank has met and the others have not heard of.
-    met: Vec<Replaced>,
-    /// Corrupt images that any rank has met, by path. Kept on every rank, so that none is told twice.
-    known: BTreeSet<String>,
+    corrupt: CorruptImages,
 }
 
 /// What an update told of itself, and the rate it used.
@@ -37,14 +37,17 @@ pub struct Loss {
 impl<'a> Journal<'a> {
     /// Begins without notes.
     pub fn new(session: &'a Session, plan: &'a Plan, trainer: &Trainer) -> Journal<'a> {
+        let data_sets = [Some(&plan.dataset), plan.test.as_ref()];
         Journal {
+            corrupt: CorruptImages::new(
+                data_sets.into_iter().flatten().map(|dataset| dataset.len()).sum(),
+                plan.max_corrupt_share(),
+            ),
             session,
             plan,
             chance_loss: trainer.objective.chance_loss(plan.global_batch()),
             global_batch: plan.global_batch(),
             rates: Rates::default(),
-            met: Vec::new(),
-            known: BTreeSet::new(),
         }
     }
 
@@ -57,14 +60,30 @@ impl<'a> Journal<'a> {
         left_out: &[(String, String)],
     ) {
         self.rates.add(busy, waited);
-        self.met.extend(replaced);
-        self.note_left_out(left_out);
+        self.corrupt.meet(replaced);
+        self.corrupt.meet_again(left_out);
+    }
+
+    /// Tells the other ranks which images are corrupt, where no row does that for long; collective.
+    ///
+    /// # Errors
+    /// If a peer is lost, or more images are corrupt than the run tolerates.
+    pub fn share(&mut self, trainer: &mut Trainer, step: u64) -> Result<(), Error> {
+        if !step.is_multiple_of(SHARE_EVERY) {
+            return Ok(());
+        }
+        let text = self.corrupt.take();
+        let communicator = &mut trainer.communicator;
+        let mut lengths = vec![0u64; communicator.world_size()];
+        communicator.all_gather(&[text.len() as u64], &mut lengths).map_err(Error::Collective)?;
+        self.tell_corrupt(communicator, &text, &lengths).map_err(Error::Collective)?;
+        self.corrupt.check()
     }
 
     /// Writes a row; collective.
     ///
     /// # Errors
-    /// If a peer is lost.
+    /// If a peer is lost, or more images are corrupt than the run tolerates.
     pub fn write(
         &mut self,
         trainer: &mut Trainer,
@@ -73,9 +92,10 @@ impl<'a> Journal<'a> {
         evaluated: Option<Evaluated>,
     ) -> Result<(), Error> {
         if let Some(evaluated) = &evaluated {
-            self.note_left_out(&evaluated.corrupt);
+            self.corrupt.meet_again(&evaluated.corrupt);
         }
         let traffic = self.gather(trainer).map_err(Error::Collective)?;
+        self.corrupt.check()?;
         let rates = std::mem::take(&mut self.rates);
         if trainer.communicator.rank() > 0 {
             return Ok(());
@@ -91,7 +111,7 @@ impl<'a> Journal<'a> {
                 rates,
                 traffic,
             }),
-            corrupt_images: self.known.len() as u64,
+            corrupt_images: self.corrupt.count() as u64,
             evaluated,
         };
         log(&row, self.plan.total_steps(), self.global_batch);
@@ -100,16 +120,9 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
-    /// Notes corrupt images of which nobody remembers that they were met before: evaluations and refreshes try them again.
-    fn note_left_out(&mut self, corrupt: &[(String, String)]) {
-        let unknown = corrupt.iter().filter(|(path, _)| !self.known.contains(path)).cloned();
-        self.met.extend(unknown.map(|(path, reason)| Replaced { path, reason }));
-    }
-
     /// Tells all ranks what each did, and rank 0 which corrupt images are new.
     fn gather(&mut self, trainer: &mut Trainer) -> Result<Traffic, collective::Error> {
-        let text = encode(&self.met);
-        self.met.clear();
+        let text = self.corrupt.take();
         let own = [trainer.rows_encoded() as u64, trainer.bytes_sent(), text.len() as u64];
         let communicator = &mut trainer.communicator;
         let mut all = vec![0u64; own.len() * communicator.world_size()];
@@ -125,14 +138,8 @@ impl<'a> Journal<'a> {
         text: &str,
         lengths: &[u64],
     ) -> Result<(), collective::Error> {
-        if lengths.iter().all(|&len| len == 0) {
-            return Ok(());
-        }
-        let counts: Vec<usize> = lengths.iter().map(|&len| len as usize).collect();
-        let mut all = vec![0u8; counts.iter().sum()];
-        communicator.all_gather_counts(text.as_bytes(), &counts, &mut all)?;
-        for Replaced { path, reason } in decode(&String::from_utf8_lossy(&all)) {
-            if self.known.insert(path.clone()) && communicator.rank() == 0 {
+        for Replaced { path, reason } in self.corrupt.share(communicator, text, lengths)? {
+            if communicator.rank() == 0 {
                 self.session.warn(format!("corrupt image {path}: {reason}"));
             }
         }
@@ -158,31 +165,5 @@ fn log(row: &Row, total_steps: u64, global_batch: usize) {
             row.step,
             knn.unwrap_or_default()
         ),
-    }
-}
-
-/// Two lines an image: its path and the reason, each without line breaks.
-fn encode(images: &[Replaced]) -> String {
-    let line = |text: &str| text.replace(['\n', '\r'], " ");
-    images.iter().map(|image| format!("{}\n{}\n", line(&image.path), line(&image.reason))).collect()
-}
-
-fn decode(text: &str) -> Vec<Replaced> {
-    let lines: Vec<&str> = text.lines().collect();
-    let image = |pair: &[&str]| Replaced { path: pair[0].to_owned(), reason: pair[1].to_owned() };
-    lines.chunks_exact(2).map(image).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn corrupt_images_travel_as_text() {
-        let image = |path: &str, reason: &str| Replaced { path: path.to_owned(), reason: reason.to_owned() };
-        let images = [image("a/b.jpg", "truncated"), image("c\nd.png", "no\r\nmagic"), image("e", "")];
-        let expected = [image("a/b.jpg", "truncated"), image("c d.png", "no  magic"), image("e", "")];
-        assert_eq!(decode(&encode(&images)), expected);
-        assert_eq!(decode(""), []);
     }
 }

@@ -11,6 +11,7 @@
 pub mod bench;
 mod checkpoints;
 mod clock;
+mod corrupt;
 mod directive;
 pub mod embed;
 pub mod error;

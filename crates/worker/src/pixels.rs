@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(report.warnings.len(), 1);
         assert!(report.warnings[0].starts_with("a/2.png is left out: "), "{:?}", report.warnings);
         assert_eq!(evaluate(&dir.path().join("a")).unwrap_err().exit_code(), 2);
-        let limits = Limits { max_pixels: (SIZE * SIZE) as usize - 1 };
+        let limits = Limits { max_pixels: (SIZE * SIZE) as usize - 1, ..Limits::default() };
         let error = evaluate_knn(dir.path().to_str().unwrap(), None, 8, limits).unwrap_err();
         assert!(matches!(error, Error::NothingDecoded { .. }), "{error}");
     }

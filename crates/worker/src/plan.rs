@@ -36,6 +36,8 @@ pub struct Compute {
     pub threads: usize,
     /// One core for each thread; empty: wherever the system puts them.
     pub cores: Vec<usize>,
+    /// Bytes of memory that data sets may take which are held whole.
+    pub data_bytes: u64,
 }
 
 /// Passes over the data as updates.
@@ -90,12 +92,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Opens the data and lays out this rank's part of a run that begins.
+    /// Opens the data, with all memory that is available to this process, and lays out this rank's part of a run that begins.
+    ///
+    /// - `memory_bytes`: memory that may be taken by data sets which are held whole
     ///
     /// # Errors
     /// If the data cannot be opened, or does not go with the rest of the configuration.
     pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {
-        Plan::of(config, Images::open(config, None)?, rank, world_size)
+        Plan::of(config, Images::open(config, limits(config), None)?, rank, world_size)
     }
 
     /// Lays out this rank's part of a run on `images`.
@@ -155,6 +159,11 @@ impl Plan {
     /// Images in a step, of all ranks.
     pub fn global_batch(&self) -> usize {
         self.config.train.global_batch
+    }
+
+    /// The share of the images that may be corrupt.
+    pub fn max_corrupt_share(&self) -> f64 {
+        self.config.data.max_corrupt_share
     }
 
     /// Views of each image that a step sees.
@@ -318,9 +327,9 @@ pub fn parts(config: &RunConfig, augmentation: &Augmentation) -> Parts {
     }
 }
 
-/// What the run's data sets may take of the machine.
+/// What the run's data sets may take of the machine: all memory that is available to this process.
 pub fn limits(config: &RunConfig) -> Limits {
-    Limits { max_pixels: config.data.max_pixels }
+    Limits { max_pixels: config.data.max_pixels, ..Limits::default() }
 }
 
 fn schedule(config: &RunConfig, epochs: Epochs) -> Schedule {

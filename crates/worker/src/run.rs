@@ -34,6 +34,8 @@ pub struct Options {
     pub cores: Vec<usize>,
     /// Where this node has what the configuration names elsewhere.
     pub data_roots: Vec<DataRoot>,
+    /// Workers that were started on this node together, at least 1: each may take its part of the memory.
+    pub share: u64,
 }
 
 /// Runs a worker to its end and returns the process's exit code.
@@ -53,18 +55,11 @@ pub fn run(options: Options) -> i32 {
 }
 
 fn work(options: Options) -> Result<(), Error> {
-    let Options {
-        coordinator,
-        run_id,
-        incarnation,
-        generation,
-        agent_id,
-        slot,
-        nonce,
-        threads,
-        cores,
-        data_roots,
-    } = options;
+    let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, .. } =
+        options;
+    let Options { cores, data_roots, share, .. } = options;
+    // Measured before a group forms, so that no worker of this node has taken its part yet.
+    let data_bytes = data::memory::available() / share.max(1);
     // Every thread of this process stays on its cores; those of the pool are each pinned to one.
     confine(&cores)?;
     let fence = Fence { run_id, incarnation, generation };
@@ -79,9 +74,10 @@ fn work(options: Options) -> Result<(), Error> {
 
     session.progress(Phase::Forming, 0, 0);
     let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
+        let compute = Compute { threads, cores, data_bytes };
         let start =
             Start { checkpoint: assign.checkpoint_step, accept_changed_data: assign.accept_changed_data };
-        train::train(&session, &config, &Compute { threads, cores }, group, start)
+        train::train(&session, &config, &compute, group, start)
     });
     if let Err(error) = &outcome {
         report(&session, error);

@@ -153,6 +153,7 @@ fn gather_texts(communicator: &mut Communicator, own: &str) -> Result<Vec<String
 mod tests {
     use super::*;
     use crate::fixtures::{self, over_ranks};
+    use crate::plan::limits;
     use config::RunConfig;
     use std::path::{Path, PathBuf};
 
@@ -167,7 +168,7 @@ mod tests {
             // With test images, those differ.
             config.data.source = source(if with_test { &folders[0] } else { &folders[rank] });
             config.eval.data = with_test.then(|| source(&folders[rank]));
-            let images = Images::open(&config, None).unwrap();
+            let images = Images::open(&config, limits(&config), None).unwrap();
             let node = ["node-a", "node-b"][rank];
             compare(communicator, node, ["/images", "/test"], &images).map_err(|error| {
                 assert_eq!(error.exit_code(), 2);

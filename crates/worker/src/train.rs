@@ -1,9 +1,8 @@
 //! The program: what one rank does from its first step to its last.
 
-use checkpoint::Manifest;
 use collective::Communicator;
 use config::RunConfig;
-use data::{Batch, Loader};
+use data::{Batch, Limits, Loader};
 use proto::v1::Phase;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use crate::directive;
 use crate::evaluation::Evaluation;
 use crate::images::{Images, Past};
 use crate::journal::{Journal, Loss};
-use crate::plan::{Compute, Plan};
+use crate::plan::{self, Compute, Plan};
 use crate::session::Session;
 use crate::step::StepBatch;
 use crate::{Error, model, same_data, sync};
@@ -43,7 +42,15 @@ pub fn train(
     let [mut small, gradients] = group;
     let leader = small.rank() == 0;
     let manifest = start.checkpoint.map(|step| sync::fetch_manifest(session, step)).transpose()?;
-    let images = open_images(session, config, &mut small, (manifest.as_ref(), start.accept_changed_data))?;
+    let limits = Limits { memory_bytes: compute.data_bytes, ..plan::limits(config) };
+    let past = match &manifest {
+        None => None,
+        Some(manifest) => {
+            let list = sync::fetch_images(session, manifest)?;
+            Some(Past::new(manifest, list, start.accept_changed_data))
+        }
+    };
+    let images = open_images(session, config, limits, past.as_ref(), &mut small)?;
     let start = start.checkpoint.unwrap_or(0);
     let plan = Plan::of(config, images, small.rank(), small.world_size())?;
     let evaluation = match config.eval.knn_every {
@@ -129,6 +136,7 @@ pub fn train(
             journal.write(&mut trainer, step, Some(loss), evaluated)?;
             unwritten = None;
         } else {
+            journal.share(&mut trainer, step)?;
             unwritten = Some(loss);
         }
         if config.checkpoint.every > 0 && step.is_multiple_of(config.checkpoint.every) {
@@ -151,14 +159,11 @@ pub fn train(
 fn open_images(
     session: &Session,
     config: &RunConfig,
+    limits: Limits,
+    past: Option<&Past>,
     communicator: &mut Communicator,
-    (manifest, accept_changes): (Option<&Manifest>, bool),
 ) -> Result<Images, Error> {
-    let past = match manifest {
-        None => None,
-        Some(manifest) => Some(Past::new(manifest, sync::fetch_images(session, manifest)?, accept_changes)),
-    };
-    let images = Images::open(config, past.as_ref())?;
+    let images = Images::open(config, limits, past)?;
     let sources = [&config.data.source[..], config.eval.data.as_deref().unwrap_or_default()];
     same_data::compare(communicator, session.node(), sources, &images)?;
     if communicator.rank() == 0 {

@@ -140,7 +140,7 @@ fn write_png(path: &Path, views: &ImageViews, config: &RunConfig) -> Result<(), 
 
 fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
     let dataset = Dataset::open_within(&arguments.data, arguments.limits.limits())?;
-    dataset.note().iter().for_each(|note| output::warning(note));
+    dataset.notes().iter().for_each(|note| output::warning(note));
     let stats = data::stats(&dataset, agent::available_cores().len())?;
     if arguments.json {
         output::json(&json!({
@@ -156,6 +156,8 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
             "sixteen_bit": stats.sixteen_bit,
             "largest_of_16_bits": (stats.sixteen_bit > 0).then_some(stats.largest_of_16_bits),
             "turned_by_exif": stats.turned,
+            "skipped": dataset.skipped(),
+            "empty_classes": dataset.empty_classes(),
         }));
         return Ok(Exit::DONE);
     }
@@ -208,8 +210,11 @@ fn of_files(stats: &Stats) -> Vec<Vec<String>> {
 }
 
 fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
-    let dataset = Dataset::open_within(&arguments.data, arguments.limits.limits())?;
-    dataset.note().iter().for_each(|note| output::warning(note));
+    // A set that memory does not hold can be packed all the same: its content then lies beside the file for a while.
+    let folder = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let dataset =
+        Dataset::open_spilling(&arguments.data, arguments.limits.limits(), folder.unwrap_or(Path::new(".")))?;
+    dataset.notes().iter().for_each(|note| output::warning(note));
     let options = PackOptions { shorter_side: arguments.size, threads: agent::available_cores().len() };
     let counter = progress::Counter::new(dataset.len());
     let packed = data::pack(&dataset, &arguments.out, &options, &mut |done| counter.show(done))?;
@@ -224,6 +229,8 @@ fn pack(arguments: PackArguments) -> Result<Exit, Failure> {
             "images": packed.len,
             "shrunk": packed.shrunk,
             "corrupt": packed.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
+            "skipped": dataset.skipped(),
+            "empty_classes": dataset.empty_classes(),
             "bytes": packed.file_bytes,
         }));
         return Ok(Exit::DONE);

@@ -91,7 +91,7 @@ fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
 
 fn pixels(arguments: &Arguments) -> Result<(), Failure> {
     let size = arguments.size;
-    let limits = Limits { max_pixels: arguments.max_pixels };
+    let limits = Limits { max_pixels: arguments.max_pixels, ..Limits::default() };
     let report = worker::pixels::evaluate_knn(&arguments.data, arguments.test.as_deref(), size, limits)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {

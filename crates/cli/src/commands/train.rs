@@ -3,6 +3,7 @@
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use config::RunConfig;
+use data::Limits;
 use proto::v1::{RunEnded, RunState, RunStatus, SubmitRunRequest};
 use serde_json::{Map, Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::images::{Images, Past};
-use worker::plan::Plan;
+use worker::plan::{self, Plan};
 
 use crate::client::{Client, call, idempotency_key};
 use crate::commands::{agent::host_name, stop};
@@ -110,10 +111,12 @@ impl Job {
             true => Past::of_run(&job.run_dir, job.accept_changed_data)?,
             false => None,
         };
-        let images = Images::open(&job.config, past.as_ref())?;
+        let memory_bytes = data::memory::available() / u64::from(job.workers);
+        let limits = Limits { memory_bytes, ..plan::limits(&job.config) };
+        let images = Images::open(&job.config, limits, past.as_ref())?;
         let plan = Plan::of(&job.config, images, 0, job.workers as usize)?;
-        let notes = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
-        notes.filter_map(|dataset| dataset.note()).for_each(output::warning);
+        let opened = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
+        opened.flat_map(|dataset| dataset.notes()).for_each(|note| output::warning(note));
         Ok(job)
     }
 

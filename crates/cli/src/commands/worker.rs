@@ -38,22 +38,16 @@ pub struct Arguments {
     /// Where this node has data that the configuration names elsewhere
     #[arg(long, value_name = "OLD=NEW")]
     data_root: Vec<DataRoot>,
+    /// Workers that were started on this node together, which divide its memory
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    share: u64,
 }
 
 /// Trains; the worker reports its own errors, because they go to the coordinator as well.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments {
-        coordinator,
-        run,
-        incarnation,
-        generation,
-        agent_id,
-        slot,
-        nonce,
-        threads,
-        cores,
-        data_root: data_roots,
-    } = arguments;
+    let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, .. } =
+        arguments;
+    let Arguments { cores, data_root: data_roots, share, .. } = arguments;
     let code = worker::run(worker::Options {
         coordinator,
         run_id: run,
@@ -65,6 +59,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         threads,
         cores,
         data_roots,
+        share,
     });
     Ok(Exit::of_run(code))
 }

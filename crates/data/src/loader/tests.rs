@@ -247,29 +247,76 @@ fn replacements_are_chained_until_one_decodes() {
 #[test]
 fn too_many_corrupt_images_end_the_run_with_their_names() {
     let folder = tempfile::tempdir().unwrap();
-    write_dataset(folder.path(), 20, &[1, 5, 12]);
+    write_dataset(folder.path(), 20, &[1, 3, 5, 6, 7, 12, 13, 15, 16]);
     let run = |max_corrupt_share| {
         let options = LoaderOptions { max_corrupt_share, threads: 1, ..options(20) };
         let mut loader = Loader::new(open(folder.path()), augmentation(), options).unwrap();
         loader.next_batch().map(|batch| batch.replaced.len())
     };
-    assert_eq!(run(0.15).unwrap(), 3, "a share that is just allowed");
-    let Err(Error::TooManyCorrupt { paths, len: 20, .. }) = run(0.1) else {
-        panic!("three of twenty are more")
-    };
-    assert_eq!(paths, ["a/001.png", "a/005.png", "b/012.png"]);
+    assert_eq!(run(0.45).unwrap(), 9, "a share that is just allowed");
+    let error = run(0.4).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "9 of 20 images cannot be read or decoded, more than 8 and more than the share of 0.4 that \
+         data.max_corrupt_share allows: a/001.png, a/003.png, a/005.png, a/006.png, a/007.png, b/012.png, b/013.png, \
+         b/015.png, b/016.png"
+    );
     let Err(Error::TooManyCorrupt { paths, .. }) = run(0.0) else { panic!("none is allowed") };
     assert_eq!(paths.len(), 1);
 }
 
+/// The rule itself: more than eight, and more than the share; a share of 0 is a rule of its own.
 #[test]
-fn a_missing_file_is_an_error_of_its_own() {
+fn a_few_corrupt_images_are_tolerated_whatever_share_they_are() {
+    #[track_caller]
+    fn check(n: usize, len: usize, max_share: f64, expected: bool) {
+        assert_eq!(crate::tolerates(n, len, max_share), expected, "{n} of {len}, {max_share}");
+    }
+    check(8, 8, 0.01, true);
+    check(9, 899, 0.01, false);
+    check(9, 900, 0.01, true);
+    check(10, 900, 0.01, false);
+    check(0, 900, 0.0, true);
+    check(1, 900, 0.0, false);
+    check(900, 900, 1.0, true);
+}
+
+#[test]
+fn a_missing_file_is_replaced_like_a_damaged_one() {
     let folder = tempfile::tempdir().unwrap();
-    write_dataset(folder.path(), 6, &[]);
+    write_dataset(folder.path(), 20, &[3]);
     let dataset = open(folder.path());
-    std::fs::remove_file(folder.path().join("a/001.png")).unwrap();
-    let error = Loader::new(dataset, augmentation(), options(6)).unwrap().next_batch().unwrap_err();
-    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("a/001.png")), "{error:?}");
+    let damaged = batches(&dataset, options(10), 3);
+    std::fs::remove_file(folder.path().join("a/003.png")).unwrap();
+    let missing = batches(&dataset, options(10), 3);
+    for (missing, damaged) in missing.iter().zip(&damaged) {
+        assert!(missing.images == damaged.images, "step {}: another replacement", missing.step);
+    }
+    let replaced: Vec<_> = missing.iter().flat_map(|batch| &batch.replaced).collect();
+    let expected = Replaced { path: "a/003.png".to_owned(), reason: "there is no such file".to_owned() };
+    assert_eq!(replaced, [&expected]);
+}
+
+#[test]
+fn a_data_set_that_is_gone_is_one_error_and_not_one_of_each_image() {
+    let error_of = |dataset: Arc<Dataset>| {
+        let options = LoaderOptions { max_corrupt_share: 1.0, ..options(6) };
+        Loader::new(dataset, augmentation(), options).unwrap().next_batch().unwrap_err()
+    };
+    for emptied in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("images");
+        write_dataset(&root, 6, &[]);
+        let dataset = open(&root);
+        std::fs::remove_dir_all(&root).unwrap();
+        if emptied {
+            // As where a disk is no longer mounted.
+            std::fs::create_dir(&root).unwrap();
+        }
+        let error = error_of(dataset);
+        assert!(matches!(&error, Error::RootGone { path } if *path == root), "{error}");
+        assert!(error.to_string().contains("(data.source or eval.data)"), "{error}");
+    }
 }
 
 #[test]

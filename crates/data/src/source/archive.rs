@@ -1,18 +1,26 @@
 //! Image files in a tar.
 //!
 //! It is indexed once. A plain tar stays on disk and its files are read where they lie; of a compressed one,
-//! which cannot be read from the middle, the images are kept in memory, still encoded.
+//! which cannot be read from the middle, the images are held, still encoded.
+//!
+//! Its members are what extraction would leave: of two with one name the last, and links are the image that they lead to.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use super::listing::{Files, Found};
-use super::{listing, malformed};
+use super::access::{self, Patient};
+use super::hold::{Bytes, Collector, Hold};
+use super::listing::{self, Files, Found};
+use super::malformed;
+use super::skipped::Kind;
 use crate::Error;
+
+/// Links to links that are followed, as by the system.
+const MAX_LINKS: usize = 40;
 
 /// The files of a set that lies in a tar.
 pub struct Archive {
@@ -25,46 +33,45 @@ pub struct Archive {
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     offset: u64,
+    /// Of a link, until it is resolved, its number.
     len: usize,
 }
 
-/// What spans point into.
-pub enum Bytes {
-    OnDisk { path: PathBuf, file: File },
-    InMemory(Vec<u8>),
-}
+/// The offset of a link that is not resolved.
+const LINK: u64 = u64::MAX;
 
 impl Archive {
+    /// Copies an image's file out.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, Error> {
         let Span { offset, len } = self.files.known(index);
-        match &self.bytes {
-            Bytes::OnDisk { path, file } => {
-                let mut content = vec![0; len];
-                file.read_exact_at(&mut content, offset)
-                    .map_err(|source| Error::Io { path: path.clone(), source })?;
-                Ok(content)
-            }
-            Bytes::InMemory(bytes) => Ok(bytes[offset as usize..][..len].to_vec()),
+        let corrupt = |reason: String| {
+            let path = listing::text(self.files.path(index).as_os_str());
+            Err(Error::Image { path, reason })
+        };
+        if len as u64 > access::MAX_IMAGE_BYTES {
+            return corrupt(access::too_large(len as u64));
+        }
+        match self.bytes.read(offset, len)? {
+            Some(content) => Ok(content.into_owned()),
+            None => corrupt("the archive is shorter than when it was opened".to_owned()),
         }
     }
 }
 
 /// Finds the image files in the tar at `path`.
-pub fn index(path: &Path) -> Result<(Found<Span>, Bytes), Error> {
-    let io_error = |source| Error::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io_error)?;
+pub fn index(path: &Path, hold: Hold<'_>) -> Result<(Found<Span>, Bytes), Error> {
+    let (file, file_len) = access::open_source(path)?;
     let mut start = Vec::new();
-    (&file).take(512).read_to_end(&mut start).map_err(io_error)?;
-    file.seek(SeekFrom::Start(0)).map_err(io_error)?;
-    let damaged = |error: std::io::Error| malformed(path, format!("cannot be read as a tar: {error}"));
+    Patient(&file).take(512).read_to_end(&mut start).map_err(damaged(path))?;
+    let mut stream = Patient(&file);
+    stream.seek(SeekFrom::Start(0)).map_err(damaged(path))?;
     match &start[..] {
-        [0x1F, 0x8B, ..] => unpack(flate2::read::MultiGzDecoder::new(BufReader::new(file))).map_err(damaged),
+        [0x1F, 0x8B, ..] => unpack(path, hold, flate2::read::MultiGzDecoder::new(BufReader::new(stream))),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => {
-            unpack(zstd::stream::read::Decoder::new(file).map_err(io_error)?).map_err(damaged)
+            unpack(path, hold, zstd::stream::read::Decoder::new(stream).map_err(damaged(path))?)
         }
         _ if start.get(257..262) == Some(b"ustar") => {
-            let file_len = file.metadata().map_err(io_error)?.len();
-            let found = locate(&file, file_len).map_err(damaged)?;
+            let found = locate(path, &file, file_len)?;
             Ok((found, Bytes::OnDisk { path: path.to_owned(), file }))
         }
         _ => Err(malformed(
@@ -75,56 +82,234 @@ pub fn index(path: &Path) -> Result<(Found<Span>, Bytes), Error> {
     }
 }
 
-fn locate(file: &File, file_len: u64) -> std::io::Result<Found<Span>> {
+/// What a tar cannot be read for: the machine's fault, or damage.
+fn damaged(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |error| {
+        if access::is_machines(&error) {
+            access::machine(path, error)
+        } else {
+            malformed(path, format!("cannot be read as a tar: {error}"))
+        }
+    }
+}
+
+fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error> {
+    let damaged = damaged(path);
     // Without this, a tar that was cut in the padding after a file would pass for a shorter one.
     if !file_len.is_multiple_of(512) {
-        return Err(std::io::Error::other(format!(
-            "{file_len} bytes are no number of blocks of 512: it is cut"
-        )));
+        let reason = format!("{file_len} bytes are no number of blocks of 512: it is cut");
+        return Err(damaged(io::Error::other(reason)));
     }
-    let mut found = Found::new();
-    for entry in tar::Archive::new(BufReader::new(file)).entries_with_seek()? {
-        let entry = entry?;
-        let Some(path) = image_path(&entry, &mut found.skipped) else { continue };
+    let mut members = Members::default();
+    let mut archive = tar::Archive::new(BufReader::new(Patient(file)));
+    for entry in archive.entries_with_seek().map_err(&damaged)? {
+        let mut entry = entry.map_err(&damaged)?;
+        let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
         let span = Span { offset: entry.raw_file_position(), len: entry.size() as usize };
         if span.offset + span.len as u64 > file_len {
-            return Err(std::io::Error::other(format!("it ends within {}", path.display())));
+            return Err(damaged(io::Error::other(format!("it ends within {}", name.display()))));
         }
-        push(&mut found, &path, span);
+        members.push(&name, span);
     }
-    Ok(found)
+    members.finish(archive.into_inner())
 }
 
-fn unpack(stream: impl Read) -> std::io::Result<(Found<Span>, Bytes)> {
-    let (mut found, mut bytes) = (Found::new(), Vec::new());
-    for entry in tar::Archive::new(stream).entries()? {
-        let mut entry = entry?;
-        let Some(path) = image_path(&entry, &mut found.skipped) else { continue };
-        let offset = bytes.len();
-        entry.read_to_end(&mut bytes)?;
-        if bytes.len() - offset != entry.size() as usize {
-            return Err(std::io::Error::other(format!("it ends within {}", path.display())));
+fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>, Bytes), Error> {
+    let damaged = damaged(path);
+    let (mut members, mut held) = (Members::default(), Collector::new(path, hold));
+    let mut archive = tar::Archive::new(stream);
+    for entry in archive.entries().map_err(&damaged)? {
+        let mut entry = entry.map_err(&damaged)?;
+        let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
+        let span = Span { offset: held.len(), len: entry.size() as usize };
+        // What is too large is refused when its turn comes, and need not be kept for that.
+        if span.len as u64 <= access::MAX_IMAGE_BYTES {
+            let taken = held.take(&mut entry, span.len as u64)?.map_err(&damaged)?;
+            if taken != span.len as u64 {
+                return Err(damaged(io::Error::other(format!("it ends within {}", name.display()))));
+            }
         }
-        push(&mut found, &path, Span { offset: offset as u64, len: bytes.len() - offset });
+        members.push(&name, span);
     }
-    Ok((found, Bytes::InMemory(bytes)))
+    Ok((members.finish(archive.into_inner())?, held.finish()))
 }
 
-fn push(found: &mut Found<Span>, path: &Path, span: Span) {
-    found.push(path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default(), span);
+/// The members of a tar, as far as it was read.
+struct Members {
+    found: Found<Span>,
+    /// Those among `found` whose content is that of another member.
+    links: Vec<Link>,
 }
 
-/// The path of an entry that is an image file, without a leading `./`.
-fn image_path<R: Read>(entry: &tar::Entry<'_, R>, skipped: &mut usize) -> Option<PathBuf> {
-    if entry.header().entry_type().is_dir() {
-        return None;
+struct Link {
+    /// The path of the other.
+    target: Vec<u8>,
+    /// A hard link is what its target was when it came, a symbolic one what its target becomes.
+    is_hard: bool,
+}
+
+impl Default for Members {
+    fn default() -> Members {
+        Members { found: Found::new(), links: Vec::new() }
     }
-    let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-    let path: PathBuf =
-        path.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect();
-    if entry.header().entry_type().is_file() && listing::is_image(&path) {
-        return Some(path);
+}
+
+impl Members {
+    /// The path of an entry that is an image file with content of its own. Others are noted.
+    fn image<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> io::Result<Option<PathBuf>> {
+        let (path, is_inside) = normal(&entry.path_bytes());
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let kind = entry.header().entry_type();
+        if kind.is_pax_global_extensions() {
+            return Ok(None);
+        }
+        let skipped = if !is_inside {
+            Kind::Outside
+        } else if path.iter().any(listing::is_hidden) {
+            Kind::Hidden
+        } else if kind.is_dir() {
+            self.found.without_images.push(path);
+            return Ok(None);
+        } else if kind.is_hard_link() || kind.is_symlink() {
+            match link(entry, &path).filter(|_| listing::is_image(&name)) {
+                Some(link) => {
+                    self.push(&path, Span { offset: LINK, len: self.links.len() });
+                    self.links.push(link);
+                    return Ok(None);
+                }
+                None => Kind::Link,
+            }
+        } else if !(kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()) {
+            Kind::Special
+        } else if !listing::is_image(&name) {
+            Kind::of_name(&name)
+        } else if kind.is_gnu_sparse() || is_pax_sparse(entry)? {
+            Kind::Sparse
+        } else {
+            return Ok(Some(path));
+        };
+        self.found.skipped.add(path.parent().unwrap_or(Path::new("")), skipped);
+        Ok(None)
     }
-    *skipped += 1;
+
+    fn push(&mut self, path: &Path, span: Span) {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        self.found.push(folder, path.file_name().unwrap_or_default(), span);
+    }
+
+    /// Resolves links. `rest` is what follows the end of the archive.
+    fn finish(mut self, rest: impl Read) -> Result<Found<Span>, Error> {
+        self.resolve();
+        self.found.notes.extend(note_of_rest(rest));
+        Ok(self.found)
+    }
+
+    fn resolve(&mut self) {
+        let Members { found, links } = self;
+        if links.is_empty() {
+            return;
+        }
+        let targets: HashSet<&[u8]> = links.iter().map(|link| link.target.as_slice()).collect();
+        // Of each target, where it stands among the members and its content; later ones of one name come later.
+        let mut members: HashMap<Vec<u8>, Vec<(usize, Span)>> = HashMap::new();
+        let mut place = 0;
+        found.visit(|path, span| {
+            if targets.contains(path) {
+                members.entry(path.to_vec()).or_default().push((place, *span));
+            }
+            place += 1;
+        });
+        let mut place = 0;
+        found.visit(|_, span| {
+            if span.offset == LINK {
+                *span = follow(links, &members, place, *span).unwrap_or(*span);
+            }
+            place += 1;
+        });
+        found.drop_unless(&Kind::Link, |span| span.offset != LINK);
+    }
+}
+
+/// The content that the link at `place` among the members leads to.
+fn follow(
+    links: &[Link],
+    members: &HashMap<Vec<u8>, Vec<(usize, Span)>>,
+    mut place: usize,
+    mut span: Span,
+) -> Option<Span> {
+    for _ in 0..MAX_LINKS {
+        if span.offset != LINK {
+            return Some(span);
+        }
+        let Link { target, is_hard } = &links[span.len];
+        (place, span) = *members.get(target)?.iter().rfind(|(at, _)| !is_hard || *at < place)?;
+    }
     None
+}
+
+/// Where a link leads, if that is in the archive.
+fn link<R: Read>(entry: &tar::Entry<'_, R>, path: &Path) -> Option<Link> {
+    let target = entry.link_name_bytes()?;
+    let target = Path::new(OsStr::from_bytes(&target));
+    let is_hard = entry.header().entry_type().is_hard_link();
+    let target = if is_hard { Some(normal(target.as_os_str().as_bytes()).0) } else { beside(path, target) }?;
+    Some(Link { target: target.into_os_string().into_encoded_bytes(), is_hard })
+}
+
+/// What `target` is for a symbolic link at `path`. None if it lies outside of the archive.
+fn beside(path: &Path, target: &Path) -> Option<PathBuf> {
+    let mut folder = path.parent()?.to_owned();
+    for component in target.components() {
+        match component {
+            Component::Normal(name) => folder.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => {
+                if !folder.pop() {
+                    return None;
+                }
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(folder)
+}
+
+/// A member's path without `.` and the slashes before it, as it would be extracted, and whether that is what it names:
+/// extraction refuses `..`.
+fn normal(path: &[u8]) -> (PathBuf, bool) {
+    let path = Path::new(OsStr::from_bytes(path));
+    let is_inside = path.components().all(|component| component != Component::ParentDir);
+    let names = path.components().filter(|component| matches!(component, Component::Normal(_)));
+    (names.collect(), is_inside)
+}
+
+/// The sparse files of POSIX archives: their content begins with a map, and their name stands in an extension.
+fn is_pax_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A tar ends with zeros; other bytes behind it are members of an archive that was put behind it.
+fn note_of_rest(mut rest: impl Read) -> Option<String> {
+    let mut block = [0; 1 << 13];
+    let (mut n, mut is_zero) = (0u64, true);
+    loop {
+        match rest.read(&mut block) {
+            Ok(0) => break,
+            Ok(len) => {
+                n += len as u64;
+                is_zero &= block[..len].iter().all(|&byte| byte == 0);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Some(format!("the archive is damaged behind its last member: {error}")),
+        }
+    }
+    (!is_zero).then(|| {
+        format!("{n} bytes follow the end of the archive and are not read: put archives together with tar -A")
+    })
 }

@@ -4,12 +4,14 @@
 //! small.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::no_such_split;
+use super::skipped::{self, Kind, Skipped};
+use super::splits::{self, Match};
 use crate::Error;
 
 /// Relative paths of files, and what else is known of each.
@@ -70,10 +72,22 @@ impl<T: Copy> Files<T> {
 }
 
 impl<T> Files<T> {
-    /// Puts them in the bytewise order of their paths.
-    fn sort(&mut self) {
+    /// Puts them in the bytewise order of their paths. Of several with one path the last that was found stays, as when
+    /// a tar is extracted; the others are counted in `skipped`.
+    fn sort(&mut self, skipped: &mut Skipped) {
         let Files { folders, names, entries, .. } = self;
-        entries.sort_unstable_by(|a, b| order(folders, names, a, b));
+        // Names lie in the order in which they were found.
+        entries.sort_unstable_by(|a, b| {
+            order(folders, names, a, b).then_with(|| a.name_start.cmp(&b.name_start))
+        });
+        entries.dedup_by(|later, earlier| {
+            let same = later.folder == earlier.folder && later.name(names) == earlier.name(names);
+            if same {
+                skipped.add(folders[later.folder as usize].as_path(), Kind::Replaced);
+                std::mem::swap(later, earlier);
+            }
+            same
+        });
     }
 
     /// Keeps those below `base`, and no more memory than they take.
@@ -107,8 +121,32 @@ impl<T> Files<T> {
                 folder.label = classes.binary_search(&class).expect("every class is listed") as u32;
             }
         }
-        classes.into_iter().map(|class| String::from_utf8_lossy(class).into_owned()).collect()
+        classes.into_iter().map(|class| text(OsStr::from_bytes(class))).collect()
     }
+
+    /// The files that lie directly in `base`: how many, and the first.
+    fn outside_of_folders(&self, base: &[u8]) -> (usize, String) {
+        let mut direct = self.entries.iter().filter(|entry| self.folders[entry.folder as usize].path == base);
+        let first = direct.next().map(|entry| text(OsStr::from_bytes(entry.name(&self.names))));
+        first.map_or_else(Default::default, |first| (1 + direct.count(), first))
+    }
+}
+
+impl Folder {
+    /// Without a slash at its end.
+    fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(self.path.strip_suffix(b"/").unwrap_or(&self.path)))
+    }
+}
+
+/// A path or name as text in which two that differ stay different: bytes that are no UTF-8 are written `\xNN`.
+pub fn text(name: &OsStr) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 impl<T> Entry<T> {
@@ -141,32 +179,95 @@ pub struct Found<T> {
     files: Files<T>,
     /// The folders' numbers by their paths.
     numbers: HashMap<PathBuf, u32>,
-    /// How many others there are, which are no images.
-    pub skipped: usize,
+    /// What is no image.
+    pub skipped: Skipped,
+    /// Folders without an image of their own.
+    pub without_images: Vec<PathBuf>,
+    /// What else the user should know.
+    pub notes: Vec<String>,
+}
+
+/// How far a listing has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    names: usize,
+    entries: usize,
 }
 
 impl<T> Found<T> {
     pub fn new() -> Found<T> {
         let files = Files { folders: Vec::new(), names: Vec::new(), entries: Vec::new(), base_len: 0 };
-        Found { files, numbers: HashMap::new(), skipped: 0 }
+        Found {
+            files,
+            numbers: HashMap::new(),
+            skipped: Skipped::default(),
+            without_images: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     /// Adds the file `name` of `folder`, a relative path.
     pub fn push(&mut self, folder: &Path, name: &OsStr, known: T) {
-        let Files { folders, names, entries, .. } = &mut self.files;
-        let folder = self.numbers.get(folder).copied().unwrap_or_else(|| {
-            let mut path = folder.as_os_str().as_bytes().to_vec();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            let number = folders.len() as u32;
-            folders.push(Folder { path, label: 0 });
-            self.numbers.insert(folder.to_owned(), number);
-            number
-        });
+        let folder = self.folder(folder);
+        self.push_in(folder, name, known);
+    }
+
+    /// The number of a folder, for [`Found::push_in`].
+    pub fn folder(&mut self, folder: &Path) -> u32 {
+        if let Some(number) = self.numbers.get(folder) {
+            return *number;
+        }
+        let mut path = folder.as_os_str().as_bytes().to_vec();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        let number = self.files.folders.len() as u32;
+        self.files.folders.push(Folder { path, label: 0 });
+        self.numbers.insert(folder.to_owned(), number);
+        number
+    }
+
+    /// Adds the file `name` of a folder.
+    pub fn push_in(&mut self, folder: u32, name: &OsStr, known: T) {
+        let Files { names, entries, .. } = &mut self.files;
         let name_start = names.len();
         names.extend_from_slice(name.as_bytes());
         entries.push(Entry { folder, name_len: name.len() as u32, name_start, known });
+    }
+
+    /// Where the listing is, so that it can go on from here once more.
+    pub fn mark(&self) -> Mark {
+        Mark { names: self.files.names.len(), entries: self.files.entries.len() }
+    }
+
+    /// Forgets the files that were added since `mark`.
+    pub fn rewind(&mut self, mark: Mark) {
+        self.files.names.truncate(mark.names);
+        self.files.entries.truncate(mark.entries);
+    }
+
+    /// Calls `visit` with the path of each file, in the order of their discovery, and with what is known of it.
+    pub fn visit(&mut self, mut visit: impl FnMut(&[u8], &mut T)) {
+        let Files { folders, names, entries, .. } = &mut self.files;
+        let mut path = Vec::new();
+        for entry in entries {
+            path.clear();
+            path.extend_from_slice(&folders[entry.folder as usize].path);
+            path.extend_from_slice(&names[entry.name_start..][..entry.name_len as usize]);
+            visit(&path, &mut entry.known);
+        }
+    }
+
+    /// Takes those out whose `known` is not to be kept, and counts them as `kind`.
+    pub fn drop_unless(&mut self, kind: &Kind, keep: impl Fn(&T) -> bool) {
+        let Found { files: Files { folders, entries, .. }, skipped, .. } = self;
+        entries.retain(|entry| {
+            let kept = keep(&entry.known);
+            if !kept {
+                skipped.add(folders[entry.folder as usize].as_path(), kind.clone());
+            }
+            kept
+        });
     }
 }
 
@@ -176,52 +277,117 @@ pub struct Arranged<T> {
     pub files: Files<T>,
     /// Empty: there are no classes.
     pub class_names: Vec<String>,
-    pub note: Option<String>,
+    pub notices: Notices,
 }
+
+/// What the user should know of the opening of a source.
+#[derive(Debug, Default)]
+pub struct Notices {
+    /// In sentences.
+    pub notes: Vec<String>,
+    /// What was skipped, by its kind.
+    pub skipped: BTreeMap<String, usize>,
+    /// Classes that lack an image, sorted.
+    pub empty_classes: Vec<String>,
+}
+
+impl Notices {
+    /// Adds what lies beside the files of a set that has its own, `of_set`.
+    pub fn add_beside(&mut self, skipped: &Skipped, of_set: &str) {
+        self.notes.extend(skipped.sentence_beside(of_set));
+        self.skipped = skipped.counts(b"");
+    }
+}
+
+/// Endings of images, in small letters.
+const ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif"];
 
 /// Tells whether a file counts as an image, by its name: its content is looked at when it is decoded.
-pub fn is_image(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    ["jpg", "jpeg", "png", "webp"].iter().any(|known| extension == *known) && !is_hidden(path)
+pub fn is_image(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().unwrap_or_default().as_bytes();
+    ENDINGS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
 }
 
-/// Tells whether a path leads through a name that begins with a dot.
-pub fn is_hidden(path: &Path) -> bool {
-    path.iter().any(|name| name.as_bytes().starts_with(b"."))
+/// Tells whether a name begins with a dot.
+pub fn is_hidden(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".")
 }
 
 /// Selects a split, sorts by path, and takes classes from the folders.
 ///
-/// A folder that only wraps others (`imagenette/train/…`) is passed through. Where no split is asked for and
-/// the root holds a `train` and a `test` (or `val`) folder, `train` is taken.
+/// A folder that only wraps others (`imagenette/train/…`) is passed through. Where no split is asked for and all
+/// folders of the first level are splits by their names, the one to train on is taken.
 pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result<Arranged<T>, Error> {
-    let Found { mut files, skipped, .. } = found;
+    let Found { mut files, mut skipped, without_images, mut notes, .. } = found;
     if files.entries.is_empty() {
-        return Err(Error::Empty { origin: origin.display().to_string(), skipped });
+        return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
-    let mut note = None;
     let mut base = Vec::new();
     match split {
         Some(split) => base = find_split(origin, &files.folders, split)?,
         None => {
             pass_wrappers(&files.folders, &mut base);
-            let level = Level::of(&files.folders, &base);
-            let holds = |name: &str| level.folders.contains(name.as_bytes());
-            let other = ["test", "val"].into_iter().find(|name| holds(name));
-            if let (true, false, Some(other)) = (holds("train"), level.has_files, other) {
-                base.extend_from_slice(b"train/");
-                let origin = origin.display();
-                note = Some(format!(
-                    "{origin} holds train and {other}: taking train; {origin}#{other} is the other"
-                ));
+            match choose_split(origin, &Level::of(&files.folders, &base))? {
+                Choice::Everything => base.clear(),
+                Choice::Noted(note) => {
+                    notes.push(note);
+                    base.clear();
+                }
+                Choice::Train(name, note) => {
+                    base = [&base, name, b"/"].concat();
+                    notes.push(note);
+                }
             }
         }
     }
+    let looked_at = base.clone();
     pass_wrappers(&files.folders, &mut base);
     files.retain(&base);
-    files.sort();
+    files.sort(&mut skipped);
     let class_names = files.classify(&base);
-    Ok(Arranged { files, class_names, note })
+    let (n_outside, first) = files.outside_of_folders(&base);
+    if (1..files.entries.len()).contains(&n_outside) {
+        notes.push(format!(
+            "there are no classes, because {n_outside} images lie in no folder, {first} the first"
+        ));
+    }
+    notes.extend(skipped.sentence(&looked_at));
+    let empty_classes = match class_names[..] {
+        [] => Vec::new(),
+        _ => empty_classes(&files.folders, &base, &skipped, &without_images),
+    };
+    notes.extend(empty_sentence(&empty_classes));
+    let notices = Notices {
+        notes,
+        skipped: skipped.counts(&looked_at),
+        empty_classes: empty_classes.into_iter().map(|(name, _)| name).collect(),
+    };
+    Ok(Arranged { files, class_names, notices })
+}
+
+/// The folders in `base` that would be classes if they had an image, and what they have.
+fn empty_classes(
+    folders: &[Folder],
+    base: &[u8],
+    skipped: &Skipped,
+    without_images: &[PathBuf],
+) -> Vec<(String, String)> {
+    let class_of = |folder: &[u8]| -> Option<Vec<u8>> {
+        let name = first_name(folder.strip_prefix(base)?);
+        (!name.is_empty() && !name.starts_with(b".")).then(|| name.to_vec())
+    };
+    let with_images: BTreeSet<Vec<u8>> = folders.iter().filter_map(|folder| class_of(&folder.path)).collect();
+    let others = without_images.iter().map(|path| path.as_os_str().as_bytes()).chain(skipped.folders());
+    let classes: BTreeSet<Vec<u8>> = others.filter_map(class_of).collect();
+    classes
+        .difference(&with_images)
+        .map(|class| (text(OsStr::from_bytes(class)), skipped.within(&[base, class].concat())))
+        .collect()
+}
+
+fn empty_sentence(classes: &[(String, String)]) -> Option<String> {
+    let texts: Vec<String> = classes.iter().map(|(name, what)| format!("class {name}: {what}")).collect();
+    (!texts.is_empty()).then(|| format!("no image in {}", skipped::first_of(&texts, "; ")))
 }
 
 /// What lies directly in a folder.
@@ -261,21 +427,100 @@ fn wrapper(folders: &[Folder], base: &[u8]) -> Option<Vec<u8>> {
     (!level.has_files && !level.has_leaves).then(|| [base, only, b"/"].concat())
 }
 
-fn find_split(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, Error> {
-    let mut base = Vec::new();
-    loop {
-        let wanted = [&base[..], split.trim_end_matches('/').as_bytes(), b"/"].concat();
-        if folders.iter().any(|folder| folder.path.starts_with(&wanted)) {
-            return Ok(wanted);
+/// What is taken where no split is asked for.
+enum Choice<'a> {
+    Everything,
+    /// Everything, and why.
+    Noted(String),
+    /// One folder, and why.
+    Train(&'a [u8], String),
+}
+
+fn choose_split<'a>(origin: &Path, level: &Level<'a>) -> Result<Choice<'a>, Error> {
+    let origin = origin.display();
+    let (found, others): (Vec<&[u8]>, Vec<&[u8]>) =
+        level.folders.iter().partition(|name| splits::is_split(name));
+    let [first, ..] = found[..] else { return Ok(Choice::Everything) };
+    let first = String::from_utf8_lossy(first).into_owned();
+    let candidates = enumerated(&found);
+    if !others.is_empty() {
+        let others = enumerated(&others);
+        return Ok(Choice::Noted(format!(
+            "{origin} holds {candidates} beside {others}: all are taken as classes; {origin}#{first} would take one split"
+        )));
+    }
+    if level.has_files {
+        return Ok(Choice::Noted(format!(
+            "{origin} holds {candidates} beside images of its own: all are taken together; {origin}#{first} would take one \
+             split"
+        )));
+    }
+    let (trains, rest): (Vec<&[u8]>, Vec<&[u8]>) = found.iter().partition(|name| splits::is_train(name));
+    match (&trains[..], &rest[..]) {
+        ([_], []) | ([], [_]) => Ok(Choice::Everything),
+        ([train], rest) => {
+            let others: Vec<String> =
+                rest.iter().map(|name| format!("{origin}#{}", String::from_utf8_lossy(name))).collect();
+            let are = if others.len() == 1 { "is the other" } else { "are the others" };
+            let name = String::from_utf8_lossy(train);
+            let note = format!("{origin} holds {candidates}: taking {name}; {} {are}", others.join(" and "));
+            Ok(Choice::Train(train, note))
         }
-        match wrapper(folders, &base) {
-            Some(inner) => base = inner,
-            None => {
-                let level = Level::of(folders, &base);
-                let names: Vec<_> = level.folders.iter().map(|name| String::from_utf8_lossy(name)).collect();
-                let available = if names.is_empty() { "no folders".to_owned() } else { names.join(", ") };
-                return Err(no_such_split(origin, split, &available));
+        (trains, _) => {
+            let reason = match trains {
+                [] => "none of them is the split to train on (rename them if they are classes)",
+                _ => "several of them could be the split to train on",
+            };
+            Err(Error::AmbiguousSplit {
+                origin: origin.to_string(),
+                candidates,
+                reason: reason.to_owned(),
+                first: trains.first().map_or(first, |name| String::from_utf8_lossy(name).into_owned()),
+            })
+        }
+    }
+}
+
+/// "a, b and c"; of many the first ones.
+fn enumerated(names: &[&[u8]]) -> String {
+    let names: Vec<String> = names.iter().map(|name| text(OsStr::from_bytes(name))).collect();
+    match &names[..] {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first @ .., last] if first.len() < 8 => format!("{} and {last}", first.join(", ")),
+        many => skipped::first_of(many, ", "),
+    }
+}
+
+/// The folder that `split` names: exactly, or else without regard to the case of letters, or else by what it means.
+fn find_split(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, Error> {
+    let wanted = split.trim_end_matches('/').as_bytes();
+    let mut bases = vec![Vec::new()];
+    while let Some(inner) = wrapper(folders, &bases[bases.len() - 1]) {
+        bases.push(inner);
+    }
+    for (how, base) in Match::ALL.iter().flat_map(|how| bases.iter().map(move |base| (*how, base))) {
+        // A path with slashes is found exactly or not at all.
+        let path = [base, wanted, b"/"].concat();
+        if how == Match::Exact && folders.iter().any(|folder| folder.path.starts_with(&path)) {
+            return Ok(path);
+        }
+        let level = Level::of(folders, base);
+        match how.of(level.folders.iter().copied(), wanted)[..] {
+            [] => {}
+            [only] => return Ok([base, only, b"/"].concat()),
+            ref several => {
+                return Err(Error::AmbiguousSplit {
+                    origin: origin.display().to_string(),
+                    candidates: enumerated(several),
+                    reason: format!("#{split} could be any of them"),
+                    first: String::from_utf8_lossy(several[0]).into_owned(),
+                });
             }
         }
     }
+    let level = Level::of(folders, &bases[bases.len() - 1]);
+    let names: Vec<_> = level.folders.iter().map(|name| String::from_utf8_lossy(name)).collect();
+    let available = if names.is_empty() { "no folders".to_owned() } else { names.join(", ") };
+    Err(no_such_split(origin, split, &available))
 }

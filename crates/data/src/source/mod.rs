@@ -2,16 +2,23 @@
 //!
 //! One file per format finds images and their classes; `listing.rs` is what folders and archives share.
 
+mod access;
 mod archive;
 mod builtin;
 mod cifar;
 mod files;
+mod hold;
 mod idx;
 mod listing;
 pub mod pack;
 mod pixels;
+mod skipped;
+mod splits;
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,11 +26,12 @@ use crate::cache::Cache;
 use crate::decode::{Facts, inspect};
 use crate::fingerprint::{Digest, Kind};
 use crate::list::{Followed, GONE};
-use crate::{Error, Image, MAX_PIXELS, decode};
+use crate::{Error, Image, MAX_PIXELS, decode, memory};
 use archive::Archive;
 use builtin::Split;
 use files::Folder;
-use listing::Arranged;
+use hold::Hold;
+use listing::{Arranged, Notices};
 use pack::Pack;
 use pixels::Pixels;
 
@@ -32,15 +40,19 @@ use pixels::Pixels;
 /// | text | what it opens |
 /// | --- | --- |
 /// | `builtin` | the built-in set, training images; `builtin#test` for the others |
-/// | a folder | JPEG, PNG and WebP files in it, or IDX or CIFAR files |
+/// | a folder | JPEG, PNG, WebP, BMP and GIF files in it, or IDX or CIFAR files |
 /// | a tar, plain or compressed by gzip or zstd | such files in it |
 /// | an IDX or CIFAR file | its images |
 /// | a packed set ([`pack`](crate::pack())) | its images |
 /// | any of these`#split` | the images of that subfolder, or the `train` or `test` half of IDX and CIFAR files |
 ///
-/// Where a folder or tar holds a `train` and a `test` (or `val`) folder and nothing says which, `train` is taken and
-/// [`Dataset::note`] says so. Classes are the folders that the images lie in; a folder that only wraps others is
-/// passed through.
+/// Where all folders of a folder or tar are splits by their names (train, training; test, testing; val, valid, validation;
+/// dev; in any case of letters) and nothing says which, the one to train on is taken and [`Dataset::notes`] says so. A split
+/// that is asked for is found exactly, or else without regard to case, or else by what it means. Classes are the folders
+/// that the images lie in; a folder that only wraps others is passed through.
+///
+/// What is no image is skipped and counted ([`Dataset::skipped`]). What only turns out to be none when it is read (it is
+/// missing, not permitted, no regular file, damaged) is [`Error::Image`].
 ///
 /// The order is that of the files' relative paths, bytewise, or the order in the file that holds them all.
 pub struct Dataset {
@@ -48,7 +60,7 @@ pub struct Dataset {
     source: Source,
     /// Empty: there are no labels.
     class_names: Vec<String>,
-    note: Option<String>,
+    notices: Notices,
     cache: Cache,
     limits: Limits,
     /// The order of a list, where it is not the source's.
@@ -60,12 +72,23 @@ pub struct Dataset {
 pub struct Limits {
     /// Images with more pixels than this are refused before anything is allocated for them.
     pub max_pixels: usize,
+    /// Bytes of memory that may be taken by what is held whole: compressed archives, IDX and CIFAR files, and a part of
+    /// it by images that are kept decoded.
+    pub memory_bytes: u64,
 }
 
 impl Default for Limits {
+    /// All memory that is available to this process.
     fn default() -> Self {
-        Limits { max_pixels: MAX_PIXELS }
+        Limits { max_pixels: MAX_PIXELS, memory_bytes: memory::available() }
     }
+}
+
+/// What was found behind a source's text.
+struct Opened {
+    source: Source,
+    class_names: Vec<String>,
+    notices: Notices,
 }
 
 enum Source {
@@ -91,94 +114,24 @@ impl Dataset {
     /// If nothing is there, it holds no images, a split is not in it, or a file that holds the whole set is
     /// damaged.
     pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
-        Ok(Dataset { limits, ..Dataset::open_source(source)? })
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
+        Ok(Dataset::new(source, Opened::open(source, hold)?, limits))
     }
 
-    fn open_source(source: &str) -> Result<Dataset, Error> {
-        match with_split(source) {
-            Some(("builtin", split)) => return Dataset::open_builtin(source, split),
-            None if source == "builtin" => return Dataset::open_builtin(source, "train"),
-            _ => {}
-        }
-        // A path may contain a #: it is taken as a path if there is such a file.
-        let (path, split) = match with_split(source) {
-            Some((path, split)) if !Path::new(source).exists() => (Path::new(path), Some(split)),
-            _ => (Path::new(source), None),
-        };
-        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound { path: path.to_owned() },
-            _ => Error::Io { path: path.to_owned(), source: error },
-        })?;
-        if metadata.is_dir() {
-            Dataset::open_folder(source, path, split)
-        } else {
-            Dataset::open_file(source, path, split)
-        }
+    /// Opens a source of which what does not fit into memory goes to a temporary file in `folder`.
+    ///
+    /// # Errors
+    /// As of [`Dataset::open_within`], or if there is no room in `folder`.
+    pub fn open_spilling(source: &str, limits: Limits, folder: &Path) -> Result<Dataset, Error> {
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill: Some(folder) };
+        Ok(Dataset::new(source, Opened::open(source, hold)?, limits))
     }
 
-    fn open_builtin(origin: &str, split: &str) -> Result<Dataset, Error> {
-        let split = match split {
-            "train" => Split::Train,
-            "test" => Split::Test,
-            other => return Err(no_such_split(Path::new("builtin"), other, "train and test")),
-        };
-        let class_names = builtin::CLASS_NAMES.map(str::to_owned).to_vec();
-        Ok(Dataset::new(origin, Source::Builtin(split), class_names, None))
-    }
-
-    fn open_folder(origin: &str, root: &Path, split: Option<&str>) -> Result<Dataset, Error> {
-        if let Some(pixels) = idx::open_folder(root, split)? {
-            return Ok(Dataset::of_pixels(origin, pixels));
-        }
-        if let Some(pixels) = cifar::open_folder(root, split)? {
-            return Ok(Dataset::of_pixels(origin, pixels));
-        }
-        let Arranged { files, class_names, note } = listing::arrange(root, files::walk(root)?, split)?;
-        let folder = Folder { root: root.to_owned(), files };
-        Ok(Dataset::new(origin, Source::Folder(folder), class_names, note))
-    }
-
-    fn open_file(origin: &str, path: &Path, split: Option<&str>) -> Result<Dataset, Error> {
-        if let Some((pack, class_names)) = pack::open_file(path)? {
-            return match split {
-                None => Ok(Dataset::new(origin, Source::Pack(pack), class_names, None)),
-                Some(split) => Err(no_such_split(path, split, "no splits: it was packed from one")),
-            };
-        }
-        if let Some(pixels) = idx::open_file(path)? {
-            return Dataset::of_one_file(origin, path, split, pixels);
-        }
-        if path.extension().is_some_and(|extension| extension == "bin") {
-            return Dataset::of_one_file(origin, path, split, cifar::open_file(path)?);
-        }
-        let (found, bytes) = archive::index(path)?;
-        let Arranged { files, class_names, note } = listing::arrange(path, found, split)?;
-        Ok(Dataset::new(origin, Source::Archive(Archive { files, bytes }), class_names, note))
-    }
-
-    fn of_one_file(origin: &str, path: &Path, split: Option<&str>, pixels: Pixels) -> Result<Dataset, Error> {
-        match split {
-            None => Ok(Dataset::of_pixels(origin, pixels)),
-            Some(split) => Err(no_such_split(path, split, "one only: name the folder, or another file")),
-        }
-    }
-
-    fn of_pixels(origin: &str, mut pixels: Pixels) -> Dataset {
-        let (class_names, note) = (std::mem::take(&mut pixels.class_names), pixels.note.take());
-        Dataset::new(origin, Source::Pixels(pixels), class_names, note)
-    }
-
-    fn new(origin: &str, source: Source, class_names: Vec<String>, note: Option<String>) -> Dataset {
-        let cache = Cache::new(source.len());
-        Dataset {
-            origin: origin.to_owned(),
-            source,
-            class_names,
-            note,
-            cache,
-            limits: Limits::default(),
-            followed: None,
-        }
+    fn new(origin: &str, opened: Opened, limits: Limits) -> Dataset {
+        let Opened { source, class_names, notices } = opened;
+        let left = limits.memory_bytes.saturating_sub(source.held_bytes());
+        let cache = Cache::new(source.len(), left);
+        Dataset { origin: origin.to_owned(), source, class_names, notices, cache, limits, followed: None }
     }
 
     /// The text that was opened.
@@ -219,16 +172,32 @@ impl Dataset {
         &self.class_names
     }
 
-    /// A choice that was made in opening and that the user should be told, such as which half was taken.
-    pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
+    /// What the user should know of the opening, in sentences: which split was taken, what was skipped, which classes
+    /// lack an image.
+    pub fn notes(&self) -> &[String] {
+        &self.notices.notes
+    }
+
+    /// How many files and other members were skipped, by their kind: `.tif`, `no ending`, `hidden`, ...
+    pub fn skipped(&self) -> &BTreeMap<String, usize> {
+        &self.notices.skipped
+    }
+
+    /// Folders that would be classes if they had an image, sorted.
+    pub fn empty_classes(&self) -> &[String] {
+        &self.notices.empty_classes
+    }
+
+    /// Bytes of memory that are held of the source itself, beside the list of its images.
+    pub fn held_bytes(&self) -> u64 {
+        self.source.held_bytes()
     }
 
     /// Names an image: its path within the source, or the file it lies in and its number there.
     pub fn path_of(&self, index: usize) -> String {
         match self.place(index) {
             Ok(place) => self.source.path(place),
-            Err(name) => String::from_utf8_lossy(name).into_owned(),
+            Err(name) => listing::text(OsStr::from_bytes(name)),
         }
     }
 
@@ -266,7 +235,8 @@ impl Dataset {
 
     /// Takes images in another order, and their labels and classes.
     pub(crate) fn rearrange(&mut self, followed: Followed, class_names: Vec<String>) {
-        self.cache = Cache::new(followed.places.len());
+        let left = self.limits.memory_bytes.saturating_sub(self.held_bytes());
+        self.cache = Cache::new(followed.places.len(), left);
         self.followed = Some(followed);
         self.class_names = class_names;
     }
@@ -298,7 +268,7 @@ impl Dataset {
             Source::Builtin(split) => builtin::render(*split, place).rgb,
             Source::Folder(folder) => folder.read(place)?,
             Source::Archive(archive) => archive.read(place)?,
-            Source::Pixels(pixels) => pixels.image(place).rgb,
+            Source::Pixels(pixels) => pixels.image(place)?.rgb,
             Source::Pack(pack) => pack.image(place)?.rgb,
         })
     }
@@ -306,7 +276,7 @@ impl Dataset {
     /// Decodes an image, or takes it from memory: a set that is small when decoded is kept.
     ///
     /// # Errors
-    /// [`Error::Image`] if it is corrupt, [`Error::Io`] if it cannot be read.
+    /// [`Error::Image`] if it cannot be had, [`Error::Machine`] and [`Error::RootGone`] if that is not the image's fault.
     ///
     /// # Panics
     /// If there is no such image.
@@ -335,7 +305,7 @@ impl Dataset {
             Source::Builtin(split) => Ok(builtin::render(*split, place)),
             Source::Folder(folder) => self.decode(index, &folder.read(place)?),
             Source::Archive(archive) => self.decode(index, &archive.read(place)?),
-            Source::Pixels(pixels) => Ok(pixels.image(place)),
+            Source::Pixels(pixels) => pixels.image(place),
             Source::Pack(pack) => pack.image(place),
         }
     }
@@ -362,13 +332,87 @@ impl Dataset {
     }
 }
 
+impl Opened {
+    fn open(source: &str, hold: Hold<'_>) -> Result<Opened, Error> {
+        match with_split(source) {
+            Some(("builtin", split)) => return Opened::builtin(split),
+            None if source == "builtin" => return Opened::builtin("train"),
+            _ => {}
+        }
+        // A path may contain a #: it is taken as a path if there is such a file.
+        let (path, split) = match with_split(source) {
+            Some((path, split)) if !Path::new(source).exists() => (Path::new(path), Some(split)),
+            _ => (Path::new(source), None),
+        };
+        let metadata = access::persist(path, || fs::metadata(path))?;
+        if metadata.map_err(|error| access::of_source(path, error))?.is_dir() {
+            Opened::folder(path, split, hold)
+        } else {
+            Opened::file(path, split, hold)
+        }
+    }
+
+    fn builtin(split: &str) -> Result<Opened, Error> {
+        let split = match splits::half(&["train", "test"], split) {
+            Some("train") => Split::Train,
+            Some(_) => Split::Test,
+            None => return Err(no_such_split(Path::new("builtin"), split, "train and test")),
+        };
+        let class_names = builtin::CLASS_NAMES.map(str::to_owned).to_vec();
+        Ok(Opened { source: Source::Builtin(split), class_names, notices: Notices::default() })
+    }
+
+    fn folder(root: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<Opened, Error> {
+        if let Some(pixels) = idx::open_folder(root, split, hold)? {
+            return Ok(Opened::pixels(pixels));
+        }
+        if let Some(pixels) = cifar::open_folder(root, split, hold)? {
+            return Ok(Opened::pixels(pixels));
+        }
+        let Arranged { files, class_names, notices } = listing::arrange(root, files::walk(root)?, split)?;
+        let folder = Folder { root: root.to_owned(), files };
+        Ok(Opened { source: Source::Folder(folder), class_names, notices })
+    }
+
+    fn file(path: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<Opened, Error> {
+        if let Some((pack, class_names)) = pack::open_file(path)? {
+            return match split {
+                None => Ok(Opened { source: Source::Pack(pack), class_names, notices: Notices::default() }),
+                Some(split) => Err(no_such_split(path, split, "no splits: it was packed from one")),
+            };
+        }
+        if let Some(pixels) = idx::open_file(path, hold)? {
+            return Opened::one_file(path, split, pixels);
+        }
+        if path.extension().is_some_and(|extension| extension == "bin") {
+            return Opened::one_file(path, split, cifar::open_file(path, hold)?);
+        }
+        let (found, bytes) = archive::index(path, hold)?;
+        let Arranged { files, class_names, notices } = listing::arrange(path, found, split)?;
+        Ok(Opened { source: Source::Archive(Archive { files, bytes }), class_names, notices })
+    }
+
+    fn one_file(path: &Path, split: Option<&str>, pixels: Pixels) -> Result<Opened, Error> {
+        match split {
+            None => Ok(Opened::pixels(pixels)),
+            Some(split) => Err(no_such_split(path, split, "one only: name the folder, or another file")),
+        }
+    }
+
+    fn pixels(mut pixels: Pixels) -> Opened {
+        let (class_names, notices) =
+            (std::mem::take(&mut pixels.class_names), std::mem::take(&mut pixels.notices));
+        Opened { source: Source::Pixels(pixels), class_names, notices }
+    }
+}
+
 impl Source {
     fn len(&self) -> usize {
         match self {
             Source::Builtin(split) => split.len(),
             Source::Folder(folder) => folder.files.len(),
             Source::Archive(archive) => archive.files.len(),
-            Source::Pixels(pixels) => pixels.len(),
+            Source::Pixels(pixels) => pixels.len,
             Source::Pack(pack) => pack.len(),
         }
     }
@@ -392,8 +436,8 @@ impl Source {
                     builtin::CLASS_NAMES[builtin::label(place) as usize]
                 )
             }
-            Source::Folder(folder) => folder.files.path(place).to_string_lossy().into_owned(),
-            Source::Archive(archive) => archive.files.path(place).to_string_lossy().into_owned(),
+            Source::Folder(folder) => listing::text(folder.files.path(place).as_os_str()),
+            Source::Archive(archive) => listing::text(archive.files.path(place).as_os_str()),
             Source::Pixels(pixels) => pixels.path_of(place),
             Source::Pack(pack) => pack.path_of(place),
         }
@@ -408,6 +452,14 @@ impl Source {
             }
         }
     }
+
+    fn held_bytes(&self) -> u64 {
+        match self {
+            Source::Archive(archive) => archive.bytes.in_memory(),
+            Source::Pixels(pixels) => pixels.bytes.in_memory(),
+            Source::Builtin(_) | Source::Folder(_) | Source::Pack(_) => 0,
+        }
+    }
 }
 
 fn with_split(source: &str) -> Option<(&str, &str)> {
@@ -420,10 +472,6 @@ fn no_such_split(origin: &Path, wanted: &str, available: &str) -> Error {
         wanted: wanted.to_owned(),
         available: available.to_owned(),
     }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 fn malformed(path: &Path, reason: impl Into<String>) -> Error {

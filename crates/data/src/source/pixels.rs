@@ -1,23 +1,25 @@
 //! Images that lie undecoded in memory: what IDX and CIFAR files hold.
 
-use crate::Image;
+use super::hold::Bytes;
+use super::listing::Notices;
+use crate::{Error, Image};
 
 /// Images of one size.
-#[derive(Debug, Default)]
 pub struct Pixels {
     pub width: usize,
     pub height: usize,
     /// 1 (gray) or 3.
     pub channels: usize,
     pub layout: Layout,
-    /// The images one after the other.
-    pub bytes: Vec<u8>,
+    /// The images one after the other, and how many they are.
+    pub bytes: Bytes,
+    pub len: usize,
     /// Empty: there are no classes.
     pub labels: Vec<u32>,
     pub class_names: Vec<String>,
     /// The files in order, and how many images each holds.
     pub files: Vec<(String, usize)>,
-    pub note: Option<String>,
+    pub notices: Notices,
 }
 
 /// How the channels of an image lie.
@@ -31,25 +33,25 @@ pub enum Layout {
 }
 
 impl Pixels {
-    pub fn len(&self) -> usize {
-        self.bytes.len() / self.image_bytes()
-    }
-
     fn image_bytes(&self) -> usize {
         self.width * self.height * self.channels
     }
 
-    pub fn image(&self, index: usize) -> Image {
-        let bytes = &self.bytes[index * self.image_bytes()..][..self.image_bytes()];
+    pub fn image(&self, index: usize) -> Result<Image, Error> {
+        let offset = (index * self.image_bytes()) as u64;
+        let bytes = self.bytes.read(offset, self.image_bytes())?.ok_or_else(|| Error::Image {
+            path: self.path_of(index),
+            reason: "its file is shorter than when it was opened".to_owned(),
+        })?;
         let pixels = self.width * self.height;
         let rgb = match (self.channels, self.layout) {
             (1, _) => bytes.iter().flat_map(|&gray| [gray; 3]).collect(),
-            (_, Layout::Interleaved) => bytes.to_vec(),
+            (_, Layout::Interleaved) => bytes.into_owned(),
             (_, Layout::Planar) => {
                 (0..pixels).flat_map(|i| [bytes[i], bytes[pixels + i], bytes[2 * pixels + i]]).collect()
             }
         };
-        Image { width: self.width, height: self.height, rgb }
+        Ok(Image { width: self.width, height: self.height, rgb })
     }
 
     /// The file an image lies in and its number there.
@@ -61,6 +63,6 @@ impl Pixels {
             }
             within -= len;
         }
-        panic!("image {index} of {}", self.len())
+        panic!("image {index} of {}", self.len)
     }
 }

@@ -3,6 +3,11 @@ use std::io::Write;
 use super::*;
 use crate::fixtures::{encoded, image, png, write_files};
 
+mod bounds;
+mod left_out;
+mod members;
+mod splits;
+
 #[track_caller]
 fn open(path: &Path, split: &str) -> Dataset {
     Dataset::open(&format!("{}{split}", path.display())).unwrap()
@@ -61,8 +66,9 @@ fn a_folder_is_read_in_the_order_of_its_paths() {
     check_example(&open(root.path(), "#train"), &open(root.path(), "#test"));
     let unsaid = open(root.path(), "");
     check_example(&unsaid, &open(root.path(), "#test"));
-    assert!(unsaid.note().unwrap().contains("holds train and test: taking train"), "{:?}", unsaid.note());
-    assert_eq!(open(root.path(), "#train").note(), None);
+    assert!(unsaid.notes()[0].contains("holds test and train: taking train"), "{:?}", unsaid.notes());
+    let skipped = "skipped 2 files that are no images: 1 .txt, 1 hidden";
+    assert_eq!(open(root.path(), "#train").notes(), [skipped]);
     assert_eq!(paths(&open(&root.path().join("train"), ""))[0], "a-b/1.png");
 }
 
@@ -161,7 +167,7 @@ fn what_is_no_data_set_says_what_it_is() {
     let root = tempfile::tempdir().unwrap();
     write_files(root.path(), &[("notes.txt", b"x".to_vec()), (".hidden.png", b"x".to_vec())]);
     let path = root.path().to_str().unwrap();
-    check(path, "holds no images (2 other files skipped)");
+    check(path, "holds no images (skipped 2 files that are no images: 1 .txt, 1 hidden)");
     check(&format!("{path}/nothing"), "no data at");
     check(&format!("{path}/nothing#train"), "no data at");
     check("builtin#valid", "builtin has no valid: it has train and test");
@@ -191,7 +197,7 @@ fn idx_files_are_read_plain_and_compressed() {
     assert_eq!((train.len(), train.labels(), train.class_names().len()), (2, Some(vec![7, 2]), 8));
     let expected: Vec<u8> = (12..24).flat_map(|gray| [gray; 3]).collect();
     assert_eq!(*train.load(1).unwrap(), Image { width: 4, height: 3, rgb: expected.clone() });
-    assert!(train.note().unwrap().contains("#test are the others"));
+    assert!(train.notes()[0].contains("#test are the others"));
     assert_eq!(train.path_of(1), "train-images-idx3-ubyte.gz#1");
     let test = open(root.path(), "#test");
     assert_eq!((test.len(), test.labels()), (1, Some(vec![3])));
@@ -298,7 +304,7 @@ fn an_image_beyond_the_limit_of_pixels_is_a_corrupt_one_unless_it_is_packed() {
     let root = tempfile::tempdir().unwrap();
     write_files(root.path(), &[("a.png", png(&image(5, 3, 1))), ("b.png", png(&image(4, 3, 2)))]);
     let source = root.path().to_str().unwrap();
-    let limits = Limits { max_pixels: 14 };
+    let limits = Limits { max_pixels: 14, ..Limits::default() };
     let dataset = Dataset::open_within(source, limits).unwrap();
     let error = dataset.load(0).unwrap_err();
     assert_eq!(error.to_string(), "a.png: 5 x 3 pixels, more than the 14 of data.max_pixels");

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixtures;
+use crate::plan::limits;
 use std::fs;
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ impl Fixture {
             dir.path().join("set").display()
         );
         let config = RunConfig::from_toml(&text).unwrap();
-        let list = Images::open(&config, None).unwrap().list();
+        let list = Images::open(&config, limits(&config), None).unwrap().list();
         let past = Past { step: 7, list: Some(list), ..Past::default() };
         Fixture { dir, config, past }
     }
@@ -31,7 +32,7 @@ impl Fixture {
     }
 
     fn open(&self) -> Result<Images, Error> {
-        Images::open(&self.config, Some(&self.past))
+        Images::open(&self.config, limits(&self.config), Some(&self.past))
     }
 
     /// The message and hint that refuse the set as it is now.
@@ -148,7 +149,7 @@ fn accepted_with_another_count_the_epoch_begins_anew() {
     fs::remove_dir_all(fixture.path("c")).unwrap();
     assert_eq!(fixture.open().unwrap().origin, EpochOrigin { step: 12, epoch: 3 });
     // Nothing changed: the option changes nothing.
-    let images = Images::open(&fixture.config, None).unwrap();
+    let images = Images::open(&fixture.config, limits(&fixture.config), None).unwrap();
     fixture.past.list = Some(images.list());
     let images = fixture.open().unwrap();
     assert_eq!((images.origin, images.notices), (EpochOrigin { step: 7, epoch: 2 }, Vec::new()));

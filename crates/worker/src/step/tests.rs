@@ -59,7 +59,7 @@ fn config(method: &str, arch: &str) -> RunConfig {
 }
 
 fn trainer(plan: &Plan, small: Communicator, gradients: Communicator) -> Trainer {
-    let compute = plan::Compute { threads: 1, cores: Vec::new() };
+    let compute = plan::Compute { threads: 1, cores: Vec::new(), data_bytes: 0 };
     plan.trainer(&compute, small, gradients).unwrap()
 }
 

@@ -3,9 +3,8 @@
 #![expect(unsafe_code, reason = "a mapped file changes when another program writes to it")]
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
 
 /// A whole file, read only.
 ///
@@ -24,16 +23,16 @@ pub enum Access {
 
 impl Map {
     /// Maps the file, unless it begins with something else than `magic`.
-    pub fn open(path: &Path, magic: &[u8]) -> io::Result<Option<Map>> {
-        let mut file = File::open(path)?;
+    pub fn of(mut file: &File, magic: &[u8]) -> io::Result<Option<Map>> {
         let mut start = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
         (&mut file).take(magic.len() as u64).read_to_end(&mut start)?;
         if start != magic {
             return Ok(None);
         }
         // SAFETY: bytes that change meanwhile are only compared and copied as plain numbers; nothing that was
         // checked once is trusted to stay: a number is copied, then held against the length of the map, then used.
-        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        let map = unsafe { memmap2::Mmap::map(file) }?;
         Ok(Some(Map(map)))
     }
 

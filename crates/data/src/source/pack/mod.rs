@@ -27,7 +27,7 @@ pub use write::{PackOptions, Packed, pack};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::malformed;
+use super::{access, malformed};
 use crate::{Error, Image};
 use index::{Entry, Index};
 use map::{Access, Map};
@@ -47,13 +47,19 @@ pub struct Pack {
 /// Opens a packed set, if the file begins like one: the set, and its class names (none: it has no labels).
 pub fn open_file(path: &Path) -> Result<Option<(Pack, Vec<String>)>, Error> {
     let io_error = |source| Error::Io { path: path.to_owned(), source };
-    let Some(map) = Map::open(path, MAGIC).map_err(io_error)? else { return Ok(None) };
+    let (file, _) = access::open_source(path)?;
+    let Some(map) = access::persist(path, || Map::of(&file, MAGIC))?.map_err(io_error)? else {
+        return Ok(None);
+    };
     map.expect(Access::InOrder).map_err(io_error)?;
     let damaged = |reason| malformed(path, format!("damaged packed set: {reason}; pack it again"));
     let (index, class_names) = index::read(map.bytes()).map_err(damaged)?;
     map.expect(Access::InAnyOrder).map_err(io_error)?;
     if index.len() == 0 {
-        return Err(Error::Empty { origin: path.display().to_string(), skipped: 0 });
+        return Err(Error::Empty {
+            origin: path.display().to_string(),
+            skipped: "it was packed from none".to_owned(),
+        });
     }
     let verified = (0..index.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     Ok(Some((Pack { path: path.to_owned(), map, index, verified }, class_names)))
@@ -87,7 +93,7 @@ impl Pack {
             Error::Image { path, reason }
         };
         let entry = self.index.entry(self.map.bytes(), index).map_err(corrupt)?;
-        let bytes = self.map.range(entry.range());
+        let bytes = access::persist(&self.path, || self.map.range(entry.range()))?;
         let bytes = bytes.map_err(|source| Error::Io { path: self.path.clone(), source })?;
         let (word, bit) = (&self.verified[index / 64], 1 << (index % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
