@@ -21,10 +21,9 @@ pub(crate) struct Key {
 impl Key {
     /// The key of that name, if there is one.
     pub(crate) fn find(name: &str) -> Result<&'static Key, Error> {
-        KEYS.iter().find(|key| key.name == name).ok_or_else(|| Error::UnknownKey {
-            key: name.to_owned(),
-            nearest: nearest::nearest(name, KEYS.iter().map(|key| key.name)),
-        })
+        KEYS.iter()
+            .find(|key| key.name == name)
+            .ok_or_else(|| Error::UnknownKey { key: name.to_owned(), meant: nearest::key(name) })
     }
 
     pub(crate) fn section(&self) -> &'static str {
@@ -38,6 +37,7 @@ impl Key {
     pub(crate) fn set(&self, config: &mut RunConfig, value: &Value) -> Result<(), Error> {
         (self.read)(config, value).map_err(|expected| Error::Value {
             key: self.name,
+            meant: nearest::value(self.name, &value.to_string()),
             value: value.to_string(),
             expected,
         })
@@ -185,7 +185,13 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.decode, "full, or scaled: JPEGs at 1/2 to 1/8 for large crops; off by 1 to 2 of 255"),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
-    key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),
+    key!(checkpoint.every, "steps between checkpoints; 0: none by steps"),
+    key!(
+        checkpoint.every_minutes,
+        "minutes between checkpoints; 0: none by time",
+        " of at least 0",
+        |minutes| *minutes >= 0.0
+    ),
     key!(checkpoint.keep, "newest checkpoints that stay", ", at least 1", |n| *n >= 1),
     key!(checkpoint.at_start, "also one before the first forward pass"),
     key!(metrics.every, "steps between rows of metrics.jsonl", ", at least 1", |n| *n >= 1),

@@ -19,12 +19,13 @@ mod owners;
 pub mod presets;
 mod run_config;
 mod setting;
+mod words;
 
 pub use choices::{
     Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Decode, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem, UnknownChoice,
 };
-pub use error::Error;
+pub use error::{Error, FLAGS, Meant};
 pub use layers::{Layers, RESUMABLE, resolve, resume};
 pub use run_config::{
     Bank, Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
