@@ -29,6 +29,7 @@ mod objective;
 pub mod pixels;
 pub mod plan;
 pub mod probe;
+mod resumption;
 mod run;
 pub mod session;
 pub mod snapshot;

@@ -289,7 +289,8 @@ pub fn decoding(config: &RunConfig) -> Decoding {
     }
 }
 
-fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
+/// The learning rate over the whole run.
+pub(crate) fn schedule(config: &RunConfig, steps_per_epoch: u64) -> Schedule {
     let total_steps = match config.run.length {
         Length::Steps(steps) => steps,
         Length::Epochs(epochs) => epochs * steps_per_epoch,
