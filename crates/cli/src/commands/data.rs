@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use worker::views::ImageViews;
 
 use crate::failure::{Exit, Failure};
-use crate::layers::{self, LayerArguments};
+use crate::layers::{self, LayerArguments, SOURCES};
 use crate::{output, progress};
 
 /// Look into a data set
@@ -52,8 +52,7 @@ pub struct ViewsArguments {
 /// Which data set.
 #[derive(Args)]
 pub struct StatsArguments {
-    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    #[arg(long, value_name = "PATH", default_value = "builtin", help = SOURCES)]
     data: String,
     /// Print one JSON object
     #[arg(long)]
@@ -63,8 +62,7 @@ pub struct StatsArguments {
 /// What is packed, and where to.
 #[derive(Args)]
 pub struct PackArguments {
-    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = SOURCES)]
     data: String,
     /// The file to write; it gets its name when it is complete
     #[arg(long, value_name = "FILE")]

@@ -60,7 +60,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
 fn request(arguments: &Arguments) -> Result<SubmitRunRequest, Failure> {
     let device = arguments.device.name()?.to_owned();
     let (config, run_dir) = match &arguments.resume {
-        Some(run_dir) => (config::resume(&layers::of_run(run_dir)?, &arguments.layers.set)?, Some(run_dir)),
+        Some(run_dir) => (layers::of_resumed(run_dir, &arguments.layers.set)?, Some(run_dir)),
         None => (arguments.layers.resolve(config::ORPHAN_TTL)?, arguments.out.as_ref()),
     };
     let run_dir = match run_dir {
