@@ -172,6 +172,7 @@ fn stop_leaves_a_checkpoint_from_which_the_run_goes_on() {
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
     cluster.call(&["stop", &run_id]);
     let stopped = cluster.until_state(&run_id, "stopped");
+    assert_eq!(stopped["exit_code"], 85, "{stopped}");
     assert_eq!(stopped["step"], *checkpoints(&run).last().unwrap(), "{stopped}");
     assert_goes_on(&cluster, &run);
     cluster.assert_quiet(&run);
@@ -216,7 +217,7 @@ fn a_stopped_agent_ends_its_workers_first() {
     until("a trained step", || (!metrics(&run).is_empty()).then_some(()));
     let workers = cluster.workers();
     signal(cluster.agents[0].id(), "TERM");
-    cluster.agents[0].wait();
+    assert_eq!(cluster.agents[0].wait().code(), Some(75), "{}", cluster.agents[0].stderr());
     assert!(workers.iter().all(|id| !alive(*id)), "{workers:?}");
     cluster.until_state(&run_id, "failed");
 }
@@ -224,7 +225,7 @@ fn a_stopped_agent_ends_its_workers_first() {
 #[test]
 fn garbage_on_the_coordinator_port_hurts_nobody() {
     use std::io::Write;
-    let cluster = Cluster::start(&[1]);
+    let mut cluster = Cluster::start(&[1]);
     let (run_id, _) = cluster.submit("run", 1, &tiny_run(10));
     for _ in 0..20 {
         let mut socket = std::net::TcpStream::connect(&cluster.address).unwrap();
@@ -232,6 +233,9 @@ fn garbage_on_the_coordinator_port_hurts_nobody() {
         socket.write_all(&[0xa5; 4096]).ok();
     }
     assert_eq!(cluster.until_state(&run_id, "finished")["step"], 10);
+    // An agent that leaves with nothing to do has cut nothing short.
+    signal(cluster.agents[0].id(), "TERM");
+    assert_eq!(cluster.agents[0].wait().code(), Some(0), "{}", cluster.agents[0].stderr());
 }
 
 #[test]
@@ -240,6 +244,14 @@ fn waiting_for_slots_is_said_and_an_unreachable_coordinator_is_try_again() {
     let (run_id, _) = cluster.submit("run", 2, &tiny_run(5));
     let queued = cluster.until_state(&run_id, "queued");
     assert!(queued["reason"].as_str().unwrap().contains("1 of 2 slots"), "{queued}");
+
+    // Whoever waits for a run that is stopped hears that it was.
+    let mut command = himpun();
+    command.env("HIMPUN_COORDINATOR", &cluster.address).args(["submit", "--wait", "--workers", "2"]);
+    let mut submit = Process::start(command.args(tiny_run(5)), cluster.directory.path(), "submit");
+    let run_id = submit.line();
+    cluster.call(&["stop", &run_id]);
+    assert_eq!(submit.wait().code(), Some(85), "{}", submit.stderr());
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let stderr = fail(himpun().args(["status", "--coordinator", &free]), 75);

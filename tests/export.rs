@@ -80,7 +80,28 @@ fn resnets_are_torchvisions() {
         let with_theirs = with_weights(&run, &of_backbone.collect());
         assert!(exported(&with_theirs, "torchvision") == theirs, "{arch}: other names, shapes or values");
         check_features(&with_theirs, &images, &numbers(&golden, &format!("{arch}.features")));
+        check_timm(&with_theirs, arch);
     }
+}
+
+/// The format `timm` has the names, types and shapes that `golden/timm_names.py` found in timm.
+#[track_caller]
+fn check_timm(checkpoint: &Path, arch: &str) {
+    type Form = Vec<(String, String, Vec<usize>)>;
+    let golden: BTreeMap<String, Form> =
+        serde_json::from_slice(include_bytes!("golden/timm_names.json")).unwrap();
+    let (_, state) = checkpoint::load(checkpoint, |_| true).unwrap();
+    let exported = checkpoint::export::tensors(&state, "timm".parse().unwrap()).unwrap();
+    let dtype = |tensor: &Tensor<'_>| match tensor.dtype.to_string().as_str() {
+        "F32" => "float32",
+        "I64" => "int64",
+        other => panic!("{other}"),
+    };
+    let form: Form = exported
+        .iter()
+        .map(|tensor| (tensor.name.clone(), dtype(tensor).to_owned(), tensor.shape.clone()))
+        .collect();
+    assert_eq!(form, golden[arch], "{arch}");
 }
 
 /// As `drawn` of `golden/resnets.py`.

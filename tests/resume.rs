@@ -62,11 +62,70 @@ fn stopped_cleanly() {
     assert_eq!(metrics(&stopped).last().unwrap()["step"], 5);
     runs.resume(&stopped, &["run.stop_after=0"]);
     runs.assert_equal(&undisturbed, &stopped);
-    // A finished run: nothing to do.
-    runs.resume(&stopped, &[]);
+    let stderr = runs.resume(&stopped, &[]);
+    assert!(stderr.contains("finished at step 8 of 8: nothing to do; give it a new length"), "{stderr}");
     runs.assert_equal(&undisturbed, &stopped);
     assert_quiet(&undisturbed, &[]);
-    assert_quiet(&stopped, &[]);
+    assert_quiet(&stopped, &["nothing to do"]);
+}
+
+#[test]
+fn a_stop_that_is_reached_says_so_and_a_new_length_lifts_it() {
+    let runs = Runs::new();
+    let run = runs.train("run", &["run.stop_after=2"]);
+    let mut command = himpun();
+    let output = output(command.args(["train", "--json", "--resume"]).arg(&run));
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        stderr.contains("stands at step 2 of 8, and run.stop_after = 2 ends it there: nothing to do"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("--set run.stop_after=0"), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert_eq!((&report["steps"], output.status.code()), (&2.into(), Some(0)), "{stdout}");
+
+    let stderr = runs.resume(&run, &["run.steps=4"]);
+    // 0.0025 (1 + cos(pi 2 / n)) with n = 4 and 8.
+    let expected = "run.steps = 4 instead of 8: the schedule is over the new length; the learning rate of step 3 is \
+                    0.0025 instead of 0.004268";
+    assert!(stderr.contains(expected), "{stderr}");
+    let last = metrics(&run).pop().unwrap();
+    assert_eq!(last["step"], 4, "{last}");
+    assert_eq!(metrics(&run)[2]["lr"], 0.0025);
+}
+
+/// Checkpoints by time leave no trace in what is learned; a hang-up stops a run as SIGTERM does, unless whoever started
+/// it had it ignored.
+#[test]
+fn saved_by_the_minute_until_the_terminal_hangs_up() {
+    let runs = Runs::new();
+    let start = |hang_up: &str, name: &str, set: &[&str]| {
+        let run = runs.path(name);
+        let mut command = std::process::Command::new("env");
+        command.arg(format!("--{hang_up}-signal=HUP")).arg(himpun().get_program());
+        command.args(["train", "--workers", "2", "--out"]).arg(&run).args(tiny_run(100_000));
+        command.args(set.iter().flat_map(|pair| ["--set", pair])).env_remove("RUST_LOG");
+        (Process::start(&mut command, runs.directory.path(), name), run)
+    };
+    let (mut train, saved) = start("default", "saved", &["checkpoint.every_minutes=0.002"]);
+    until("checkpoints by time", || (checkpoints(&saved).len() >= 2).then_some(()));
+    signal(train.id(), "HUP");
+    assert_eq!(train.wait().code(), Some(85), "{}", train.stderr());
+    let end = format!("run.stop_after={}", checkpoints(&saved).last().unwrap());
+    assert_quiet(&saved, &[]);
+
+    let (mut train, undisturbed) = start("ignore", "undisturbed", &[&end]);
+    until("a trained step", || (!metrics(&undisturbed).is_empty()).then_some(()));
+    signal(train.id(), "HUP");
+    assert_eq!(train.wait().code(), Some(0), "{}", train.stderr());
+    assert_eq!(checkpoints(&undisturbed), checkpoints(&saved)[checkpoints(&saved).len() - 1..]);
+    let weights = |run: &Path| {
+        let newest = checkpoint::newest_good(run).0.unwrap();
+        let (_, state) = checkpoint::load(&newest, checkpoint::export::is_exported).unwrap();
+        checkpoint::encode_shard(&checkpoint::export::state_dict(&state).unwrap())
+    };
+    assert!(weights(&saved) == weights(&undisturbed), "checkpoints by time changed what was learned");
 }
 
 /// Resumes a run that was killed, for a few steps, and compares it with one that was not.
@@ -90,6 +149,10 @@ fn killed_worker_and_killed_train() {
         if victim == 1 {
             signal(children(train.id())[1].0, "KILL");
             assert_eq!(train.wait().code(), Some(1), "{}", train.stderr());
+            let newest = checkpoint::checkpoint_dir(&run, *checkpoints(&run).last().unwrap());
+            let hint =
+                format!("go on from {} with `himpun train --resume {}`", newest.display(), run.display());
+            assert!(train.stderr().contains(&hint), "{}", train.stderr());
         } else {
             train.kill();
         }

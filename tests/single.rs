@@ -116,6 +116,7 @@ fn a_killed_worker_is_named_and_ends_the_run() {
     assert_eq!(train.wait().code(), Some(1));
     let stderr = train.stderr();
     assert!(stderr.contains("rank 1") && stderr.contains("SIGKILL"), "{stderr}");
+    assert!(stderr.contains("nothing was saved before") && !stderr.contains("resume"), "{stderr}");
     assert!(workers.iter().all(|(id, _)| !alive(*id)), "{workers:?}");
 }
 

@@ -43,14 +43,23 @@ pub struct Options {
     pub program: PathBuf,
 }
 
+/// What an agent left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// No worker ran here.
+    Nothing,
+    /// Workers were ended before they had ended by themselves: their runs failed.
+    Workers,
+}
+
 /// Serves the coordinator until `shutdown`, then ends this agent's workers and returns.
 ///
 /// # Errors
 /// If the coordinator refuses this agent, or the node cannot spawn at all. An unreachable coordinator is
 /// none: the agent keeps trying.
-pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<Left, Error> {
     let (mut supervisor, mut logs) = supervise::Supervisor::new(&options)?;
     let outcome = session::serve(&options, &mut supervisor, &mut logs, &shutdown).await;
     supervisor.finish().await;
-    outcome
+    outcome.map(|()| supervisor.left())
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::cores::{self, Share};
 use crate::process::{self, Identity, Logs, Stop};
 use crate::spawn::Spawner;
-use crate::{Error, Options};
+use crate::{Error, Left, Options};
 
 /// Batches of log lines waiting for the coordinator; more are dropped and counted.
 const LOG_BATCHES: usize = 512;
@@ -41,6 +41,8 @@ pub(crate) struct Supervisor {
     /// The newest fence heard of each run: orders of an older one are void.
     fences: HashMap<String, Fence>,
     exits: VecDeque<WorkerExited>,
+    /// Workers were ended because this agent leaves.
+    cut_short: bool,
     logs: mpsc::Sender<LogBatch>,
 }
 
@@ -65,6 +67,7 @@ impl Supervisor {
             lives: JoinSet::new(),
             fences: HashMap::new(),
             exits: VecDeque::new(),
+            cut_short: false,
             logs,
         };
         Ok((supervisor, batches))
@@ -194,10 +197,16 @@ impl Supervisor {
     }
 
     /// Asks every worker to end, and kills those that have not within a few seconds.
-    pub fn leave(&self) {
+    pub fn leave(&mut self) {
+        self.cut_short |= !self.is_idle();
         for worker in self.workers.values() {
             worker.stop(Stop { grace: LEAVING_GRACE });
         }
+    }
+
+    /// What [`leave`](Self::leave) met.
+    pub fn left(&self) -> Left {
+        if self.cut_short { Left::Workers } else { Left::Nothing }
     }
 
     /// Ends every worker that is left.

@@ -85,7 +85,7 @@ impl Fixture {
         path
     }
 
-    fn agent(&self, program: &Path, slots: u32) -> JoinHandle<Result<(), agent::Error>> {
+    fn agent(&self, program: &Path, slots: u32) -> JoinHandle<Result<agent::Left, agent::Error>> {
         let options = agent::Options {
             data_roots: Vec::new(),
             coordinator: self.address.to_string(),
@@ -217,7 +217,7 @@ async fn workers_are_started_as_told_and_their_ends_reported() {
         assert!(lines.contains(&expected), "{expected} in {lines:#?}");
     }
     fixture.shutdown.cancel();
-    agent.await.unwrap().unwrap();
+    assert_eq!(agent.await.unwrap().unwrap(), agent::Left::Nothing);
 }
 
 #[tokio::test]
@@ -277,7 +277,7 @@ async fn an_agent_that_leaves_ends_its_workers_first() {
     let (exited, _) = stream.exited().await;
     assert_eq!((exited.code, exited.stderr_tail), (Some(85), vec!["drained".to_owned()]));
     drop(stream);
-    agent.await.unwrap().unwrap();
+    assert_eq!(agent.await.unwrap().unwrap(), agent::Left::Workers);
     assert!(!is_alive(pid));
 }
 

@@ -15,9 +15,10 @@ pub enum Format {
     /// Everything that was trained, `backbone.conv1.weight`, `head.0.bias`, `predictor.0.weight`, and the momentum encoder
     /// where there is one: `momentum.backbone.conv1.weight`.
     StateDict,
-    /// The backbone under torchvision's own names: `conv1.weight`. No head and no `fc`.
+    /// The backbone of a residual network under torchvision's own names: `conv1.weight`. No head and no `fc`.
     Torchvision,
-    /// A vision transformer under timm's own names: `blocks.0.attn.qkv.weight`. No head.
+    /// The backbone under timm's own names, which are torchvision's for a residual network and `blocks.0.attn.qkv.weight`
+    /// for a vision transformer. No head. ResNet-20, which neither has, goes under the names of its blocks in both.
     Timm,
 }
 
@@ -25,6 +26,15 @@ impl Format {
     /// Every format by the name that the command line uses.
     pub const NAMES: [(&str, Format); 3] =
         [("state-dict", Format::StateDict), ("torchvision", Format::Torchvision), ("timm", Format::Timm)];
+
+    /// What is written, in a few words.
+    pub fn about(self) -> &'static str {
+        match self {
+            Format::StateDict => "backbone, head and whatever else was trained",
+            Format::Torchvision => "the backbone of a residual network under torchvision's names",
+            Format::Timm => "the backbone under timm's names",
+        }
+    }
 }
 
 impl FromStr for Format {
@@ -47,7 +57,7 @@ pub fn tensors(state: &State, format: Format) -> Result<Vec<Tensor<'_>>, Error> 
     match format {
         Format::StateDict => state_dict(state),
         Format::Torchvision => torchvision(state),
-        Format::Timm => timm(state),
+        Format::Timm => backbone(state),
     }
 }
 
@@ -87,19 +97,12 @@ pub fn torchvision(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
             instead: "timm",
         });
     }
-    select(state, |name| name.strip_prefix("model.backbone."))
+    backbone(state)
 }
 
-/// The backbone of a vision transformer under plain names.
-///
-/// # Errors
-/// As [`tensors`], or if the backbone is a residual net.
-pub fn timm(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
-    let tensors = select(state, |name| name.strip_prefix("model.backbone."))?;
-    if state.get(CLASS_TOKEN).is_err() {
-        return Err(Error::OtherFormat { format: "timm", has: "a residual network", instead: "torchvision" });
-    }
-    Ok(tensors)
+/// The backbone under plain names.
+fn backbone(state: &State) -> Result<Vec<Tensor<'_>>, Error> {
+    select(state, |name| name.strip_prefix("model.backbone."))
 }
 
 fn select(state: &State, rename: impl Fn(&str) -> Option<&str>) -> Result<Vec<Tensor<'_>>, Error> {
@@ -220,7 +223,9 @@ mod tests {
                 2
             )
         );
-        assert!(timm(&state()).unwrap_err().to_string().ends_with("; use torchvision"));
+        // A residual network has the same names in both: tests/golden/timm_names.py compares them.
+        let state = state();
+        assert_eq!(tensors(&state, Format::Timm).unwrap(), torchvision(&state).unwrap());
     }
 
     #[test]

@@ -87,3 +87,44 @@ pub fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<
     runtime.shutdown_background();
     outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// The help of an option of a command.
+    #[track_caller]
+    fn help(path: &[&str], option: &str) -> String {
+        let mut command = &Cli::command();
+        for name in path {
+            command = command.find_subcommand(name).expect("a command");
+        }
+        let found = command.get_arguments().find(|argument| argument.get_long() == Some(option));
+        found.expect("an option").get_help().expect("a help").to_string()
+    }
+
+    #[test]
+    fn helps_name_every_value() {
+        let formats = help(&["export"], "format");
+        for (name, format) in ::checkpoint::export::Format::NAMES {
+            assert!(formats.contains(&format!("`{name}`: {}", format.about())), "{formats}");
+        }
+        assert!(help(&["bench", "step"], "arch").contains("vit-b16, vit-<width>-<depth>-<heads>"));
+        assert!(help(&["bench", "step"], "convolution").ends_with("auto or direct"));
+        assert!(help(&["bench", "collective"], "op").contains("reduce-scatter"));
+    }
+
+    #[test]
+    fn options_that_hints_name_exist() {
+        let command = Cli::command();
+        for name in ["train", "submit"] {
+            let command = command.find_subcommand(name).expect("a command");
+            for flag in config::FLAGS {
+                let option = flag.strip_prefix("--").expect("two dashes");
+                let mut arguments = command.get_arguments();
+                assert!(arguments.any(|argument| argument.get_long() == Some(option)), "{name} {flag}");
+            }
+        }
+    }
+}

@@ -18,8 +18,16 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7420";
 #[derive(Args, Clone, Debug)]
 pub struct CoordinatorArgument {
     /// The coordinator, host:port
-    #[arg(long, value_name = "ADDRESS", env = "HIMPUN_COORDINATOR", default_value = DEFAULT_ADDRESS)]
+    #[arg(long, value_name = "ADDRESS", env = "HIMPUN_COORDINATOR", default_value = DEFAULT_ADDRESS, value_parser = host_and_port)]
     pub coordinator: String,
+}
+
+/// Takes an address that names a host and a port; whether they exist, the network knows.
+fn host_and_port(address: &str) -> Result<String, String> {
+    match address.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>())) {
+        Some((false, Ok(port))) if port > 0 => Ok(address.to_owned()),
+        _ => Err("it is not host:port, such as 127.0.0.1:7420".to_owned()),
+    }
 }
 
 /// A connection to the coordinator, whose protocol is known to be ours.
@@ -99,4 +107,19 @@ fn unreachable(address: &str, error: tonic::transport::Error) -> Failure {
         anyhow!(error).context(format!("failed to reach the coordinator at {address}")),
     )
     .hint("start one with `himpun coordinator`, or name another by --coordinator or HIMPUN_COORDINATOR")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for address in ["127.0.0.1:7420", "node-0:1", "[::1]:7420"] {
+            assert_eq!(host_and_port(address).as_deref(), Ok(address));
+        }
+        for address in ["nonsense", ":7420", "host:", "host:99999", "host:0", "host:port", ""] {
+            assert!(host_and_port(address).is_err(), "{address}");
+        }
+    }
 }

@@ -19,8 +19,6 @@ impl Exit {
     pub const CORRUPT: Exit = Exit(3);
     /// Try again: unreachable or busy.
     pub const TRY_AGAIN: Exit = Exit(75);
-    /// Stopped by a signal, with a checkpoint.
-    pub const DRAINED: Exit = Exit(85);
 
     /// The exit code that a run ended with.
     pub fn of_run(code: i32) -> Exit {
@@ -118,6 +116,19 @@ impl From<agent::Error> for Failure {
     }
 }
 
+/// The exit code of an error that would end with `exit`: where a path that was given is at fault, and not the machine, it
+/// is wrong usage.
+fn of_path(error: &(dyn std::error::Error + 'static), exit: Exit) -> Exit {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let misplaced = [IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem];
+    match system {
+        Some(system) if exit == Exit::FAILED && misplaced.contains(&system.kind()) => Exit::USAGE,
+        _ => exit,
+    }
+}
+
 impl From<coordinator::Error> for Failure {
     fn from(error: coordinator::Error) -> Failure {
         let hint = error.hint().map(str::to_owned);
@@ -125,6 +136,7 @@ impl From<coordinator::Error> for Failure {
             coordinator::Error::DirectoryInUse { .. }
             | coordinator::Error::Bind { .. }
             | coordinator::Error::Unprotected { .. } => Exit::USAGE,
+            coordinator::Error::Io { .. } => of_path(&error, Exit::FAILED),
             _ => Exit::FAILED,
         };
         Failure { hint, ..Failure::new(exit, error) }
@@ -134,14 +146,14 @@ impl From<coordinator::Error> for Failure {
 impl From<checkpoint::Error> for Failure {
     fn from(error: checkpoint::Error) -> Failure {
         let hint = error.hint().map(str::to_owned);
-        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+        Failure { hint, ..Failure::new(of_path(&error, Exit::of_run(error.exit_code())), error) }
     }
 }
 
 impl From<worker::Error> for Failure {
     fn from(error: worker::Error) -> Failure {
         let hint = error.hint();
-        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+        Failure { hint, ..Failure::new(of_path(&error, Exit::of_run(error.exit_code())), error) }
     }
 }
 
@@ -178,6 +190,36 @@ mod tests {
         check(Code::Unavailable, true, Exit::TRY_AGAIN);
         check(Code::DataLoss, false, Exit::CORRUPT);
         check(Code::Internal, false, Exit::FAILED);
+    }
+
+    #[test]
+    fn a_path_that_is_at_fault_is_wrong_usage() {
+        use std::io::{Error, ErrorKind};
+        let write = |kind| checkpoint::Error::Io {
+            action: "write",
+            path: "/nope/x".into(),
+            source: Error::from(kind),
+        };
+        let exit = |kind| Failure::from(write(kind)).exit;
+        assert_eq!(
+            (exit(ErrorKind::NotFound), exit(ErrorKind::PermissionDenied)),
+            (Exit::USAGE, Exit::USAGE)
+        );
+        assert_eq!((exit(ErrorKind::StorageFull), exit(ErrorKind::Other)), (Exit::FAILED, Exit::FAILED));
+        let pack =
+            data::Error::Write { path: "/nope/x".into(), source: Error::from(ErrorKind::NotADirectory) };
+        assert_eq!(Failure::from(pack).exit, Exit::USAGE);
+        let embed = worker::Error::Output(write(ErrorKind::IsADirectory));
+        assert_eq!(Failure::from(embed).exit, Exit::USAGE);
+        // What is corrupt is not mended by another path.
+        let missing = checkpoint::Error::Missing { file: "/run/shard".into() };
+        assert_eq!(Failure::from(missing).exit, Exit::CORRUPT);
+        let directory = coordinator::Error::Io {
+            what: "create the directory",
+            path: "/dev/null/x".into(),
+            source: Error::from(ErrorKind::NotADirectory),
+        };
+        assert_eq!(Failure::from(directory).exit, Exit::USAGE);
     }
 
     #[test]

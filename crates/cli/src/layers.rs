@@ -10,6 +10,10 @@ use std::time::Duration;
 use crate::failure::{Exit, Failure};
 use crate::output;
 
+/// What every option that names images takes.
+pub const SOURCES: &str =
+    "`builtin`, a folder, an archive, a packed set, IDX or CIFAR files; `PATH#SPLIT` picks a split";
+
 /// `--preset`, `--config`, `--data`, `--set`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LayerArguments {
@@ -19,8 +23,7 @@ pub struct LayerArguments {
     /// Read a TOML file over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Train on these images: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = format!("Train on these images: {SOURCES}"))]
     pub data: Option<String>,
     /// Set one key; wins over everything else and may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -56,7 +59,8 @@ impl LayerArguments {
 impl LayerArguments {
     /// Lays what may change over the configuration of the run in `run_dir`.
     pub fn resume(&self, run_dir: &Path) -> Result<RunConfig, Failure> {
-        let mut config = config::resume(&of_run(run_dir)?, &self.set)?;
+        let newest = newest_checkpoint(run_dir).map(|checkpoint| checkpoint.step);
+        let mut config = config::resume(&of_run(run_dir)?, &self.set, newest)?;
         if let Some(source) = &self.data {
             config.data.source = absolute_source(source)?;
         }
@@ -91,11 +95,16 @@ pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
     RunConfig::from_toml(&text).map_err(|error| config::Error::File { path, source: Box::new(error) }.into())
 }
 
+/// The newest checkpoint of the run in this directory, if there is one.
+pub fn newest_checkpoint(run_dir: &Path) -> Option<checkpoint::CheckpointInfo> {
+    let (mut checkpoints, _) = checkpoint::list(run_dir).ok()?;
+    checkpoints.pop()
+}
+
 /// How many ranks wrote the run's newest checkpoint, or, before there is one, had a log in its last start: a
 /// resumed run keeps their number unless told otherwise.
 pub fn world_size_of(run_dir: &Path) -> Option<u32> {
-    let (checkpoints, _) = checkpoint::list(run_dir).ok()?;
-    checkpoints.last().map(|checkpoint| checkpoint.world_size).or_else(|| last_started(run_dir))
+    newest_checkpoint(run_dir).map(|checkpoint| checkpoint.world_size).or_else(|| last_started(run_dir))
 }
 
 fn last_started(run_dir: &Path) -> Option<u32> {

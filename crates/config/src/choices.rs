@@ -88,7 +88,7 @@ impl Arch {
     ];
 
     /// The forms that exist.
-    pub(crate) fn forms() -> String {
+    pub fn forms() -> String {
         [Self::RESNETS, Self::VITS].concat().join(", ")
     }
 }

@@ -4,6 +4,18 @@ use std::path::PathBuf;
 
 use crate::layers::RESUMABLE;
 
+/// What a name that is not known stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant {
+    /// A key of the configuration.
+    Key(&'static str),
+    /// An option of the command: one of [`FLAGS`].
+    Flag(&'static str),
+}
+
+/// The options of `himpun train` and `himpun submit` that a hint may name in place of a key.
+pub const FLAGS: &[&str] = &["--workers", "--device", "--out", "--resume", "--preset", "--config"];
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,8 +24,8 @@ pub enum Error {
     UnknownKey {
         /// What was given.
         key: String,
-        /// The known key that resembles it most.
-        nearest: Option<&'static str>,
+        /// What it stands for.
+        meant: Option<Meant>,
     },
     /// There once was a key of this name.
     #[error("`{key}` was removed: {fate}")]
@@ -32,6 +44,8 @@ pub enum Error {
         value: String,
         /// What it takes.
         expected: String,
+        /// The value that it stands for.
+        meant: Option<&'static str>,
     },
     /// Two keys of one file exclude each other.
     #[error("`{0}` and `{1}` are both set")]
@@ -86,8 +100,12 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),
-            Error::UnknownKey { nearest: None, .. } => {
+            Error::UnknownKey { meant: Some(Meant::Key(key)), .. } => Some(format!("did you mean `{key}`?")),
+            Error::UnknownKey { meant: Some(Meant::Flag(flag)), .. } => {
+                Some(format!("that is an option of the command, not a key: `{flag}`"))
+            }
+            Error::Value { meant: Some(meant), .. } => Some(format!("did you mean `{meant}`?")),
+            Error::UnknownKey { meant: None, .. } => {
                 Some("`himpun presets show quickstart` shows how keys are written".to_owned())
             }
             Error::RetiredKey { .. } => Some("leave it out".to_owned()),

@@ -25,10 +25,9 @@ impl Key {
         if let Some(Retired { name, fate, .. }) = Retired::find(name) {
             return Err(Error::RetiredKey { key: name, fate });
         }
-        KEYS.iter().find(|key| key.name == name).ok_or_else(|| Error::UnknownKey {
-            key: name.to_owned(),
-            nearest: nearest::nearest(name, KEYS.iter().map(|key| key.name)),
-        })
+        KEYS.iter()
+            .find(|key| key.name == name)
+            .ok_or_else(|| Error::UnknownKey { key: name.to_owned(), meant: nearest::key(name) })
     }
 
     pub(crate) fn section(&self) -> &'static str {
@@ -42,6 +41,7 @@ impl Key {
     pub(crate) fn set(&self, config: &mut RunConfig, value: &Value) -> Result<(), Error> {
         (self.read)(config, value).map_err(|expected| Error::Value {
             key: self.name,
+            meant: nearest::value(self.name, &value.to_string()),
             value: value.to_string(),
             expected,
         })
@@ -189,7 +189,13 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.max_pixels, "of an image; one with more is not decoded", ", at least 1", |n| *n >= 1),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
-    key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),
+    key!(checkpoint.every, "steps between checkpoints; 0: none by steps"),
+    key!(
+        checkpoint.every_minutes,
+        "minutes between checkpoints; 0: none by time",
+        " of at least 0",
+        |minutes| *minutes >= 0.0
+    ),
     key!(checkpoint.keep, "newest checkpoints that stay", ", at least 1", |n| *n >= 1),
     key!(checkpoint.at_start, "also one before the first forward pass"),
     key!(metrics.every, "steps between rows of metrics.jsonl", ", at least 1", |n| *n >= 1),

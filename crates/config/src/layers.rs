@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::keys::{KEYS, Key};
 use crate::retired::Retired;
-use crate::run_config::{Length, RunConfig};
+use crate::run_config::{Checkpoint, Length, RunConfig};
 use crate::{Error, owners, presets};
 
 /// What a user gives of a configuration. Later fields win over earlier ones.
@@ -24,6 +24,9 @@ pub struct Layers<'a> {
     pub orphan_ttl: Duration,
 }
 
+/// What `checkpoint.every` decides where nothing sets it.
+const MINUTES: &str = "checkpoint.every_minutes";
+
 /// The keys that may change when a run is resumed: its length, where its test images are, how often it does what leaves
 /// training untouched, and limits.
 pub const RESUMABLE: &[&str] = &[
@@ -34,6 +37,7 @@ pub const RESUMABLE: &[&str] = &[
     "eval.knn_every",
     "eval.data",
     "checkpoint.every",
+    MINUTES,
     "checkpoint.keep",
     "checkpoint.at_start",
     "metrics.every",
@@ -75,16 +79,28 @@ pub fn resolve(layers: &Layers<'_>) -> Result<RunConfig, Error> {
     // What a layer sets must mean something there; what lower ones say of a kind that is replaced falls away.
     owners::check(&config, keys.iter().map(String::as_str))?;
     owners::reset(&mut config)?;
+    derive(&mut config, below.iter().chain(&keys).map(String::as_str));
     cut_warmup(&mut config);
     Ok(config)
 }
 
-/// Lays `set` over a stored configuration.
+/// Gives keys that no layer `set` the values that follow from other keys.
+pub(crate) fn derive<'a>(config: &mut RunConfig, mut set: impl Iterator<Item = &'a str>) {
+    if !set.any(|key| key == MINUTES) {
+        config.checkpoint.every_minutes = Checkpoint::minutes_beside(config.checkpoint.every);
+    }
+}
+
+/// Lays `set` over the configuration of a run whose newest checkpoint is of step `at`.
+///
+/// A new length lifts a `run.stop_after` that the run has reached, which would end it at once; a new
+/// `checkpoint.every` takes back minutes that had followed from the old one.
 ///
 /// # Errors
 /// If a key is not one of [`RESUMABLE`], or its value is out of range.
-pub fn resume(stored: &RunConfig, set: &[String]) -> Result<RunConfig, Error> {
+pub fn resume(stored: &RunConfig, set: &[String], at: Option<u64>) -> Result<RunConfig, Error> {
     let mut config = stored.clone();
+    let mut keys = Vec::new();
     for assignment in set {
         let (name, value) = parse_assignment(assignment)?;
         let key = Key::find(name)?;
@@ -92,6 +108,16 @@ pub fn resume(stored: &RunConfig, set: &[String]) -> Result<RunConfig, Error> {
             return Err(Error::NotResumable { key: key.name });
         }
         key.set(&mut config, &value)?;
+        keys.push(key.name);
+    }
+    let sets = |name| keys.contains(&name);
+    let is_reached = config.run.stop_after.zip(at).is_some_and(|(stop_after, at)| at >= stop_after);
+    if is_reached && !sets("run.stop_after") && (sets("run.steps") || sets("run.epochs")) {
+        config.run.stop_after = None;
+    }
+    let stored = &stored.checkpoint;
+    if sets("checkpoint.every") && stored.every_minutes == Checkpoint::minutes_beside(stored.every) {
+        derive(&mut config, keys.iter().copied());
     }
     cut_warmup(&mut config);
     Ok(config)
@@ -185,6 +211,8 @@ mod tests {
             "optimizer.wieght_decay=0",
             "unknown key `optimizer.wieght_decay`; did you mean `optimizer.weight_decay`?",
         );
+        check("train.batch_size=8", "unknown key `train.batch_size`; did you mean `train.global_batch`?");
+        check("gpus=4", "unknown key `gpus`; that is an option of the command, not a key: `--workers`");
         check("run=3", "unknown key `run`; `himpun presets show quickstart` shows how keys are written");
         check("steps", "`steps` is not of the form key=value");
     }
@@ -222,8 +250,11 @@ mod tests {
             "objective.feature_momentum = 1: expected a number from 0 to below 1",
         );
         check("objective.jigsaw_weight=1.1", "objective.jigsaw_weight = 1.1: expected a number from 0 to 1");
-        check("bank.dtype=f16", "bank.dtype = \"f16\": expected one of f32, bf16");
-        check("optimizer.kind=adam", "optimizer.kind = \"adam\": expected one of sgd, lars, adamw");
+        check("bank.dtype=f16", "bank.dtype = \"f16\": expected one of f32, bf16; did you mean `bf16`?");
+        check(
+            "optimizer.kind=adam",
+            "optimizer.kind = \"adam\": expected one of sgd, lars, adamw; did you mean `adamw`?",
+        );
         check("optimizer.momentum=1", "optimizer.momentum = 1: expected a number from 0 to below 1");
         check(
             "model.head=mlp-0-3",
@@ -367,7 +398,7 @@ mod tests {
     #[test]
     fn a_resumed_run_changes_only_its_length_and_cadences() {
         let stored = set(&["run.steps=8", "run.stop_after=3"]).unwrap();
-        let resumed = |set: &[&str]| resume(&stored, &assignments(set));
+        let resumed = |set: &[&str]| resume(&stored, &assignments(set), None);
         assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
         assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
         assert_eq!(resumed(&["data.max_pixels=9"]).unwrap().data.max_pixels, 9);
@@ -375,6 +406,52 @@ mod tests {
         let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
         assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");
         assert!(matches!(resumed(&["optimizer.lrr=1.0"]), Err(Error::UnknownKey { .. })));
+    }
+
+    #[test]
+    fn a_new_length_lifts_a_stop_that_is_reached() {
+        let check = |set_now: &[&str], at: Option<u64>, expected: Option<u64>| {
+            let stored = set(&["run.steps=8", "run.stop_after=3"]).unwrap();
+            let resumed = resume(&stored, &assignments(set_now), at).unwrap();
+            assert_eq!(resumed.run.stop_after, expected, "{set_now:?} at {at:?}");
+        };
+        check(&["run.steps=9"], Some(3), None);
+        check(&["run.epochs=9"], Some(4), None);
+        check(&["run.steps=9"], Some(2), Some(3));
+        check(&["run.steps=9"], None, Some(3));
+        check(&["metrics.every=9"], Some(3), Some(3));
+        check(&["run.steps=9", "run.stop_after=3"], Some(3), Some(3));
+        check(&["run.stop_after=5", "run.steps=9"], Some(3), Some(5));
+    }
+
+    #[test]
+    fn minutes_between_checkpoints_follow_from_the_steps_where_nothing_sets_them() {
+        let minutes = |config: RunConfig| config.checkpoint.every_minutes;
+        let of_text = |text: &str| minutes(RunConfig::from_toml(text).unwrap());
+        assert_eq!((of_text(""), of_text("[checkpoint]\nevery = 5\n")), (10.0, 0.0));
+        assert_eq!(of_text("[checkpoint]\nevery = 5\nevery_minutes = 2\n"), 2.0);
+        let of_set = |pairs: &[&str]| minutes(set(pairs).unwrap());
+        assert_eq!((of_set(&[]), of_set(&["checkpoint.every=5"])), (10.0, 0.0));
+        assert_eq!(of_set(&["checkpoint.every_minutes=0.5", "checkpoint.every=5"]), 0.5);
+        assert!(
+            set(&[]).unwrap().to_toml().contains("\nevery_minutes = 10.0"),
+            "the value in effect is written"
+        );
+        check(
+            "checkpoint.every_minutes=-1",
+            "checkpoint.every_minutes = -1: expected a number of at least 0",
+        );
+
+        let check = |before: &[&str], now: &[&str], expected: f64| {
+            let stored = set(before).unwrap();
+            let resumed = resume(&stored, &assignments(now), None).unwrap();
+            assert_eq!(minutes(resumed), expected, "{before:?}, then {now:?}");
+        };
+        check(&[], &["checkpoint.every=5"], 0.0);
+        check(&["checkpoint.every=5"], &["checkpoint.every=0"], 10.0);
+        check(&["checkpoint.every_minutes=3"], &["checkpoint.every=5"], 3.0);
+        check(&[], &["checkpoint.every=5", "checkpoint.every_minutes=2"], 2.0);
+        check(&["checkpoint.every=5"], &["metrics.every=2"], 0.0);
     }
 
     #[test]

@@ -21,12 +21,13 @@ mod relocate;
 mod retired;
 mod run_config;
 mod setting;
+mod words;
 
 pub use choices::{
     Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem, UnknownChoice,
 };
-pub use error::Error;
+pub use error::{Error, FLAGS, Meant};
 pub use layers::{Layers, RESUMABLE, resolve, resume};
 pub use relocate::{DataRoot, relocate};
 pub use retired::retired_notes;

@@ -81,6 +81,6 @@ mod tests {
         }
         let set = ["data.decode=full".to_owned()];
         check(resolve(&Layers { preset: None, config: None, data: None, set: &set, orphan_ttl: ORPHAN_TTL }));
-        check(resume(&RunConfig::default(), &set));
+        check(resume(&RunConfig::default(), &set, None));
     }
 }

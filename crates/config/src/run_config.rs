@@ -198,8 +198,10 @@ pub struct Eval {
 /// What is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// Every so many steps; 0: only at the end.
+    /// Every so many steps; 0: none by steps.
     pub every: u64,
+    /// Every so many minutes of training; 0: none by time. The coordinator decides when.
+    pub every_minutes: f64,
     /// How many of the newest stay.
     pub keep: usize,
     /// Whether one is taken before the first forward pass; it is never retired.
@@ -318,7 +320,15 @@ impl Default for Data {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { every: 0, keep: 3, at_start: false }
+        Checkpoint { every: 0, every_minutes: Checkpoint::minutes_beside(0), keep: 3, at_start: false }
+    }
+}
+
+impl Checkpoint {
+    /// Minutes between checkpoints where `checkpoint.every` is `every` and nothing sets `checkpoint.every_minutes`: a run
+    /// whose steps set no cadence still loses no more than ten minutes to a killed worker.
+    pub(crate) fn minutes_beside(every: u64) -> f64 {
+        if every == 0 { 10.0 } else { 0.0 }
     }
 }
 
@@ -342,6 +352,7 @@ impl RunConfig {
     pub fn from_toml(text: &str) -> Result<RunConfig, Error> {
         let mut config = RunConfig::default();
         let set = layers::apply_text(&mut config, text)?;
+        layers::derive(&mut config, set.iter().map(String::as_str));
         owners::check(&config, set.iter().map(String::as_str))?;
         Ok(config)
     }

@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::snapshot::{Parts, Restoration, Unfit};
 use crate::step::Trainer;
 use crate::sync::Description;
-use crate::{Error, snapshot, sync};
+use crate::{Error, resumption, snapshot, sync};
 
 /// Between attempts to save the last checkpoint of a run whose coordinator is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -113,6 +113,9 @@ impl<'a> Checkpoints<'a> {
             for change in changes(&manifest.metadata, &self.metadata(trainer, step)) {
                 self.session.warn(change);
             }
+            if let Some(outlook) = self.outlook(&manifest.metadata, step) {
+                self.session.warn(outlook);
+            }
         }
         Ok(())
     }
@@ -125,6 +128,16 @@ impl<'a> Checkpoints<'a> {
         let recorded = self.plan.images.metadata(&checkpoint::digest(&images));
         metadata.extend(recorded.map(|(key, value)| (key.to_owned(), value)));
         Description { metadata, images }
+    }
+
+    /// What becomes of a run that goes on after `step` updates, where that is not what it was.
+    fn outlook(&self, before: &Map<String, Value>, step: u64) -> Option<String> {
+        let Checkpoints { session, config, plan, .. } = self;
+        resumption::nothing_to_do(config, plan, &session.fence().run_id, step).or_else(|| {
+            // One that this version does not read is nothing to compare with.
+            let stored = RunConfig::from_toml(before.get(CONFIG_KEY)?.as_str()?).ok()?;
+            resumption::new_schedule(&stored, config, plan.epochs, step)
+        })
     }
 
     fn metadata(&self, trainer: &Trainer, step: u64) -> Map<String, Value> {

@@ -2,6 +2,9 @@
 
 use engine::peers::PeerError;
 
+/// Updates in which a loss that is not finite may come from the temperature, before any learning rate could drive it there.
+const FIRST_STEPS: u64 = 10;
+
 /// Why a worker ends before its last step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -208,6 +211,11 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Error::Diverged { step, .. } if *step <= FIRST_STEPS => Some(
+                "lower optimizer.lr or lengthen schedule.warmup_steps; in the first steps it may as well be a tiny \
+                 objective.temperature, which similarities are divided by: 0.05 to 0.5 are usual"
+                    .into(),
+            ),
             Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
             Error::Disagreement { .. } => {
                 Some("start every node with the same binary and configuration".into())
@@ -256,6 +264,17 @@ mod tests {
         let error = Error::Collective(collective::Error::PeerLost { rank: 2, source: io });
         assert_eq!(proto::one_line(&error), "collective operation failed: rank 2 is gone: no route");
         assert!(error.is_peer());
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_from_the_start_may_be_the_temperatures_fault() {
+        let hint = |step| Error::Diverged { step, loss: f64::NAN }.hint().unwrap();
+        assert!(
+            hint(1).contains("optimizer.lr") && hint(10).contains("objective.temperature"),
+            "{}",
+            hint(1)
+        );
+        assert!(hint(11).contains("optimizer.lr") && !hint(11).contains("temperature"), "{}", hint(11));
     }
 
     #[test]

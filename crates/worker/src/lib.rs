@@ -31,6 +31,7 @@ mod objective;
 pub mod pixels;
 pub mod plan;
 pub mod probe;
+mod resumption;
 mod run;
 mod same_data;
 pub mod session;

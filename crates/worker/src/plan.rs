@@ -332,7 +332,8 @@ pub fn limits(config: &RunConfig) -> Limits {
     Limits { max_pixels: config.data.max_pixels, ..Limits::default() }
 }
 
-fn schedule(config: &RunConfig, epochs: Epochs) -> Schedule {
+/// The learning rate over the whole run.
+pub(crate) fn schedule(config: &RunConfig, epochs: Epochs) -> Schedule {
     let total_steps = match config.run.length {
         Length::Steps(steps) => steps,
         Length::Epochs(n) => epochs.updates(n),

@@ -25,7 +25,7 @@ pub struct Arguments {
     data_root: Vec<DataRoot>,
 }
 
-/// Serves until SIGINT or SIGTERM, then ends its workers and itself.
+/// Serves until a signal asks it to end, then ends its workers and itself. A run that was cut short is to be tried again.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let host = host_name()?;
     let options = agent::Options {
@@ -41,14 +41,17 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let shutdown = CancellationToken::new();
     let serving = agent::run(options, shutdown.clone());
     tokio::pin!(serving);
-    tokio::select! {
+    let left = tokio::select! {
         outcome = &mut serving => outcome?,
         _ = signals.next() => {
             shutdown.cancel();
-            serving.await?;
+            serving.await?
         }
-    }
-    Ok(Exit::DONE)
+    };
+    Ok(match left {
+        agent::Left::Nothing => Exit::DONE,
+        agent::Left::Workers => Exit::TRY_AGAIN,
+    })
 }
 
 /// The name of this machine.

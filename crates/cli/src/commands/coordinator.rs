@@ -23,7 +23,7 @@ pub struct Arguments {
     insecure: bool,
 }
 
-/// Serves until SIGINT or SIGTERM. The one line on stdout ends in the address.
+/// Serves until a signal asks it to end. The one line on stdout ends in the address.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let bind = address(&arguments.bind)?;
     let mut signals = signals::Signals::install()?;

@@ -12,7 +12,7 @@ use worker::images::Past;
 use worker::views::ImageViews;
 
 use crate::failure::{Exit, Failure};
-use crate::layers::{self, LayerArguments, LimitArguments};
+use crate::layers::{self, LayerArguments, LimitArguments, SOURCES};
 use crate::{output, progress};
 
 /// Look into a data set
@@ -53,8 +53,7 @@ pub struct ViewsArguments {
 /// Which data set.
 #[derive(Args)]
 pub struct StatsArguments {
-    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    #[arg(long, value_name = "PATH", default_value = "builtin", help = SOURCES)]
     data: String,
     #[command(flatten)]
     limits: LimitArguments,
@@ -66,8 +65,7 @@ pub struct StatsArguments {
 /// What is packed, and where to.
 #[derive(Args)]
 pub struct PackArguments {
-    /// `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = SOURCES)]
     data: String,
     /// The file to write; it gets its name when it is complete
     #[arg(long, value_name = "FILE")]

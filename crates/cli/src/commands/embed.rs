@@ -5,6 +5,7 @@ use serde_json::json;
 use std::path::PathBuf;
 
 use crate::failure::{Exit, Failure};
+use crate::layers::SOURCES;
 use crate::output;
 
 /// Write the backbone's features of every image, in the data set's order
@@ -13,8 +14,7 @@ pub struct Arguments {
     /// A checkpoint's directory, or a run's: then its newest good checkpoint
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// The images: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = format!("The images: {SOURCES}"))]
     data: String,
     /// The file to write: .npy or .safetensors; paths and labels are written beside it
     #[arg(long, value_name = "FILE")]

@@ -8,6 +8,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Exit, Failure};
+use crate::layers::SOURCES;
 use crate::output;
 
 /// Evaluate a checkpoint
@@ -37,9 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, conflicts_with = "checkpoint",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     max_pixels: usize,
-    /// The labelled images to compare with: `builtin`, a folder, an archive, IDX or CIFAR files; `PATH#SPLIT` picks a
-    /// split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = format!("The labelled images to compare with: {SOURCES}"))]
     data: String,
     /// The images to classify [default: each image of --data, by the others]
     #[arg(long, value_name = "PATH")]

@@ -14,8 +14,7 @@ pub struct Arguments {
     /// A checkpoint's directory, or a run's: then its newest good checkpoint
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// `state-dict`: backbone and head; `torchvision`: the backbone under torchvision's names
-    #[arg(long, value_name = "FORMAT", default_value = "state-dict")]
+    #[arg(long, value_name = "FORMAT", default_value = "state-dict", help = formats())]
     format: String,
     /// The file to write
     #[arg(long, value_name = "FILE")]
@@ -23,6 +22,12 @@ pub struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Every format and what it is.
+fn formats() -> String {
+    let described = Format::NAMES.map(|(name, format)| format!("`{name}`: {}", format.about()));
+    described.join("; ")
 }
 
 /// Writes the file; nothing is left of it if the checkpoint does not hold.

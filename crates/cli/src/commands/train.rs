@@ -4,7 +4,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use config::RunConfig;
 use data::Limits;
-use proto::v1::{RunEnded, RunState, RunStatus, SubmitRunRequest};
+use proto::v1::{RunEnded, RunStatus, SubmitRunRequest};
 use serde_json::{Map, Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -75,11 +75,9 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         }
         // Otherwise the workers end with this process, at once.
         let (ended, status) = outcome?;
-        // A run that stopped before its end was told to by a signal: there is nobody else.
-        let drained = ended.state == RunState::Stopped as i32;
         let exit = follow::outcome(ended)?;
         report(&status, &job, arguments.json);
-        Ok(if drained { Exit::DRAINED } else { exit })
+        Ok(exit)
     })
 }
 
@@ -139,7 +137,7 @@ impl Job {
 struct Machine {
     client: Client,
     coordinator: coordinator::Running,
-    agent: JoinHandle<Result<(), agent::Error>>,
+    agent: JoinHandle<Result<agent::Left, agent::Error>>,
     end_agent: CancellationToken,
     /// The coordinator's own state, of no use after this process; removed when dropped.
     _state: tempfile::TempDir,
@@ -187,7 +185,8 @@ impl Machine {
                 number = signals.next() => {
                     if stopping {
                         // The workers end with this process.
-                        return Err(Failure::new(Exit::by_signal(number), anyhow!("killed by a second signal")));
+                        let killed = Failure::new(Exit::by_signal(number), anyhow!("killed by a second signal"));
+                        return Err(killed.hint(how_to_go_on(&job.run_dir)));
                     }
                     stopping = true;
                     output::note("stopping at the next step boundary, with a checkpoint; a second signal kills at once");
@@ -210,9 +209,9 @@ impl Machine {
     }
 }
 
-fn agent_ended(outcome: Result<Result<(), agent::Error>, tokio::task::JoinError>) -> Failure {
+fn agent_ended(outcome: Result<Result<agent::Left, agent::Error>, tokio::task::JoinError>) -> Failure {
     match outcome {
-        Ok(Ok(())) => anyhow!("the agent ended before the run").into(),
+        Ok(Ok(_)) => anyhow!("the agent ended before the run").into(),
         Ok(Err(error)) => error.into(),
         Err(error) => anyhow!(error).context("the agent ended before the run").into(),
     }
@@ -230,8 +229,17 @@ fn refuse_existing(run_dir: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let path = run_dir.display();
-    Err(Failure::usage(format!("{path} exists already"))
-        .hint(format!("continue it with --resume {path}, or choose another directory with --out")))
+    let hint = match layers::newest_checkpoint(run_dir) {
+        Some(_) => format!("{}, or choose another directory with --out", how_to_go_on(run_dir)),
+        None => "choose another directory with --out".to_owned(),
+    };
+    Err(Failure::usage(format!("{path} exists already")).hint(hint))
+}
+
+/// The checkpoint that the run in this directory goes on from and how, or why there is none.
+fn how_to_go_on(run_dir: &Path) -> String {
+    let newest = layers::newest_checkpoint(run_dir).map(|newest| newest.path).unwrap_or_default();
+    coordinator::state::how_to_go_on(&run_dir.to_string_lossy(), &newest.to_string_lossy())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

@@ -100,6 +100,12 @@ impl From<Refused> for Status {
     }
 }
 
+/// Whether what the system says of a path is the fault of the path, and not the machine's.
+fn is_misplaced(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    matches!(kind, NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
+}
+
 impl From<run_dir::Error> for Status {
     fn from(error: run_dir::Error) -> Status {
         let (code, reason, hint) = match &error {
@@ -113,6 +119,10 @@ impl From<run_dir::Error> for Status {
                 (Code::FailedPrecondition, "run_active", "stop that run, or wait for its end")
             }
             run_dir::Error::Damaged { .. } => (Code::DataLoss, "damaged_events", "remove the damaged line"),
+            // Not a place for a run: another one is.
+            run_dir::Error::Io { source, .. } if is_misplaced(source.kind()) => {
+                (Code::InvalidArgument, "bad_run_dir", "choose another directory with `--out`")
+            }
             run_dir::Error::Io { .. } => (Code::Internal, "run_dir_io", ""),
         };
         refusal(code, reason, error.to_string(), hint)

@@ -2,8 +2,9 @@
 //!
 //! No clock, no files, no network, no async. `input` holds everything that crosses the border; `schedule`
 //! deals slots to queued runs; `news` follows the workers of a run; `verdict` says who is to blame when one
-//! fails; `orders` carries out what operators ask. The owner (`crate::owner`) carries the commands out in
-//! their order, so that whatever is announced was stored before.
+//! fails; `orders` carries out what operators ask, and `timer` asks for a checkpoint when it is time for one.
+//! The owner (`crate::owner`) carries the commands out in their order, so that whatever is announced was
+//! stored before.
 
 mod agents;
 mod input;
@@ -12,6 +13,7 @@ mod orders;
 mod record;
 mod run;
 mod schedule;
+mod timer;
 mod verdict;
 
 #[cfg(test)]
@@ -28,7 +30,7 @@ pub use agents::{HEARTBEAT, LEASE};
 pub use input::{Command, Entry, Exit, Failure, IdempotencyKey, Input, Membership, News, Operation, Refused};
 pub use record::{RunRecord, Stage, Summary};
 pub use run::state_name;
-pub use verdict::GRACE;
+pub use verdict::{GRACE, how_to_go_on};
 
 use agents::Agent;
 use run::{Phase, Run, Verdict};
@@ -72,10 +74,7 @@ impl State {
         let mut state = State { incarnation, agents: Vec::new(), runs, answers, heard, shutting_down: false };
         let mut out = Vec::new();
         for run in state.runs.iter_mut().filter(|run| run.record.stage == Stage::Active) {
-            let reason = format!(
-                "coordinator restarted while the run was active; resume it with `himpun submit --resume {}`",
-                run.record.run_dir
-            );
+            let reason = format!("coordinator restarted while the run was active; {}", run.how_to_go_on());
             run.end(verdict::failed(reason), &mut out);
         }
         (state, out)
@@ -108,7 +107,7 @@ impl State {
             }
             Input::Worker { fence, worker, news } => self.news(&fence, &worker, news, now, &mut out)?,
             Input::CheckpointCommitted { fence, info } => {
-                self.checkpoint_committed(&fence, info, &mut out)?
+                self.checkpoint_committed(&fence, info, now, &mut out)?
             }
             Input::FilesFailed { run_id, why } => {
                 let incarnation = self.incarnation;
@@ -303,6 +302,7 @@ impl State {
         &mut self,
         fence: &Fence,
         info: CheckpointInfo,
+        now: Duration,
         out: &mut Vec<Command>,
     ) -> Result<(), Refused> {
         self.admit(fence)?;
@@ -310,6 +310,7 @@ impl State {
         run.record.last_checkpoint.clone_from(&info.path);
         run.checkpoint = Some(info.clone());
         run.wanted.checkpoint = false;
+        run.timer.restart(now, info.step);
         let kind = proto::v1::CheckpointEvent { step: info.step, path: info.path.clone(), bytes: info.bytes };
         out.push(run.note(
             Severity::Info,
@@ -335,6 +336,7 @@ impl State {
         let incarnation = self.incarnation;
         for run in self.runs.iter_mut().filter(|run| run.is_active()) {
             run.judge(incarnation, now, out);
+            run.ask_for_checkpoint(incarnation, now, out);
         }
     }
 
@@ -342,10 +344,7 @@ impl State {
         self.shutting_down = true;
         let incarnation = self.incarnation;
         for run in self.runs.iter_mut().filter(|run| run.is_active()) {
-            let reason = format!(
-                "the coordinator was shut down; resume the run with `himpun submit --resume {}`",
-                run.record.run_dir
-            );
+            let reason = format!("the coordinator was shut down; {}", run.how_to_go_on());
             run.begin_end(verdict::failed(reason), incarnation, now, out);
             // Nobody will be there to hear of the workers' ends.
             if let Phase::Ending { verdict, .. } = &run.phase {

@@ -123,6 +123,7 @@ impl Run {
     fn run_when_ready(&mut self, incarnation: u64, now: Duration, out: &mut Vec<Command>) {
         if self.phase == Phase::Forming && self.members.iter().all(|member| member.ready) {
             self.phase = Phase::Running { paused: false, stopping: false };
+            self.timer.restart(now, self.record.summary.step);
             out.push(Command::Persist(self.record.clone()));
             out.push(self.state_note());
             self.give_pending(incarnation, now, out);
@@ -148,12 +149,13 @@ impl Run {
         out: &mut Vec<Command>,
     ) {
         self.record.summary.step = step;
-        let (stage, reason) = if stopped_early {
-            (Stage::Stopped, format!("stopped after step {step}, as asked"))
+        let verdict = if stopped_early {
+            verdict::stopped(format!("stopped after step {step}, as asked"))
         } else {
-            (Stage::Finished, format!("finished with step {step}"))
+            let reason = format!("finished with step {step}");
+            Verdict { stage: Stage::Finished, exit_code: 0, ..verdict::failed(reason) }
         };
-        self.begin_end(Verdict { stage, exit_code: 0, ..verdict::failed(reason) }, incarnation, now, out);
+        self.begin_end(verdict, incarnation, now, out);
     }
 
     fn member_note(&self, rank: usize, change: &str) -> Command {

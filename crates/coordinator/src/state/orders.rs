@@ -4,8 +4,7 @@ use proto::v1::{CommandEvent, Severity, event};
 use std::time::Duration;
 
 use super::input::{Command, IdempotencyKey, Operation, Refused};
-use super::record::Stage;
-use super::run::{Phase, Run, Verdict};
+use super::run::{Phase, Run};
 use super::{State, verdict};
 
 /// An operator's command.
@@ -68,8 +67,7 @@ impl Run {
     ) {
         match (&mut self.phase, operation) {
             (Phase::Queued, _) => {
-                let reason = "stopped before it started".to_owned();
-                self.end(Verdict { stage: Stage::Stopped, exit_code: 0, ..verdict::failed(reason) }, out);
+                self.end(verdict::stopped("stopped before it started".to_owned()), out);
             }
             (_, Operation::Kill) => {
                 self.begin_end(verdict::failed("killed, as asked".to_owned()), incarnation, now, out);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::input::{Command, Entry, Exit, Failure, Membership, Operation, Refused};
 use super::record::{RunRecord, Stage};
+use super::timer::Timer;
 
 /// A run and what is known of it now.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Run {
     pub suspects: Vec<u32>,
     /// Step of the newest checkpoint that this generation took.
     pub checkpoint: Option<proto::v1::CheckpointInfo>,
+    /// When the next checkpoint by time is due.
+    pub timer: Timer,
     /// Why it waits, while it is queued.
     pub waits_for: String,
 }
@@ -120,6 +123,7 @@ impl Member {
 impl Run {
     pub fn new(record: RunRecord) -> Run {
         let phase = if record.stage.has_ended() { Phase::Ended } else { Phase::Queued };
+        let timer = Timer::of(&record.config_toml);
         Run {
             record,
             phase,
@@ -129,6 +133,7 @@ impl Run {
             troubled: None,
             suspects: Vec::new(),
             checkpoint: None,
+            timer,
             waits_for: "waiting for an agent".to_owned(),
         }
     }
@@ -145,6 +150,7 @@ impl Run {
         if let Phase::Starting { until: limit } | Phase::Ending { deadline: limit, .. } = &mut self.phase {
             *limit += gap;
         }
+        self.timer.since += gap;
     }
 
     /// Has workers that may do something.

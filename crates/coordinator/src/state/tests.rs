@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use super::*;
 
+mod timer;
+
 /// A state with its clock and everything that it commanded since it was last looked at.
 struct World {
     state: State,
@@ -158,6 +160,18 @@ impl World {
             _ => None,
         };
         self.sent().into_iter().filter_map(order).collect()
+    }
+
+    /// A checkpoint of this step stands under its name.
+    fn commit(&mut self, step: u64) {
+        let path = format!("/runs/run/checkpoints/{step}");
+        let info = CheckpointInfo { step, path, ..CheckpointInfo::default() };
+        self.input(Input::CheckpointCommitted { fence: self.fence(), info });
+    }
+
+    /// The group has made updates up to this one.
+    fn reach(&mut self, step: u64) {
+        self.news(0, News::Metrics(MetricRow { step, values: Vec::new() }));
     }
 
     fn aborted(&self) -> Vec<usize> {
@@ -408,6 +422,38 @@ fn a_failure_aborts_the_others_and_carries_the_log() {
     let ended = world.ended().unwrap();
     assert_eq!(ended.log_tail, ["last words"]);
     assert!(ended.hint.contains("memory"), "{}", ended.hint);
+}
+
+/// What is said of going on with a run that ends in each way in which it could: after a checkpoint, and before any.
+#[test]
+fn a_checkpoint_to_go_on_from_is_named_only_where_there_is_one() {
+    let ends: [fn(&mut World); 4] = [
+        |world| world.news(1, killed()),
+        |world| world.news(1, News::Exited { exit: Exit::Signal(15), stderr_tail: Vec::new() }),
+        |world| world.lose("b", 2),
+        |world| world.input(Input::ShuttingDown),
+    ];
+    for end in ends {
+        let said = |saved: bool| {
+            let mut world = World::running(&[1, 1]);
+            if saved {
+                world.commit(4);
+            }
+            end(&mut world);
+            // A shutdown waits for nobody's end.
+            world.try_news(1, News::Disconnected).ok();
+            world.try_news(0, exited(75)).ok();
+            let ended = world.ended().unwrap();
+            format!("{} {}", ended.error, ended.hint)
+        };
+        let (with, without) = (said(true), said(false));
+        assert!(with.contains("/checkpoints/4 with `himpun train --resume /runs/run`"), "{with}");
+        assert!(!without.contains("resume"), "{without}");
+        assert!(
+            without.contains("nothing was saved") && without.contains("checkpoint.every_minutes"),
+            "{without}"
+        );
+    }
 }
 
 #[test]
@@ -671,7 +717,8 @@ fn orders_reach_rank_0_and_change_the_state_when_they_took_effect() {
     world.news(1, exited(0));
     world.news(0, exited(0));
     let status = world.state.status("run").unwrap();
-    assert_eq!((status.state(), status.exit_code), (RunState::Stopped, Some(0)));
+    assert_eq!((status.state(), status.exit_code), (RunState::Stopped, Some(85)));
+    assert_eq!(world.ended().unwrap().exit_code, 85);
     assert!(matches!(world.order(Operation::Pause), Err(Refused::Ended { .. })));
 }
 
@@ -692,6 +739,7 @@ fn a_queued_run_can_be_stopped_and_nothing_else() {
     assert!(matches!(world.order(Operation::Pause), Err(Refused::NotStarted { .. })));
     world.order(Operation::Stop).unwrap();
     assert_eq!(world.run_state("run"), RunState::Stopped);
+    assert_eq!((world.ended().unwrap().exit_code, world.ended().unwrap().error.as_str()), (85, ""));
     world.join("a", 1);
     assert!(world.position(|c| matches!(c, Command::StartWorkers(..))).is_none());
 }
@@ -737,6 +785,7 @@ fn a_restart_fails_active_runs_and_goes_on_with_queued_ones() {
     let mut active = record("active", 1);
     active.stage = Stage::Active;
     active.generation = 2;
+    active.last_checkpoint = "/runs/active/checkpoints/3".to_owned();
     let mut done = record("done", 1);
     done.stage = Stage::Finished;
     done.exit_code = Some(0);
@@ -745,10 +794,9 @@ fn a_restart_fails_active_runs_and_goes_on_with_queued_ones() {
     let mut world = World { state, now: Duration::ZERO, sessions: 0, commands };
     assert_eq!(world.run_state("active"), RunState::Failed);
     let ended = world.ended().unwrap();
-    assert!(
-        ended.error.contains("coordinator restarted") && ended.error.contains("/runs/active"),
-        "{ended:?}"
-    );
+    let expected =
+        "coordinator restarted while the run was active; go on from /runs/active/checkpoints/3 with";
+    assert!(ended.error.starts_with(expected), "{ended:?}");
     assert_eq!(world.run_state("done"), RunState::Finished);
     world.join("a", 1);
     assert_eq!(world.run_state("queued"), RunState::Forming);

@@ -16,6 +16,9 @@ pub const GRACE: Duration = Duration::from_secs(3);
 /// Exit code of a process that could not go on for a reason outside itself (`CONTRACT.md`).
 const TRY_AGAIN: i32 = 75;
 
+/// Exit code of a run that was stopped before its last step (`CONTRACT.md`).
+const STOPPED: i32 = 85;
+
 impl Run {
     /// Forgets what has cleared up, so that the next sign of trouble gets all of [`GRACE`].
     pub(super) fn clear_suspicions(&mut self) {
@@ -69,18 +72,23 @@ impl Run {
         let (how, hint) = match member.exit {
             Some(Exit::Signal(9)) => (
                 "was killed by SIGKILL".to_owned(),
-                "the system kills a process when memory runs out: see its log; the run can be resumed",
+                format!(
+                    "the system kills a process when memory runs out: see its log; {}",
+                    self.how_to_go_on()
+                ),
             ),
             Some(Exit::Signal(signal)) => {
-                (format!("was killed by {}", signal_name(signal)), "the run can be resumed")
+                (format!("was killed by {}", signal_name(signal)), self.how_to_go_on())
             }
-            Some(Exit::Code(code)) => (format!("exited with code {code}"), "see the last lines of its log"),
+            Some(Exit::Code(code)) => {
+                (format!("exited with code {code}"), "see the last lines of its log".to_owned())
+            }
             Some(Exit::AgentLost) | None => unreachable!("the caller found a bad end"),
         };
         let exit_code = if let Some(Exit::Code(code)) = member.exit { contract_code(code) } else { 1 };
         Verdict {
             exit_code,
-            hint: hint.to_owned(),
+            hint,
             log_tail: member.stderr_tail.clone(),
             ..failed(format!("{} {how}", self.name_of(rank)))
         }
@@ -89,9 +97,14 @@ impl Run {
     fn lost_agent(&self, rank: usize) -> Verdict {
         let agent_id = &self.members[rank].worker.agent_id;
         Verdict {
-            hint: "start the agent again, then resume the run".to_owned(),
+            hint: format!("start the agent again; {}", self.how_to_go_on()),
             ..failed(format!("agent {agent_id} was lost, and {} with it", self.name_of(rank)))
         }
+    }
+
+    /// How to go on with this run.
+    pub(super) fn how_to_go_on(&self) -> String {
+        how_to_go_on(&self.record.run_dir, &self.record.last_checkpoint)
     }
 
     /// Nobody named the cause: what the first of the others said.
@@ -106,9 +119,24 @@ impl Run {
     }
 }
 
+/// The checkpoint that a run goes on from and the command that does it; where `last_checkpoint` is empty, why there is none.
+pub fn how_to_go_on(run_dir: &str, last_checkpoint: &str) -> String {
+    if last_checkpoint.is_empty() {
+        return "nothing was saved before: checkpoint.every (steps) and checkpoint.every_minutes say how often a \
+                checkpoint is taken"
+            .to_owned();
+    }
+    format!("go on from {last_checkpoint} with `himpun train --resume {run_dir}`, or `submit` on a cluster")
+}
+
 /// A failed run, with nothing but a reason.
 pub(super) fn failed(reason: String) -> Verdict {
     Verdict { stage: Stage::Failed, exit_code: 1, reason, hint: String::new(), log_tail: Vec::new() }
+}
+
+/// A run that ended early because somebody wanted it to.
+pub(super) fn stopped(reason: String) -> Verdict {
+    Verdict { stage: Stage::Stopped, exit_code: STOPPED, ..failed(reason) }
 }
 
 fn has_own_failure(member: &Member) -> bool {

@@ -36,6 +36,8 @@ async fn an_impossible_run_is_refused_and_leaves_nothing() {
     check(submission("run", 9), "bad_workers", "train.global_batch = 8").await;
     check(SubmitRunRequest { device: "cuda".to_owned(), ..submission("run", 1) }, "bad_device", "cuda").await;
     check(submission("../up", 1), "bad_run_id", "../up").await;
+    let run_dir = "/dev/null/run".to_owned();
+    check(SubmitRunRequest { run_dir, ..submission("run", 1) }, "bad_run_dir", "/dev/null/run").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -148,7 +148,7 @@ async fn a_repeated_submission_is_the_same_run() {
     workers[0].say(worker_up::Message::Finished(Finished { step: 1, stopped_early: true })).await;
     bench.until(&first.run_id, RunState::Stopping).await;
     agent.exited(&workers[0], Some(0), None).await;
-    assert_eq!(bench.until(&first.run_id, RunState::Stopped).await.exit_code, Some(0));
+    assert_eq!(bench.until(&first.run_id, RunState::Stopped).await.exit_code, Some(85));
     // One order, however often it was asked for: after it the stream has ended.
     assert_eq!(workers[0].try_next().await.unwrap(), None);
 }

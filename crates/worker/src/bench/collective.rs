@@ -71,17 +71,24 @@ impl FromStr for Operation {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "all-reduce" => Self::AllReduce,
-            "all-gather" => Self::AllGather,
-            "reduce-scatter" => Self::ReduceScatter,
-            "broadcast" => Self::Broadcast,
-            _ => return Err("one of all-reduce, all-gather, reduce-scatter and broadcast".to_owned()),
-        })
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
+        found.map(|(_, operation)| *operation).ok_or_else(|| format!("one of {}", Self::names()))
     }
 }
 
 impl Operation {
+    const NAMES: [(&str, Operation); 4] = [
+        ("all-reduce", Self::AllReduce),
+        ("all-gather", Self::AllGather),
+        ("reduce-scatter", Self::ReduceScatter),
+        ("broadcast", Self::Broadcast),
+    ];
+
+    /// Every operation's name, for people.
+    pub fn names() -> String {
+        Self::NAMES.map(|(name, _)| name).join(", ")
+    }
+
     /// Share of the whole that must leave or enter the busiest rank.
     fn bus_share(self, world_size: usize) -> f64 {
         let others = (world_size - 1) as f64 / world_size as f64;

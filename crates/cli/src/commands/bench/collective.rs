@@ -19,8 +19,7 @@ pub struct Arguments {
     /// Bytes of the whole
     #[arg(long, value_name = "B", default_value_t = 45_000_000)]
     bytes: usize,
-    /// Operation: all-reduce, all-gather, reduce-scatter or broadcast
-    #[arg(long, default_value = "all-reduce")]
+    #[arg(long, default_value = "all-reduce", help = format!("Operation: {}", Operation::names()))]
     op: Operation,
     /// Print one JSON object
     #[arg(long)]

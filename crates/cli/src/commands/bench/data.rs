@@ -6,13 +6,12 @@ use worker::bench::{DataOptions, DataPart, bench_data};
 
 use super::{at_most_1024, megabytes, share_of_copy, show, threads};
 use crate::failure::{Exit, Failure};
-use crate::layers::LimitArguments;
+use crate::layers::{LimitArguments, SOURCES};
 
 /// What to time.
 #[derive(Args)]
 pub struct Arguments {
-    /// `builtin`, a folder, an archive, a packed set, IDX or CIFAR files; `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    #[arg(long, value_name = "PATH", default_value = "builtin", help = SOURCES)]
     data: String,
     /// Side of the views, in pixels
     #[arg(long, value_name = "PX", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(8..=1024))]

@@ -12,8 +12,7 @@ use crate::layers::Device;
 /// What to time.
 #[derive(Args)]
 pub struct Arguments {
-    /// Backbone: resnet18, resnet34, resnet50, resnet20, vit-ti16, vit-s16, vit-b16 or vit-WIDTH-DEPTH-HEADS
-    #[arg(long)]
+    #[arg(long, help = format!("Backbone: {}", config::Arch::forms()))]
     arch: Arch,
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
@@ -21,14 +20,12 @@ pub struct Arguments {
     /// Precision of activations
     #[arg(long, value_enum, default_value_t)]
     dtype: Dtype,
-    /// Convolution algorithm: auto or direct
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", help = format!("Convolution algorithm: {}", config::Convolution::NAMES.join(" or ")))]
     convolution: config::Convolution,
     /// Instructions of the kernels [default: the fastest of this machine]
     #[arg(long, value_enum, value_name = "PATH")]
     kernel_path: Option<Instructions>,
-    /// How images enter the net: cifar or imagenet [default: cifar below 64 pixels]
-    #[arg(long)]
+    #[arg(long, help = format!("How images enter the net: {} [default: cifar below 64 pixels]", config::Stem::NAMES.join(" or ")))]
     stem: Option<Stem>,
     /// Side of a transformer's patches, in pixels [default: 16]
     #[arg(long, value_name = "PX")]

@@ -7,6 +7,7 @@ use worker::linear::Protocol;
 use worker::probe::{self, Probe};
 
 use crate::failure::{Exit, Failure};
+use crate::layers::SOURCES;
 use crate::{output, progress};
 
 /// Which checkpoint, on which images, by which protocol.
@@ -15,9 +16,7 @@ pub struct Arguments {
     /// A checkpoint's directory, or a run's: then its newest good checkpoint
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// The labelled images to train the classifier on: `builtin`, a folder, an archive, IDX or CIFAR files;
-    /// `PATH#SPLIT` picks a split
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = format!("The labelled images to train the classifier on: {SOURCES}"))]
     data: String,
     /// The labelled images to test it on [default: a fifth of --data, held out at random]
     #[arg(long, value_name = "PATH")]
