@@ -185,6 +185,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.decode, "full, or scaled: JPEGs at 1/2 to 1/8 for large crops; off by 1 to 2 of 255"),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
+    key!(eval.k, "neighbours that vote; 0: half as many as a class has images, at most 200"),
     key!(checkpoint.every, "steps between checkpoints; 0: only at the end"),
     key!(checkpoint.keep, "newest checkpoints that stay", ", at least 1", |n| *n >= 1),
     key!(checkpoint.at_start, "also one before the first forward pass"),

@@ -29,6 +29,7 @@ pub const RESUMABLE: &[&str] = &[
     "run.epochs",
     "run.stop_after",
     "eval.knn_every",
+    "eval.k",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.at_start",
@@ -364,6 +365,8 @@ mod tests {
         let resumed = |set: &[&str]| resume(&stored, &assignments(set));
         assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
         assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
+        assert_eq!((stored.eval.k, resumed(&["eval.k=16"]).unwrap().eval.k), (0, 16));
+        assert!(matches!(resumed(&["eval.k=-1"]), Err(Error::Value { key: "eval.k", .. })));
         assert_eq!(resumed(&[]).unwrap(), stored);
         let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
         assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");

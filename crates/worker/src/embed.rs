@@ -112,13 +112,15 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 
 /// Classifies the images of `test` by those of `data`, or each of `data` by the others.
 ///
+/// - `k`: neighbours that vote; 0: by rule, see [`knn::neighbours`](crate::knn::neighbours)
+///
 /// # Errors
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
-pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
+pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize) -> Result<KnnReport, Error> {
     let Restored { mut network, pool, config, dir, step, mut warnings } = restore(checkpoint)?;
     let mut open = |source: &str| open(source, &mut warnings).map(Arc::new);
-    let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
-        .ok_or(Error::NoLabels)?;
+    let (bank, test) = (open(data)?, test.map(open).transpose()?);
+    let evaluation = Evaluation::new(bank, test, model::preprocess(&config), k)?.ok_or(Error::NoLabels)?;
     let mut alone = Communicator::alone();
     let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
     let evaluated = evaluation.knn(&mut encoder)?;
@@ -127,6 +129,7 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result
             "batch norm has seen no images at step 0: the untrained net's accuracy is that of metrics.jsonl";
         warnings.push(note.to_owned());
     }
+    warnings.extend(evaluated.caveats.iter().cloned());
     warnings.extend(left_out(&evaluated.corrupt));
     Ok(KnnReport { evaluated, checkpoint: dir, step, warnings })
 }
@@ -311,19 +314,26 @@ mod tests {
     #[test]
     fn knn_on_its_own_finds_what_training_finds() {
         let mut fixture = fixture();
-        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None).unwrap();
+        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None, 0).unwrap();
         assert_eq!((report.step, report.evaluated.n_queries), (4, 6));
         let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
         let preprocess = model::preprocess(&fixtures::config());
-        let evaluation = Evaluation::new(dataset, None, preprocess).unwrap().unwrap();
+        let evaluation = Evaluation::new(dataset, None, preprocess, 0).unwrap().unwrap();
         let (mut alone, pool) = (Communicator::alone(), Pool::new(1, &[]));
         let mut encoder = Encoder { network: &mut fixture.network, communicator: &mut alone, pool: &pool };
         let expected = evaluation.knn(&mut encoder).unwrap();
         assert_eq!(report.evaluated.top1, expected.top1);
         assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);
 
-        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data)).unwrap();
+        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data), 0).unwrap();
         assert_eq!(tested.evaluated.top1, 1.0, "every image is its own nearest neighbour");
+        let says =
+            |report: &KnnReport| report.warnings.iter().any(|text| text.contains("every image finds itself"));
+        assert!(says(&tested) && !says(&report), "{tested:?}");
+        assert_eq!((report.evaluated.k, tested.evaluated.k), (1, 1));
+        let all = evaluate_knn(&fixture.checkpoint, &fixture.data, None, 9).unwrap();
+        // With five to vote, three of them of the other class, none is right.
+        assert_eq!((all.evaluated.k, all.warnings.len()), (9, 1), "{all:?}");
     }
 
     #[test]
@@ -339,7 +349,7 @@ mod tests {
         assert_eq!(refuse(&fixture.checkpoint, "/nowhere", &out).exit_code(), 2);
         assert_eq!(refuse(Path::new("/nowhere"), &fixture.data, &out).exit_code(), 2);
         let flat = format!("{}/left", fixture.data);
-        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None).unwrap_err().exit_code(), 2);
+        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None, 0).unwrap_err().exit_code(), 2);
 
         let shard = fixture.checkpoint.join(checkpoint::shard_file(0, 2));
         let mut bytes = fs::read(&shard).unwrap();
@@ -356,7 +366,7 @@ mod tests {
         assert_eq!(embedded.checkpoint, older);
         let names_shard = |warnings: &[String]| warnings.iter().any(|text| text.contains("step-00000004"));
         assert!(names_shard(&embedded.warnings), "{:?}", embedded.warnings);
-        let report = evaluate_knn(&run, &fixture.data, None).unwrap();
+        let report = evaluate_knn(&run, &fixture.data, None, 0).unwrap();
         assert!(report.step == 2 && names_shard(&report.warnings), "{report:?}");
     }
 }

@@ -87,6 +87,9 @@ pub enum Error {
         /// Path and reason of each; not empty.
         corrupt: Vec<(String, String)>,
     },
+    /// Features that no evaluation can compare.
+    #[error("the features are NaN or infinite: the weights have diverged")]
+    NotFinite,
     /// Images without labels cannot be compared with.
     #[error("the images have no labels")]
     NoLabels,
@@ -151,7 +154,7 @@ impl Error {
                 | data::Error::UnknownAugmentation { .. }
                 | data::Error::NoLabels { .. },
             ) => 2,
-            Error::Diverged { .. } | Error::StoredConfig(_) | Error::Objective(_) => 3,
+            Error::Diverged { .. } | Error::NotFinite | Error::StoredConfig(_) | Error::Objective(_) => 3,
             Error::Checkpoint { source, .. } | Error::Load(source) => source.exit_code(),
             // What was named is there; the rest came to light on the way.
             Error::Data(_)
@@ -175,7 +178,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
+            Error::Diverged { .. } | Error::NotFinite => {
+                Some("lower optimizer.lr or lengthen schedule.warmup_steps".into())
+            }
             Error::Disagreement { .. } => {
                 Some("start every node with the same binary and configuration".into())
             }

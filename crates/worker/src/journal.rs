@@ -24,6 +24,8 @@ pub struct Journal<'a> {
     met: Vec<Replaced>,
     /// Corrupt images that any rank has met, by path. Kept on every rank, so that none is told twice.
     known: BTreeSet<String>,
+    /// What was said of an evaluation: the next one need not repeat it.
+    caveats: BTreeSet<String>,
 }
 
 /// What an update told of itself, and the rate it used.
@@ -45,6 +47,7 @@ impl<'a> Journal<'a> {
             rates: Rates::default(),
             met: Vec::new(),
             known: BTreeSet::new(),
+            caveats: BTreeSet::new(),
         }
     }
 
@@ -79,6 +82,11 @@ impl<'a> Journal<'a> {
         let rates = std::mem::take(&mut self.rates);
         if trainer.communicator.rank() > 0 {
             return Ok(());
+        }
+        for caveat in evaluated.iter().flat_map(|evaluated| &evaluated.caveats) {
+            if self.caveats.insert(caveat.clone()) {
+                self.session.warn(format!("kNN evaluation: {caveat}"));
+            }
         }
         let row = Row {
             step,
