@@ -346,7 +346,7 @@ mod tests {
         for file in ["a/000.png", "a/001.png"] {
             std::fs::write(dir.path().join(file), b"no image").unwrap();
         }
-        let evaluation = super::tests::evaluation(&dataset(dir.path()), None);
+        let evaluation = tests::evaluation(&dataset(dir.path()), None);
         for outcome in over_ranks(2, |encoder| evaluation.knn(encoder)) {
             assert!(
                 matches!(&outcome, Err(Error::NothingDecoded { corrupt }) if corrupt.len() == 2),
