@@ -14,9 +14,9 @@ golden=$(realpath "$(dirname "$0")")
 
 # The run's events name its directory, and no other path.
 run=/tmp/himpun-run
+[ ! -e "$run" ] || { echo "error: $run is in the way" >&2; exit 1; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$run" "$scratch"' EXIT
-[ ! -e "$run" ] || { echo "error: $run is in the way" >&2; exit 1; }
 
 # A convolution net, batch norm, a bank that the workers share, and momentum.
 train() {
