@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cluster;
+mod compatibility;
 mod export;
 mod images;
 mod methods;

@@ -165,7 +165,10 @@ fn from_before_the_first_step() {
     let runs = Runs::new();
     let images = folder_of_images(runs.directory.path(), 40);
     let [data, test] = ["data.source", "eval.data"].map(|key| format!("{key}={}", images.display()));
-    let run = runs.train("run", &[&data, &test, "checkpoint.at_start=true", "eval.knn_every=4"]);
+    let run = runs.train("run", &[&data, &test, "checkpoint.at_start=true", "eval.knn_every=4", "eval.k=3"]);
+    assert_eq!(metrics(&run)[0]["knn_k"], 3);
+    let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    assert_eq!(events.matches("every image finds itself").count(), 1, "said once: {events}");
     let evaluated = || -> Vec<_> {
         metrics(&run)
             .iter()

@@ -41,6 +41,11 @@ fn a_run_leaves_what_the_contract_says() {
     assert_eq!(steps, [0, 1, 2, 3]);
     assert!(rows[0].get("loss").is_none() && rows[0]["knn_top1"].is_f64(), "{}", rows[0]);
     assert_eq!(rows[3]["knn_top1"], last["knn_top1"]);
+    // 6,000 images of ten classes: as many neighbours as the papers take.
+    assert_eq!(
+        (&rows[0]["knn_k"], &rows[3]["knn_k"], &last["knn_k"]),
+        (&200.into(), &200.into(), &200.into())
+    );
     assert!(rows[1].get("knn_top1").is_none(), "{}", rows[1]);
     let chance = f64::ln(2.0 * 16.0 - 1.0);
     for row in &rows[1..] {

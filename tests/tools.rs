@@ -55,6 +55,7 @@ fn a_checkpoint_is_exported_embedded_evaluated_and_verified() {
     assert_eq!(classes, "with space\nünïcödé\\n\n");
     let evaluated = json(of_run(&["eval", "knn"]).arg("--data").arg(&images));
     assert_eq!((&evaluated["queries"], &evaluated["step"]), (&24.into(), &1.into()));
+    assert_eq!(evaluated["knn_k"], 6, "24 images of two classes");
 
     let linear = |extra: &[&str]| {
         let mut command = of_run(&["eval", "linear", "--epochs", "20", "--batch", "8", "--lr", "3"]);
@@ -124,7 +125,11 @@ fn pixels_are_a_baseline() {
         himpun
     };
     let report = json(&mut knn(&["--pixels", "--size", "16"]));
-    assert_eq!(report, serde_json::json!({ "knn_top1": 1.0, "queries": 24, "bank": 24, "size": 16 }));
+    let expected =
+        |k: usize| serde_json::json!({ "knn_top1": 1.0, "knn_k": k, "queries": 24, "bank": 24, "size": 16 });
+    assert_eq!(report, expected(6), "half of a class");
+    let text = succeed(himpun().args(["eval", "knn", "--pixels", "--k", "5", "--data"]).arg(&images));
+    assert!(text.starts_with("kNN 100.00 % (k = 5) of 24 images, by 24 others"), "{text}");
     fail(&mut knn(&[]), 2);
     fail(&mut knn(&["--pixels", "--checkpoint", "somewhere"]), 2);
 }

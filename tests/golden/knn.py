@@ -16,14 +16,20 @@ BANK, QUERIES, WIDTH, CLASSES = 320, 60, 12, 7
 NEIGHBOURS, TEMPERATURE = 200, 0.07
 
 
-def predict(queries, bank, labels, itself):
+def by_rule(labels):
+    """Half as many neighbours as a class that occurs has rows, on average."""
+    return min(NEIGHBOURS, max(1, len(labels) // (2 * len(labels.unique()))))
+
+
+def predict(queries, bank, labels, itself, k=NEIGHBOURS):
     """The weighted vote of Wu et al. 2018, section 3.4."""
     similarity = queries @ bank.T
     if itself:
         similarity.fill_diagonal_(-torch.inf)
-    k = min(NEIGHBOURS, len(bank))
-    nearest = similarity.topk(k + 1, dim=1)
-    assert (nearest.values[:, k - 1] - nearest.values[:, k]).min() > 1e-6, "which rows vote hangs on rounding"
+    k = min(k, len(bank) - itself)
+    nearest = similarity.topk(min(k + 1, len(bank)), dim=1)
+    if k < len(bank):
+        assert (nearest.values[:, k - 1] - nearest.values[:, k]).min() > 1e-6, "which rows vote hangs on rounding"
     weights = (nearest.values[:, :k] / TEMPERATURE).exp()
     votes = torch.zeros(len(queries), CLASSES, dtype=torch.float64)
     votes.scatter_add_(1, labels[nearest.indices[:, :k]], weights)
@@ -55,8 +61,27 @@ def main():
     predicted = predict(unit_queries, unit_bank, labels, itself=False)
     left_out = predict(unit_bank, unit_bank, labels, itself=True)
     print("top1", (predicted == query_labels).double().mean().item(), (left_out == labels).double().mean().item())
+    cases = {}
+    for name, rows, k in [
+        ("rule", torch.arange(BANK), None),
+        ("rule_of_few", torch.arange(40), None),
+        ("rule_without_a_class", torch.nonzero(labels != 3).squeeze(1), None),
+        ("nearest", torch.arange(BANK), 1),
+        ("explicit", torch.arange(BANK), 7),
+        ("explicit_of_few", torch.arange(40), 500),
+    ]:
+        k = k or by_rule(labels[rows])
+        some, of_some = unit_bank[rows], labels[rows]
+        cases |= {
+            f"{name}.k": torch.tensor([k]),
+            f"{name}.rows": rows,
+            f"{name}.predicted": predict(unit_queries, some, of_some, itself=False, k=k),
+            f"{name}.left_out": predict(some, some, of_some, itself=True, k=k),
+        }
+        print(name, k, (cases[f"{name}.left_out"] == of_some).double().mean().item())
     save_file(
         {
+            **cases,
             "bank": bank,
             "labels": labels,
             "queries": queries,

@@ -189,6 +189,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!(data.max_pixels, "of an image; one with more is not decoded", ", at least 1", |n| *n >= 1),
     key!(eval.knn_every, "steps between kNN evaluations; 0: never"),
     key!(eval.data, "images to classify; unset: the training images"),
+    key!(eval.k, "neighbours that vote; 0: half as many as a class has images, at most 200"),
     key!(checkpoint.every, "steps between checkpoints; 0: none by steps"),
     key!(
         checkpoint.every_minutes,

@@ -36,6 +36,7 @@ pub const RESUMABLE: &[&str] = &[
     "data.max_pixels",
     "eval.knn_every",
     "eval.data",
+    "eval.k",
     "checkpoint.every",
     MINUTES,
     "checkpoint.keep",
@@ -402,6 +403,8 @@ mod tests {
         assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
         assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
         assert_eq!(resumed(&["data.max_pixels=9"]).unwrap().data.max_pixels, 9);
+        assert_eq!((stored.eval.k, resumed(&["eval.k=16"]).unwrap().eval.k), (0, 16));
+        assert!(matches!(resumed(&["eval.k=-1"]), Err(Error::Value { key: "eval.k", .. })));
         assert_eq!(resumed(&[]).unwrap(), stored);
         let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
         assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");

@@ -193,6 +193,8 @@ pub struct Eval {
     pub knn_every: u64,
     /// Images to classify by the training images; unset: each training image by the others.
     pub data: Option<String>,
+    /// Neighbours that vote; 0: half as many as a class has training images, at most 200.
+    pub k: usize,
 }
 
 /// What is kept.

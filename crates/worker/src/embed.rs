@@ -112,13 +112,15 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 
 /// Classifies the images of `test` by those of `data`, or each of `data` by the others.
 ///
+/// - `k`: neighbours that vote; 0: by rule, see [`knn::neighbours`](crate::knn::neighbours)
+///
 /// # Errors
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
-pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result<KnnReport, Error> {
+pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize) -> Result<KnnReport, Error> {
     let Restored { mut network, pool, config, dir, step, mut warnings } = restore(checkpoint)?;
     let mut open = |source: &str| open(source, plan::limits(&config), &mut warnings).map(Arc::new);
-    let evaluation = Evaluation::new(open(data)?, test.map(open).transpose()?, model::preprocess(&config))?
-        .ok_or(Error::NoLabels)?;
+    let (bank, test) = (open(data)?, test.map(open).transpose()?);
+    let evaluation = Evaluation::new(bank, test, model::preprocess(&config), k)?.ok_or(Error::NoLabels)?;
     let mut alone = Communicator::alone();
     let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
     let evaluated = evaluation.knn(&mut encoder)?;
@@ -127,6 +129,7 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>) -> Result
             "batch norm has seen no images at step 0: the untrained net's accuracy is that of metrics.jsonl";
         warnings.push(note.to_owned());
     }
+    warnings.extend(evaluated.caveats.iter().cloned());
     warnings.extend(left_out(&evaluated.corrupt));
     Ok(KnnReport { evaluated, checkpoint: dir, step, warnings })
 }
@@ -312,19 +315,26 @@ mod tests {
     #[test]
     fn knn_on_its_own_finds_what_training_finds() {
         let mut fixture = fixture();
-        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None).unwrap();
+        let report = evaluate_knn(&fixture.checkpoint, &fixture.data, None, 0).unwrap();
         assert_eq!((report.step, report.evaluated.n_queries), (4, 6));
         let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
         let preprocess = model::preprocess(&fixtures::config());
-        let evaluation = Evaluation::new(dataset, None, preprocess).unwrap().unwrap();
+        let evaluation = Evaluation::new(dataset, None, preprocess, 0).unwrap().unwrap();
         let (mut alone, pool) = (Communicator::alone(), Pool::new(1, &[]));
         let mut encoder = Encoder { network: &mut fixture.network, communicator: &mut alone, pool: &pool };
         let expected = evaluation.knn(&mut encoder).unwrap();
         assert_eq!(report.evaluated.top1, expected.top1);
         assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);
 
-        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data)).unwrap();
+        let tested = evaluate_knn(&fixture.checkpoint, &fixture.data, Some(&fixture.data), 0).unwrap();
         assert_eq!(tested.evaluated.top1, 1.0, "every image is its own nearest neighbour");
+        let says =
+            |report: &KnnReport| report.warnings.iter().any(|text| text.contains("every image finds itself"));
+        assert!(says(&tested) && !says(&report), "{tested:?}");
+        assert_eq!((report.evaluated.k, tested.evaluated.k), (1, 1));
+        let all = evaluate_knn(&fixture.checkpoint, &fixture.data, None, 9).unwrap();
+        assert_eq!(all.evaluated.k, 9);
+        assert_eq!(all.warnings, ["k = 9 is more than the 6 images compared with: all of them vote"]);
     }
 
     #[test]
@@ -340,7 +350,7 @@ mod tests {
         assert_eq!(refuse(&fixture.checkpoint, "/nowhere", &out).exit_code(), 2);
         assert_eq!(refuse(Path::new("/nowhere"), &fixture.data, &out).exit_code(), 2);
         let flat = format!("{}/left", fixture.data);
-        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None).unwrap_err().exit_code(), 2);
+        assert_eq!(evaluate_knn(&fixture.checkpoint, &flat, None, 0).unwrap_err().exit_code(), 2);
 
         let shard = fixture.checkpoint.join(checkpoint::shard_file(0, 2));
         let mut bytes = fs::read(&shard).unwrap();
@@ -357,7 +367,7 @@ mod tests {
         assert_eq!(embedded.checkpoint, older);
         let names_shard = |warnings: &[String]| warnings.iter().any(|text| text.contains("step-00000004"));
         assert!(names_shard(&embedded.warnings), "{:?}", embedded.warnings);
-        let report = evaluate_knn(&run, &fixture.data, None).unwrap();
+        let report = evaluate_knn(&run, &fixture.data, None, 0).unwrap();
         assert!(report.step == 2 && names_shard(&report.warnings), "{report:?}");
     }
 
@@ -371,7 +381,7 @@ mod tests {
         let out = fixture.dir.path().join("f.npy");
         for error in [
             embed(&checkpoint, &fixture.data, &out).unwrap_err(),
-            evaluate_knn(&checkpoint, &fixture.data, None).unwrap_err(),
+            evaluate_knn(&checkpoint, &fixture.data, None, 0).unwrap_err(),
         ] {
             let Error::NothingDecoded { corrupt } = &error else { panic!("{error}") };
             assert!(corrupt[0].1.ends_with("more than the 3 of data.max_pixels"), "{corrupt:?}");
@@ -386,7 +396,7 @@ mod tests {
             let text = text.replace("[data]\n", &format!("[data]\ndecode = \"{decode}\"\n"));
             let run = fixture.dir.path().join(decode);
             let checkpoint = fixtures::checkpoint_with(&run, 4, &text, &fixture.network, |_, _| {});
-            evaluate_knn(&checkpoint, &fixture.data, None).unwrap().warnings
+            evaluate_knn(&checkpoint, &fixture.data, None, 0).unwrap().warnings
         };
         assert_eq!(warnings("full"), [""; 0]);
         let [warning] = &warnings("scaled")[..] else { panic!("one warning") };

@@ -114,6 +114,9 @@ pub enum Error {
         /// Path and reason of each; not empty.
         corrupt: Vec<(String, String)>,
     },
+    /// Features that no evaluation can compare.
+    #[error("the features are NaN or infinite: the weights have diverged")]
+    NotFinite,
     /// Images without labels cannot be compared with.
     #[error("the images have no labels")]
     NoLabels,
@@ -185,6 +188,7 @@ impl Error {
             // Neither the run nor its images are at fault: it can go on once the machine answers again.
             Error::Data(data::Error::Machine { .. } | data::Error::RootGone { .. }) => 75,
             Error::Diverged { .. }
+            | Error::NotFinite
             | Error::StoredConfig(_)
             | Error::Objective(_)
             | Error::Data(data::Error::List { .. }) => 3,
@@ -216,7 +220,9 @@ impl Error {
                  objective.temperature, which similarities are divided by: 0.05 to 0.5 are usual"
                     .into(),
             ),
-            Error::Diverged { .. } => Some("lower optimizer.lr or lengthen schedule.warmup_steps".into()),
+            Error::Diverged { .. } | Error::NotFinite => {
+                Some("lower optimizer.lr or lengthen schedule.warmup_steps".into())
+            }
             Error::Disagreement { .. } => {
                 Some("start every node with the same binary and configuration".into())
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::features::{self, Features, Images, Look};
 use crate::knn::{self, Bank, Queries};
 use crate::spectrum::{self, Spread};
-use crate::{Error, snapshot};
+use crate::{Error, caveats, snapshot};
 
 /// This rank's network, and its way to the other ranks.
 pub struct Encoder<'a> {
@@ -29,6 +29,10 @@ pub struct Evaluation {
     /// With the numbers that its classes have in `bank`. Absent: every training image is classified by the others.
     test: Option<(Arc<Dataset>, ClassNumbers)>,
     preprocess: Preprocess,
+    /// Neighbours that vote; 0: by rule.
+    k: usize,
+    /// Where the test images are those of the bank.
+    caveat: Option<String>,
 }
 
 /// What an evaluation found. The same on every rank, but for `corrupt`.
@@ -40,10 +44,14 @@ pub struct Evaluated {
     pub n_queries: u64,
     /// Images that they were compared with.
     pub n_bank: usize,
+    /// Neighbours that voted: see [`knn::neighbours`].
+    pub k: usize,
     /// Standard deviation of the bank's unit features: see [`Spread::std`].
     pub feature_std: f64,
     /// Directions that the bank's unit features use: see [`Spread::effective_rank`].
     pub effective_rank: f64,
+    /// What makes the accuracy mean less than it seems to.
+    pub caveats: Vec<String>,
     /// Images of this rank's share that could not be decoded and were left out: path and reason.
     pub corrupt: Vec<(String, String)>,
 }
@@ -51,12 +59,15 @@ pub struct Evaluated {
 impl Evaluation {
     /// Pairs the training images with the test images; `None` if the training images have no labels.
     ///
+    /// - `k`: neighbours that vote; 0: by rule, see [`knn::neighbours`]
+    ///
     /// # Errors
     /// If the test images have no labels, or classes that the training images lack.
     pub fn new(
         bank: Arc<Dataset>,
         test: Option<Arc<Dataset>>,
         preprocess: Preprocess,
+        k: usize,
     ) -> Result<Option<Evaluation>, Error> {
         if !bank.has_labels() {
             return Ok(None);
@@ -68,14 +79,15 @@ impl Evaluation {
                 Some((test, numbers))
             }
         };
-        Ok(Some(Evaluation { bank, test, preprocess }))
+        let caveat = test.as_ref().and_then(|(test, _)| caveats::of_test(test, &bank));
+        Ok(Some(Evaluation { bank, test, preprocess, k, caveat }))
     }
 
     /// Classifies the test images (or each training image by the others) with the present weights and
     /// running statistics.
     ///
     /// # Errors
-    /// If a peer is lost, or no image of this rank's share can be decoded.
+    /// If a peer is lost, no image can be decoded, or features are NaN or infinite.
     pub fn knn(&self, encoder: &mut Encoder<'_>) -> Result<Evaluated, Error> {
         snapshot::agree_on_buffers(encoder.network, encoder.communicator).map_err(Error::Collective)?;
         let width = encoder.network.spec().feature_width();
@@ -84,10 +96,16 @@ impl Evaluation {
         let Spread { std, effective_rank } =
             spectrum::spread(encoder.pool, path, encoder.communicator, &own.values, width)
                 .map_err(Error::Collective)?;
+        if !std.is_finite() {
+            return Err(Error::NotFinite);
+        }
 
         let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank.label_of(i)).collect();
         let classes = self.bank.class_names().len();
-        let bank = Bank { features: &own.values, labels: &labels, width, classes };
+        let images_per_class =
+            knn::images_per_class(encoder.communicator, &labels, classes).map_err(Error::Collective)?;
+        let k = knn::neighbours(self.k, &images_per_class);
+        let bank = Bank { features: &own.values, labels: &labels, width, classes, k };
         let mut corrupt = own.corrupt;
         let test = match &self.test {
             None => None,
@@ -104,16 +122,17 @@ impl Evaluation {
         };
         let predictions = knn::classify(encoder.pool, path, encoder.communicator, bank, queries)
             .map_err(Error::Collective)?;
-        let correct = predictions.iter().zip(expected).filter(|(a, b)| a == b).count();
-        let mut sums = [correct, expected.len(), labels.len()].map(|n| n as u64);
+        let mut sums = [knn::n_correct(&predictions, expected), expected.len()].map(|n| n as u64);
         encoder.communicator.all_reduce_sum(&mut sums).map_err(Error::Collective)?;
-        let [n_correct, n_queries, n_bank] = sums;
+        let [n_correct, n_queries] = sums;
         Ok(Evaluated {
             top1: n_correct as f64 / n_queries as f64,
             n_queries,
-            n_bank: n_bank as usize,
+            n_bank: images_per_class.iter().sum::<u64>() as usize,
+            k,
             feature_std: std,
             effective_rank,
+            caveats: self.caveats(&images_per_class, k),
             corrupt,
         })
     }
@@ -155,11 +174,25 @@ impl Evaluation {
         Ok(())
     }
 
+    fn caveats(&self, images_per_class: &[u64], k: usize) -> Vec<String> {
+        let mut caveats = caveats::of_bank(images_per_class, k, self.test.is_none());
+        caveats.extend(self.caveat.clone());
+        caveats
+    }
+
     /// This rank's part of `dataset`, as unit rows.
     fn encode_share(&self, encoder: &mut Encoder<'_>, dataset: &Dataset) -> Result<Features, Error> {
         let own = share(dataset.len(), encoder.communicator.rank(), encoder.communicator.world_size());
-        let mut features =
-            features::encode(encoder.network, encoder.pool, dataset, own, Look::Plain(&self.preprocess))?;
+        let look = Look::Plain(&self.preprocess);
+        let mut features = match features::encode(encoder.network, encoder.pool, dataset, own, look) {
+            // Of a small set a share may be a few images: that none is left is an error only if no rank has any.
+            Err(Error::NothingDecoded { corrupt }) => Features { corrupt, ..Features::default() },
+            outcome => outcome?,
+        };
+        let decoded = gather_counts(encoder.communicator, features.indices.len())?;
+        if decoded.iter().all(|&n| n == 0) && !features.corrupt.is_empty() {
+            return Err(Error::NothingDecoded { corrupt: features.corrupt });
+        }
         knn::normalize_rows(&mut features.values, encoder.network.spec().feature_width());
         Ok(features)
     }
@@ -232,7 +265,7 @@ mod tests {
 
     fn evaluation(bank: &Arc<Dataset>, test: Option<&Arc<Dataset>>) -> Evaluation {
         let preprocess = crate::model::preprocess(&fixtures::config());
-        Evaluation::new(Arc::clone(bank), test.cloned(), preprocess).unwrap().unwrap()
+        Evaluation::new(Arc::clone(bank), test.cloned(), preprocess, 0).unwrap().unwrap()
     }
 
     #[test]
@@ -246,13 +279,14 @@ mod tests {
         for (test, n_queries) in [(None, 21), (Some(&test), 10)] {
             let evaluation = evaluation(&bank, test);
             let alone = over_ranks(1, |encoder| evaluation.knn_calibrated(encoder).unwrap());
-            assert_eq!((alone[0].n_queries, alone[0].n_bank), (n_queries, 21));
+            assert_eq!((alone[0].n_queries, alone[0].n_bank, alone[0].k), (n_queries, 21, 3));
+            assert_eq!(alone[0].caveats, [""; 0]);
             assert!(alone[0].top1 > 0.9, "solid colours are told apart: {:?}", alone[0]);
             assert!(alone[0].feature_std > 0.0 && alone[0].effective_rank > 1.0, "{:?}", alone[0]);
             for world_size in [2, 3] {
                 for rank in over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap()) {
                     let alone = over_ranks(1, |encoder| evaluation.knn(encoder).unwrap()).remove(0);
-                    assert_eq!((rank.top1, rank.n_queries), (alone.top1, n_queries));
+                    assert_eq!((rank.top1, rank.n_queries, rank.k), (alone.top1, n_queries, 3));
                     assert!((rank.feature_std - alone.feature_std).abs() < 1e-6, "{rank:?} {alone:?}");
                     assert!((rank.effective_rank - alone.effective_rank).abs() < 1e-3, "{rank:?} {alone:?}");
                 }
@@ -269,6 +303,55 @@ mod tests {
             // Alone in its class an image is right only by its own vote.
             let ranks = over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap().top1);
             assert_eq!(ranks, vec![0.0; world_size]);
+        }
+    }
+
+    #[test]
+    fn a_set_too_small_to_evaluate_gives_numbers_and_says_so() {
+        /// Classes with one image each, and what is said.
+        #[track_caller]
+        fn check(classes: &[(&str, [u8; 3])], test: bool, top1: f64, caveat: &str) {
+            let dir = tempfile::tempdir().unwrap();
+            fixtures::images(dir.path(), classes, 1);
+            let bank = dataset(dir.path());
+            let evaluation = evaluation(&bank, test.then_some(&bank));
+            for world_size in [1, 2] {
+                for rank in over_ranks(world_size, |encoder| evaluation.knn(encoder).unwrap()) {
+                    assert_eq!((rank.top1, rank.k), (top1, 1), "{rank:?}");
+                    assert!(rank.feature_std.is_finite() && rank.effective_rank >= 1.0, "{rank:?}");
+                    assert!(rank.caveats.iter().any(|text| text.contains(caveat)), "{rank:?}");
+                }
+            }
+        }
+        check(&CLASSES[..1], false, 0.0, "no other to classify it by");
+        check(&CLASSES[..1], true, 1.0, "all of one class");
+        check(&CLASSES[..2], false, 0.0, "2 classes have a single image each");
+        check(&CLASSES[..2], true, 1.0, "every image finds itself");
+    }
+
+    #[test]
+    fn a_rank_may_have_no_image_as_long_as_another_has() {
+        let dir = tempfile::tempdir().unwrap();
+        fixtures::images(dir.path(), &CLASSES[..2], 2);
+        std::fs::write(dir.path().join("b/000.png"), b"no image").unwrap();
+        std::fs::write(dir.path().join("b/001.png"), b"no image").unwrap();
+        let evaluation = evaluation(&dataset(dir.path()), None);
+        let ranks = over_ranks(2, |encoder| evaluation.knn(encoder).unwrap());
+        assert_eq!(ranks[0].corrupt, []);
+        assert_eq!(ranks[1].corrupt.len(), 2);
+        for rank in ranks {
+            assert_eq!((rank.n_bank, rank.top1, rank.k), (2, 1.0, 1));
+            assert!(rank.caveats[0].contains("all of one class"), "{rank:?}");
+        }
+        for file in ["a/000.png", "a/001.png"] {
+            std::fs::write(dir.path().join(file), b"no image").unwrap();
+        }
+        let evaluation = tests::evaluation(&dataset(dir.path()), None);
+        for outcome in over_ranks(2, |encoder| evaluation.knn(encoder)) {
+            assert!(
+                matches!(&outcome, Err(Error::NothingDecoded { corrupt }) if corrupt.len() == 2),
+                "{outcome:?}"
+            );
         }
     }
 
@@ -342,16 +425,16 @@ mod tests {
         fixtures::images(&dir.path().join("test"), &CLASSES, 1);
         let preprocess = crate::model::preprocess(&fixtures::config());
         let (bank, test) = (dataset(&dir.path().join("bank")), dataset(&dir.path().join("test")));
-        let error = Evaluation::new(Arc::clone(&bank), Some(test), preprocess.clone()).err().unwrap();
+        let error = Evaluation::new(Arc::clone(&bank), Some(test), preprocess.clone(), 0).err().unwrap();
         assert!(
             error.to_string().contains("class `c`, which the training images lack (they have a, b)"),
             "{error}"
         );
 
         let flat = dataset(&dir.path().join("bank/a"));
-        let error = Evaluation::new(bank, Some(Arc::clone(&flat)), preprocess.clone()).err().unwrap();
+        let error = Evaluation::new(bank, Some(Arc::clone(&flat)), preprocess.clone(), 0).err().unwrap();
         assert!(matches!(error, Error::NoTestLabels), "{error}");
-        assert!(Evaluation::new(flat, None, preprocess).unwrap().is_none());
+        assert!(Evaluation::new(flat, None, preprocess, 0).unwrap().is_none());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use collective::Communicator;
 use data::Replaced;
 use proto::v1::MetricRow;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::Error;
@@ -24,6 +25,8 @@ pub struct Journal<'a> {
     global_batch: usize,
     rates: Rates,
     corrupt: CorruptImages,
+    /// What was said of an evaluation: the next one need not repeat it.
+    caveats: BTreeSet<String>,
 }
 
 /// What an update told of itself, and the rate it used.
@@ -48,6 +51,7 @@ impl<'a> Journal<'a> {
             chance_loss: trainer.objective.chance_loss(plan.global_batch()),
             global_batch: plan.global_batch(),
             rates: Rates::default(),
+            caveats: BTreeSet::new(),
         }
     }
 
@@ -99,6 +103,11 @@ impl<'a> Journal<'a> {
         let rates = std::mem::take(&mut self.rates);
         if trainer.communicator.rank() > 0 {
             return Ok(());
+        }
+        for caveat in evaluated.iter().flat_map(|evaluated| &evaluated.caveats) {
+            if self.caveats.insert(caveat.clone()) {
+                self.session.warn(format!("kNN evaluation: {caveat}"));
+            }
         }
         let row = Row {
             step,

@@ -9,6 +9,7 @@
 //! [`embed`], [`probe`], [`pixels`], [`mod@bench`], [`views`].
 
 pub mod bench;
+mod caveats;
 mod checkpoints;
 mod clock;
 mod corrupt;

@@ -97,6 +97,7 @@ impl Row {
         if let Some(evaluated) = self.evaluated {
             values.extend([
                 number("knn_top1", evaluated.top1),
+                count("knn_k", evaluated.k as u64),
                 number("feature_std", evaluated.feature_std),
                 number("effective_rank", evaluated.effective_rank),
             ]);
@@ -130,8 +131,10 @@ mod tests {
             top1: 0.5,
             n_queries: 2,
             n_bank: 2,
+            k: 7,
             feature_std: 0.1,
             effective_rank: 3.0,
+            caveats: Vec::new(),
             corrupt: Vec::new(),
         }
     }
@@ -139,7 +142,7 @@ mod tests {
     #[test]
     fn what_does_not_apply_is_left_out() {
         let row = Row { evaluated: Some(evaluated()), ..Row::default() };
-        assert_eq!(names(row), ["epoch", "knn_top1", "feature_std", "effective_rank"]);
+        assert_eq!(names(row), ["epoch", "knn_top1", "knn_k", "feature_std", "effective_rank"]);
         let mut rates = Rates::default();
         rates.add(Duration::from_millis(300), Duration::from_millis(100));
         rates.add(Duration::from_millis(100), Duration::from_millis(20));

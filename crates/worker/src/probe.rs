@@ -65,8 +65,8 @@ pub struct LinearReport {
 /// - `progress`: told after every epoch how many are done
 ///
 /// # Errors
-/// If the protocol is none, the checkpoint is damaged, the images cannot be read, have no labels or a single class, or
-/// the loss leaves the numbers.
+/// If the protocol is none, the checkpoint is damaged, the images cannot be read, have no labels or a single class,
+/// features are NaN or infinite, or the loss becomes so.
 pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<LinearReport, Error> {
     check(&probe.protocol)?;
     let mut restored = embed::restore(probe.checkpoint)?;
@@ -90,7 +90,8 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     let preprocess = model::preprocess(&restored.config);
     let mut rows = |dataset: &Dataset| {
         let Restored { network, pool, .. } = &mut restored;
-        features::encode(network, pool, dataset, 0..dataset.len(), Look::Plain(&preprocess))
+        let rows = features::encode(network, pool, dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
+        if rows.values.iter().all(|x| x.is_finite()) { Ok(rows) } else { Err(Error::NotFinite) }
     };
     let label = |index| train.label_of(index);
     let plain = Labelled::new(rows(&train)?, label);
@@ -102,14 +103,15 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     };
     warnings.extend(embed::left_out(&plain.corrupt));
     warnings.extend(embed::left_out(&test.corrupt));
-    warnings.extend(missing(&train, &test.labels));
+    let cached = plain.only(&train_indices);
+    warnings.extend(missing(&train, &cached.labels, "the training images"));
+    warnings.extend(missing(&train, &test.labels, "the test images"));
 
     let n = train_indices.len();
     let protocol = Protocol { batch: probe.protocol.batch.min(n), ..probe.protocol.clone() };
     let schedule = protocol.schedule(n);
     let sampler = Sampler::new(probe.seed, n);
     let mut classifier = Classifier::new(classes, plain.width());
-    let cached = plain.only(&train_indices);
     let crops = crops(preprocess.size).normalised(preprocess.mean, preprocess.std);
     let (path, pool) = (restored.network.kernel_path(), std::sync::Arc::clone(&restored.pool));
     let compute = Compute { pool: &pool, path };
@@ -238,14 +240,14 @@ fn hold_out(all: &Labelled, probe: &Probe<'_>) -> Result<(Vec<usize>, Labelled),
     Ok((places(train), all.only(&places(test))))
 }
 
-/// A sentence if the test images lack classes, of which the accuracy then says nothing.
-fn missing(train: &Dataset, test_labels: &[u32]) -> Option<String> {
+/// A sentence if images lack classes: the classifier cannot learn them, or the accuracy says nothing of them.
+fn missing(train: &Dataset, labels: &[u32], of: &str) -> Option<String> {
     let absent: Vec<&str> = (0..)
         .zip(train.class_names())
-        .filter(|(class, _)| !test_labels.contains(class))
+        .filter(|(class, _)| !labels.contains(class))
         .map(|(_, name)| name.as_str())
         .collect();
-    (!absent.is_empty()).then(|| format!("the test images show nothing of {}", absent.join(", ")))
+    (!absent.is_empty()).then(|| format!("{of} show nothing of {}", absent.join(", ")))
 }
 
 #[cfg(test)]
@@ -253,6 +255,7 @@ mod tests {
     use super::*;
     use crate::fixtures;
     use engine::kernels::Pool;
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     const COLORS: [(&str, [u8; 3]); 3] =
@@ -348,6 +351,49 @@ mod tests {
         std::fs::rename(fixture.path("train"), fixture.path("kept")).unwrap();
         std::fs::rename(fixture.path("flat"), fixture.path("train")).unwrap();
         check(fixture.run(None, |_| {}), "the images have no labels");
+    }
+
+    #[test]
+    fn a_set_of_five_is_probed_and_its_gaps_are_named() {
+        let fixture = Fixture::new();
+        std::fs::remove_dir_all(fixture.path("train")).unwrap();
+        let root = fixture.folder.path().join("train");
+        fixtures::images(&root, &COLORS[..1], 4);
+        fixtures::images(&root, &COLORS[1..2], 1);
+        let mut gaps = BTreeSet::new();
+        for seed in 0..12 {
+            let run = |test| fixture.run(test, |probe| (probe.seed, probe.protocol.batch) = (seed, 512));
+            let report = run(None).unwrap();
+            assert_eq!((report.n_train, report.n_test, report.protocol.batch), (4, 1, 4));
+            assert!(report.loss.is_finite() && [0.0, 1.0].contains(&report.accuracy.top1), "{report:?}");
+            gaps.extend(report.warnings);
+            assert_eq!(run(Some("train")).unwrap().warnings, [""; 0]);
+        }
+        // Whichever image is held out, a class is missing on one side.
+        let expected = ["the test images show nothing of green", "the training images show nothing of green"];
+        let expected = expected.into_iter().chain(["the test images show nothing of blue"]);
+        assert_eq!(gaps, expected.map(str::to_owned).collect());
+        std::fs::remove_file(root.join("blue/000.png")).unwrap();
+        let error = fixture.run(None, |_| {}).unwrap_err();
+        assert!(error.to_string().contains("4 images are too few to hold some out"), "{error}");
+    }
+
+    #[test]
+    fn features_of_a_net_that_has_diverged_are_refused() {
+        let fixture = Fixture::new();
+        let config = fixtures::config();
+        let mut network = fixtures::network(&config, 4, &Arc::new(Pool::new(1, &[])));
+        network.parameters_mut().values.fill(f32::NAN);
+        let checkpoint = fixtures::checkpoint(fixture.folder.path(), 8, &config, &network);
+        let refused = |outcome: Error| assert_eq!(outcome.exit_code(), 3, "{outcome}");
+        let data = fixture.path("train");
+        refused(embed::evaluate_knn(&checkpoint, &data, None, 0).unwrap_err());
+        let protocol = Protocol { epochs: 1, ..Protocol::simclr() };
+        let probe =
+            Probe { checkpoint: &checkpoint, data: &data, test: None, protocol, augment: false, seed: 0 };
+        let error = evaluate(&probe, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::NotFinite), "{error}");
+        refused(error);
     }
 
     #[test]

@@ -55,7 +55,10 @@ pub fn train(
     let plan = Plan::of(config, images, small.rank(), small.world_size())?;
     let evaluation = match config.eval.knn_every {
         0 => None,
-        _ => Evaluation::new(plan.dataset.clone(), plan.test.clone(), model::preprocess(config))?,
+        _ => {
+            let (bank, test) = (plan.dataset.clone(), plan.test.clone());
+            Evaluation::new(bank, test, model::preprocess(config), config.eval.k)?
+        }
     };
     if evaluation.is_none() && config.eval.knn_every > 0 && leader {
         session.warn("the training images have no labels: no kNN evaluation".into());

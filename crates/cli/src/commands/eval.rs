@@ -43,6 +43,9 @@ pub struct Arguments {
     /// The images to classify [default: each image of --data, by the others]
     #[arg(long, value_name = "PATH")]
     test: Option<String>,
+    /// How many neighbours vote; 0: half as many as a class of --data has images, at most 200
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    k: usize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -62,12 +65,14 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
 }
 
 fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
-    let report = worker::embed::evaluate_knn(checkpoint, &arguments.data, arguments.test.as_deref())?;
+    let Arguments { data, test, k, .. } = arguments;
+    let report = worker::embed::evaluate_knn(checkpoint, data, test.as_deref(), *k)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     let evaluated = &report.evaluated;
     if arguments.json {
         output::json(&json!({
             "knn_top1": evaluated.top1,
+            "knn_k": evaluated.k,
             "queries": evaluated.n_queries,
             "bank": evaluated.n_bank,
             "feature_std": evaluated.feature_std,
@@ -77,8 +82,9 @@ fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
         }));
     } else {
         output::data(&format!(
-            "kNN {:.2} % of {} images, by {} others; step {} ({})",
+            "kNN {:.2} % (k = {}) of {} images, by {} others; step {} ({})",
             100.0 * evaluated.top1,
+            evaluated.k,
             evaluated.n_queries,
             evaluated.n_bank,
             report.step,
@@ -89,21 +95,23 @@ fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn pixels(arguments: &Arguments) -> Result<(), Failure> {
-    let size = arguments.size;
-    let limits = Limits { max_pixels: arguments.max_pixels, ..Limits::default() };
-    let report = worker::pixels::evaluate_knn(&arguments.data, arguments.test.as_deref(), size, limits)?;
+    let Arguments { data, test, k, size, max_pixels, .. } = arguments;
+    let limits = Limits { max_pixels: *max_pixels, ..Limits::default() };
+    let report = worker::pixels::evaluate_knn(data, test.as_deref(), (*size, *k), limits)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {
         output::json(&json!({
             "knn_top1": report.top1,
+            "knn_k": report.k,
             "queries": report.n_queries,
             "bank": report.n_bank,
             "size": size,
         }));
     } else {
         output::data(&format!(
-            "kNN {:.2} % of {} images, by {} others; on {size} x {size} pixels",
+            "kNN {:.2} % (k = {}) of {} images, by {} others; on {size} x {size} pixels",
             100.0 * report.top1,
+            report.k,
             report.n_queries,
             report.n_bank,
         ));

@@ -261,7 +261,7 @@ fn report(status: &RunStatus, job: &Job, as_json: bool) {
 
 fn summary(status: &RunStatus, run_dir: &Path) -> Map<String, Value> {
     let rows = metrics(run_dir);
-    let last = |name: &str| rows.iter().rev().find_map(|row| row.get(name)?.as_f64());
+    let last = |name: &str| rows.iter().rev().find_map(|row| row.get(name).cloned());
     let mut summary = Map::new();
     let mut put = |key: &str, value: Value| summary.insert(key.to_owned(), value);
     put("run_id", json!(status.run_id));
@@ -270,12 +270,13 @@ fn summary(status: &RunStatus, run_dir: &Path) -> Map<String, Value> {
     let numbers = [
         ("loss", last("loss")),
         ("knn_top1", last("knn_top1")),
-        ("images_per_s", median(&rows, "images_per_s")),
-        ("views_per_s", median(&rows, "views_per_s")),
+        ("knn_k", last("knn_k")),
+        ("images_per_s", median(&rows, "images_per_s").map(Value::from)),
+        ("views_per_s", median(&rows, "views_per_s").map(Value::from)),
     ];
     for (key, number) in numbers {
         if let Some(number) = number {
-            put(key, json!(number));
+            put(key, number);
         }
     }
     put("world_size", json!(status.world_size));
