@@ -9,9 +9,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::no_such_split;
 use super::skipped::{self, Kind, Skipped};
-use super::splits::{self, Match};
+use super::splits::{self, Choice, Level};
 use crate::Error;
 
 /// Relative paths of files, and what else is known of each.
@@ -27,10 +26,11 @@ pub struct Files<T> {
     base_len: usize,
 }
 
+/// A folder of files.
 #[derive(Debug)]
-struct Folder {
+pub struct Folder {
     /// With a slash at its end; that of the root is empty.
-    path: Vec<u8>,
+    pub path: Vec<u8>,
     /// 0 where there are no classes.
     label: u32,
 }
@@ -88,6 +88,26 @@ impl<T> Files<T> {
             }
             same
         });
+    }
+
+    /// Forgets the folders that no file lies in, and lists them.
+    fn drop_empty_folders(&mut self) -> Vec<PathBuf> {
+        let mut is_used = vec![false; self.folders.len()];
+        self.entries.iter().for_each(|entry| is_used[entry.folder as usize] = true);
+        let (mut numbers, mut kept, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        for (folder, is_used) in std::mem::take(&mut self.folders).into_iter().zip(is_used) {
+            numbers.push(kept.len() as u32);
+            if is_used {
+                kept.push(folder);
+            } else {
+                dropped.push(folder.as_path().to_owned());
+            }
+        }
+        self.folders = kept;
+        if !dropped.is_empty() {
+            self.entries.iter_mut().for_each(|entry| entry.folder = numbers[entry.folder as usize]);
+        }
+        dropped
     }
 
     /// Keeps those below `base`, and no more memory than they take.
@@ -170,7 +190,8 @@ fn order<T>(folders: &[Folder], names: &[u8], a: &Entry<T>, b: &Entry<T>) -> Ord
     a[..common].cmp(&b[..common]).then_with(|| rest_a.cmp(rest_b))
 }
 
-fn first_name(path: &[u8]) -> &[u8] {
+/// The first name of a path.
+pub fn first_name(path: &[u8]) -> &[u8] {
     path.split(|&byte| byte == b'/').next().unwrap_or_default()
 }
 
@@ -318,16 +339,17 @@ pub fn is_hidden(name: &OsStr) -> bool {
 /// A folder that only wraps others (`imagenette/train/…`) is passed through. Where no split is asked for and all
 /// folders of the first level are splits by their names, the one to train on is taken.
 pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result<Arranged<T>, Error> {
-    let Found { mut files, mut skipped, without_images, mut notes, .. } = found;
+    let Found { mut files, mut skipped, mut without_images, mut notes, .. } = found;
+    without_images.extend(files.drop_empty_folders());
     if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
     let mut base = Vec::new();
     match split {
-        Some(split) => base = find_split(origin, &files.folders, split)?,
+        Some(split) => base = splits::find(origin, &files.folders, split)?,
         None => {
-            pass_wrappers(&files.folders, &mut base);
-            match choose_split(origin, &Level::of(&files.folders, &base))? {
+            splits::pass_wrappers(&files.folders, &mut base);
+            match splits::choose(origin, &Level::of(&files.folders, &base))? {
                 Choice::Everything => base.clear(),
                 Choice::Noted(note) => {
                     notes.push(note);
@@ -341,15 +363,15 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result
         }
     }
     let looked_at = base.clone();
-    pass_wrappers(&files.folders, &mut base);
+    splits::pass_wrappers(&files.folders, &mut base);
     files.retain(&base);
     files.sort(&mut skipped);
     let class_names = files.classify(&base);
     let (n_outside, first) = files.outside_of_folders(&base);
     if (1..files.entries.len()).contains(&n_outside) {
-        notes.push(format!(
-            "there are no classes, because {n_outside} images lie in no folder, {first} the first"
-        ));
+        let lie = if n_outside == 1 { "image lies" } else { "images lie" };
+        notes
+            .push(format!("there are no classes, because {n_outside} {lie} in no folder, {first} the first"));
     }
     notes.extend(skipped.sentence(&looked_at));
     let empty_classes = match class_names[..] {
@@ -388,139 +410,4 @@ fn empty_classes(
 fn empty_sentence(classes: &[(String, String)]) -> Option<String> {
     let texts: Vec<String> = classes.iter().map(|(name, what)| format!("class {name}: {what}")).collect();
     (!texts.is_empty()).then(|| format!("no image in {}", skipped::first_of(&texts, "; ")))
-}
-
-/// What lies directly in a folder.
-struct Level<'a> {
-    folders: BTreeSet<&'a [u8]>,
-    has_files: bool,
-    /// Whether some folder here holds a file directly.
-    has_leaves: bool,
-}
-
-impl<'a> Level<'a> {
-    fn of(folders: &'a [Folder], base: &[u8]) -> Level<'a> {
-        let mut level = Level { folders: BTreeSet::new(), has_files: false, has_leaves: false };
-        for relative in folders.iter().filter_map(|folder| folder.path.strip_prefix(base)) {
-            let name = first_name(relative);
-            if name.is_empty() {
-                level.has_files = true;
-            } else {
-                level.folders.insert(name);
-                level.has_leaves |= relative.len() == name.len() + 1;
-            }
-        }
-        level
-    }
-}
-
-/// Goes down from `base` as long as everything goes through one folder that holds folders only: a class holds files.
-fn pass_wrappers(folders: &[Folder], base: &mut Vec<u8>) {
-    while let Some(inner) = wrapper(folders, base) {
-        *base = inner;
-    }
-}
-
-fn wrapper(folders: &[Folder], base: &[u8]) -> Option<Vec<u8>> {
-    let level = Level::of(folders, base);
-    let [only] = level.folders.iter().copied().collect::<Vec<_>>()[..] else { return None };
-    (!level.has_files && !level.has_leaves).then(|| [base, only, b"/"].concat())
-}
-
-/// What is taken where no split is asked for.
-enum Choice<'a> {
-    Everything,
-    /// Everything, and why.
-    Noted(String),
-    /// One folder, and why.
-    Train(&'a [u8], String),
-}
-
-fn choose_split<'a>(origin: &Path, level: &Level<'a>) -> Result<Choice<'a>, Error> {
-    let origin = origin.display();
-    let (found, others): (Vec<&[u8]>, Vec<&[u8]>) =
-        level.folders.iter().partition(|name| splits::is_split(name));
-    let [first, ..] = found[..] else { return Ok(Choice::Everything) };
-    let first = String::from_utf8_lossy(first).into_owned();
-    let candidates = enumerated(&found);
-    if !others.is_empty() {
-        let others = enumerated(&others);
-        return Ok(Choice::Noted(format!(
-            "{origin} holds {candidates} beside {others}: all are taken as classes; {origin}#{first} would take one split"
-        )));
-    }
-    if level.has_files {
-        return Ok(Choice::Noted(format!(
-            "{origin} holds {candidates} beside images of its own: all are taken together; {origin}#{first} would take one \
-             split"
-        )));
-    }
-    let (trains, rest): (Vec<&[u8]>, Vec<&[u8]>) = found.iter().partition(|name| splits::is_train(name));
-    match (&trains[..], &rest[..]) {
-        ([_], []) | ([], [_]) => Ok(Choice::Everything),
-        ([train], rest) => {
-            let others: Vec<String> =
-                rest.iter().map(|name| format!("{origin}#{}", String::from_utf8_lossy(name))).collect();
-            let are = if others.len() == 1 { "is the other" } else { "are the others" };
-            let name = String::from_utf8_lossy(train);
-            let note = format!("{origin} holds {candidates}: taking {name}; {} {are}", others.join(" and "));
-            Ok(Choice::Train(train, note))
-        }
-        (trains, _) => {
-            let reason = match trains {
-                [] => "none of them is the split to train on (rename them if they are classes)",
-                _ => "several of them could be the split to train on",
-            };
-            Err(Error::AmbiguousSplit {
-                origin: origin.to_string(),
-                candidates,
-                reason: reason.to_owned(),
-                first: trains.first().map_or(first, |name| String::from_utf8_lossy(name).into_owned()),
-            })
-        }
-    }
-}
-
-/// "a, b and c"; of many the first ones.
-fn enumerated(names: &[&[u8]]) -> String {
-    let names: Vec<String> = names.iter().map(|name| text(OsStr::from_bytes(name))).collect();
-    match &names[..] {
-        [] => String::new(),
-        [only] => only.clone(),
-        [first @ .., last] if first.len() < 8 => format!("{} and {last}", first.join(", ")),
-        many => skipped::first_of(many, ", "),
-    }
-}
-
-/// The folder that `split` names: exactly, or else without regard to the case of letters, or else by what it means.
-fn find_split(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, Error> {
-    let wanted = split.trim_end_matches('/').as_bytes();
-    let mut bases = vec![Vec::new()];
-    while let Some(inner) = wrapper(folders, &bases[bases.len() - 1]) {
-        bases.push(inner);
-    }
-    for (how, base) in Match::ALL.iter().flat_map(|how| bases.iter().map(move |base| (*how, base))) {
-        // A path with slashes is found exactly or not at all.
-        let path = [base, wanted, b"/"].concat();
-        if how == Match::Exact && folders.iter().any(|folder| folder.path.starts_with(&path)) {
-            return Ok(path);
-        }
-        let level = Level::of(folders, base);
-        match how.of(level.folders.iter().copied(), wanted)[..] {
-            [] => {}
-            [only] => return Ok([base, only, b"/"].concat()),
-            ref several => {
-                return Err(Error::AmbiguousSplit {
-                    origin: origin.display().to_string(),
-                    candidates: enumerated(several),
-                    reason: format!("#{split} could be any of them"),
-                    first: String::from_utf8_lossy(several[0]).into_owned(),
-                });
-            }
-        }
-    }
-    let level = Level::of(folders, &bases[bases.len() - 1]);
-    let names: Vec<_> = level.folders.iter().map(|name| String::from_utf8_lossy(name)).collect();
-    let available = if names.is_empty() { "no folders".to_owned() } else { names.join(", ") };
-    Err(no_such_split(origin, split, &available))
 }

@@ -95,8 +95,8 @@ impl Kind {
 pub struct Skipped {
     /// By folder (a relative path, without a slash at its end) and kind.
     counts: BTreeMap<(Vec<u8>, Kind), usize>,
-    /// Paths of what a person has to look at: loops and unreadable folders.
-    named: Vec<String>,
+    /// Folder and path of what a person has to look at: loops and unreadable folders.
+    named: Vec<(Vec<u8>, String)>,
     endings: BTreeSet<String>,
 }
 
@@ -123,7 +123,8 @@ impl Skipped {
     /// Adds a member that a sentence of its own names.
     pub fn add_named(&mut self, folder: &Path, kind: Kind, path: &Path) {
         self.add(folder, kind);
-        self.named.push(super::listing::text(path.as_os_str()));
+        let folder = folder.as_os_str().as_bytes().to_vec();
+        self.named.push((folder, super::listing::text(path.as_os_str())));
     }
 
     /// Adds what was found in one folder.
@@ -156,7 +157,13 @@ impl Skipped {
     pub fn sentence(&self, base: &[u8]) -> Option<String> {
         let nouns = ["file that is no image", "files that are no images"];
         let text = listed(&self.by_kind(|folder| is_below(folder, base)), nouns)?;
-        let named = match &self.named[..] {
+        let named: Vec<String> = self
+            .named
+            .iter()
+            .filter(|(folder, _)| is_below(folder, base))
+            .map(|(_, path)| path.clone())
+            .collect();
+        let named = match &named[..] {
             [] => String::new(),
             named => format!(" (among them {})", first_of(named, ", ")),
         };

@@ -89,7 +89,7 @@ fn images_outside_of_all_classes_are_told_to_be_why_there_are_none() {
     assert_eq!((dataset.len(), dataset.has_labels()), (3, false));
     assert_eq!(
         dataset.notes(),
-        ["there are no classes, because 1 images lie in no folder, stray.png the first"]
+        ["there are no classes, because 1 image lies in no folder, stray.png the first"]
     );
     assert!(open(&root.path().join("a"), "").notes().is_empty());
 }

@@ -90,6 +90,7 @@ fn links_are_the_images_that_they_lead_to() {
         .link("b/before.png", Link, "b/2.png")
         .file("b/2.png", &picture(3))
         .link("folder", Symlink, "a")
+        .link("c/only.png", Symlink, "nothing.png")
         .open();
     check_images(
         &dataset,
@@ -102,12 +103,17 @@ fn links_are_the_images_that_they_lead_to() {
             ("b/late.png", 2),
         ],
     );
-    check_skipped(&dataset, &[("link to no image", 6), ("replaced by a later member", 1)]);
+    check_skipped(&dataset, &[("link to no image", 7), ("replaced by a later member", 1)]);
     assert_eq!(
         dataset.notes(),
         [
-            "skipped 7 files that are no images: 6 links to no image in the archive, 1 name that comes again later"
+            "skipped 8 files that are no images: 7 links to no image in the archive, 1 name that comes again later",
+            "no image in class c: only 1 link to no image in the archive",
         ]
+    );
+    assert_eq!(
+        (dataset.class_names(), dataset.empty_classes()),
+        (&["a".into(), "b".into()][..], &["c".into()][..])
     );
 }
 
