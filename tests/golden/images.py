@@ -112,12 +112,13 @@ def words(payload):
 
 
 def scan_by_scan(planes, factors):
-    """A baseline file whose components have a scan each."""
+    """A baseline file whose components have a scan each; those in the middle name the second table, which is the first."""
     parts = [split(jpeg(Image.fromarray(plane))) for plane in planes]
-    frame = struct.pack(">BHHB", 8, HEIGHT, WIDTH, 3) + b"".join(
-        bytes([i + 1, factor, 0]) for i, factor in enumerate(factors)
+    frame = struct.pack(">BHHB", 8, HEIGHT, WIDTH, len(planes)) + b"".join(
+        bytes([i + 1, factor, i in (1, 2)]) for i, factor in enumerate(factors)
     )
     header = [(m, payload) for m, payload in parts[0][0] if m in (0xE0, 0xDB, 0xC4)]
+    header += [(m, b"\1" + payload[1:]) for m, payload in header if m == 0xDB]
     scans = b"".join(segment(0xDA, bytes([1, i + 1, 0, 0, 63, 0])) + rest[:-2] for i, (_, rest) in enumerate(parts))
     return joined([*header, (0xC0, frame)], scans + b"\xff\xd9")
 
@@ -166,6 +167,10 @@ files |= {
     "jpeg 420": jpeg(colour, subsampling="4:2:0"),
     "jpeg scan by scan": scan_by_scan(np.moveaxis(ycc, 2, 0), [0x11] * 3),
     "jpeg scan by scan 422": scan_by_scan([ycc[..., 0], half[..., 1], half[..., 2]], [0x21, 0x11, 0x11]),
+    "jpeg cmyk scan by scan": scan_by_scan([*np.moveaxis(ycc, 2, 0), alpha], [0x11] * 4),
+    "jpeg cmyk sampled scan by scan": scan_by_scan(
+        [ycc[..., 0], half[..., 1], half[..., 2], alpha], [0x21, 0x11, 0x11, 0x21]
+    ),
     "jpeg standard tables": without(jpeg(colour, subsampling="4:4:4"), 0xC4),
 }
 for factors in (0x12, 0x21, 0x22, 0x31, 0x13, 0x33, 0x44):

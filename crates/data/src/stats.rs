@@ -23,7 +23,7 @@ pub struct Stats {
     pub class_counts: Vec<usize>,
     /// The images that cannot be decoded, in order.
     pub corrupt: Vec<Replaced>,
-    /// Images whose file has 16 bits a channel, of which the upper ones are trained on.
+    /// Images whose file has 16 bits a channel; they are trained on scaled to 8.
     pub sixteen_bit: usize,
     /// The largest value of those, in [0, 65535], alpha left aside; 0 without any.
     pub largest_of_16_bits: u16,

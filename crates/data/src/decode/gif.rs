@@ -11,13 +11,16 @@ use gif::{DecodeOptions, DecodingError, Frame, MemoryLimit};
 
 use super::{Image, check_dimensions, checked_image, is_ramp, whole_palette};
 
+/// What profiles and the like may take.
+const METADATA_BYTES: NonZeroU64 = NonZeroU64::new(1 << 26).expect("more than 0");
+
 /// Decodes a file that begins like a GIF.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Image, String> {
     let bytes = with_palette(bytes)?;
     let mut options = DecodeOptions::new();
     options.allow_unknown_blocks(true);
-    options
-        .set_memory_limit(MemoryLimit::Bytes(NonZeroU64::new(max_pixels as u64).unwrap_or(NonZeroU64::MIN)));
+    // Of what stands beside the pixels, which have a limit of their own.
+    options.set_memory_limit(MemoryLimit::Bytes(METADATA_BYTES));
     let mut decoder = options.read_info(&*bytes).map_err(|error| reason(&error))?;
     let screen = [decoder.width(), decoder.height()].map(usize::from);
     let palette_of_all = decoder.global_palette().unwrap_or_default().to_vec();

@@ -165,7 +165,7 @@ fn tidy(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let has_tables = header.iter().any(|s| s.marker == DHT);
     let stays = |s: &Segment| !is_passed_over(s, bytes) && (colour.is_clear() || !is_adobe(s, bytes));
     let mut patches = colour.patches(&segments, frame, bytes);
-    if let [.., 1, _, sampling, _] = frame.payload(bytes)
+    if let [_, _, _, _, _, 1, _, sampling, _] = frame.payload(bytes)
         && *sampling != 0x11
     {
         patches.push((frame.payload.end - 2, 0x11));

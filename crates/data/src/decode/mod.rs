@@ -5,8 +5,9 @@
 //! with anything), the first frame of an animation. An EXIF orientation is not applied: torchvision's `ImageFolder`
 //! does not either.
 //!
-//! In one place PIL is not followed. Of a PNG with 16 bits a channel, `v` becomes `round(v * 255 / 65535)`, gray or coloured;
-//! PIL does about this to colours, but takes what a gray value has above 255 for 255.
+//! PIL is not followed for PNGs with 16 bits a channel: a value `v` becomes `round(v * 255 / 65535)`. PIL drops the lower 8
+//! bits of colours, which is the same but for a unit, and takes every gray value above 255 for 255. What else differs, `jpeg`
+//! and `bmp` say.
 
 mod bmp;
 mod facts;
