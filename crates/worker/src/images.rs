@@ -24,7 +24,7 @@ const ORIGIN_KEY: &str = "epoch_origin";
 pub struct Past {
     /// Completed updates.
     pub step: u64,
-    /// The list of the training images, as bytes; none in checkpoints of version 0.1 and before, or copied alone.
+    /// The list of the training images, as bytes; none in checkpoints of version 0.1, or copied alone.
     pub list: Option<Vec<u8>>,
     /// Digest of the test images' fingerprint, in hexadecimal.
     pub test: Option<String>,
@@ -74,11 +74,17 @@ impl Past {
 /// If they cannot be opened, or the list is damaged.
 pub fn open_in_order(config: &RunConfig, past: Option<&Past>) -> Result<Dataset, Error> {
     let source = &config.data.source;
-    let mut dataset = Dataset::open_within(source, plan::limits(config)).map_err(Error::Data)?;
-    if let Some(list) = past.and_then(|past| past.list.as_ref()) {
-        ImageList::decode(list).and_then(|list| dataset.follow(&list)).map_err(Error::Data)?;
-    }
-    Ok(dataset)
+    let limits = plan::limits(config);
+    let in_order = || match past {
+        None => Dataset::open_within(source, limits),
+        Some(Past { list: None, .. }) => Dataset::open_as_version_0_1(source, limits),
+        Some(Past { list: Some(list), .. }) => {
+            let mut dataset = Dataset::open_within(source, limits)?;
+            dataset.follow(&ImageList::decode(list)?)?;
+            Ok(dataset)
+        }
+    };
+    in_order().map_err(Error::Data)
 }
 
 /// The data sets of a run.
@@ -146,6 +152,8 @@ impl Images {
             notices.push(format!(
                 "the checkpoint has no list of its images: whether {source} still holds the same ones was not compared"
             ));
+            drop(train);
+            let train = Dataset::open_as_version_0_1(source, limits).map_err(Error::Data)?;
             let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
             return Ok(Images::new(train, fingerprint, past.origin));
         };

@@ -110,6 +110,12 @@ impl<T> Files<T> {
         dropped
     }
 
+    /// Keeps those whose names end so.
+    fn keep_endings(&mut self, endings: &[&str]) {
+        let Files { names, entries, .. } = self;
+        entries.retain(|entry| has_ending(OsStr::from_bytes(entry.name(names)), endings));
+    }
+
     /// Keeps those below `base`, and no more memory than they take.
     fn retain(&mut self, base: &[u8]) {
         let Files { folders, names, entries, base_len } = self;
@@ -323,10 +329,17 @@ impl Notices {
 /// Endings of images, in small letters.
 const ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif"];
 
+/// Those that version 0.1 knew.
+const ENDINGS_OF_VERSION_0_1: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
 /// Tells whether a file counts as an image, by its name: its content is looked at when it is decoded.
 pub fn is_image(name: &OsStr) -> bool {
+    has_ending(name, &ENDINGS)
+}
+
+fn has_ending(name: &OsStr, endings: &[&str]) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default().as_bytes();
-    ENDINGS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
+    endings.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 /// Tells whether a name begins with a dot.
@@ -334,20 +347,38 @@ pub fn is_hidden(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".")
 }
 
+/// Which of the files that were found make the set.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    /// The split that was asked for.
+    pub split: Option<&'a str>,
+    /// By the rules of version 0.1, which a run of that version that has no list of its images goes on with.
+    pub as_version_0_1: bool,
+}
+
 /// Selects a split, sorts by path, and takes classes from the folders.
 ///
 /// A folder that only wraps others (`imagenette/train/…`) is passed through. Where no split is asked for and all
 /// folders of the first level are splits by their names, the one to train on is taken.
-pub fn arrange<T>(origin: &Path, found: Found<T>, split: Option<&str>) -> Result<Arranged<T>, Error> {
+pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> Result<Arranged<T>, Error> {
     let Found { mut files, mut skipped, mut without_images, mut notes, .. } = found;
+    if selection.as_version_0_1 {
+        files.keep_endings(&ENDINGS_OF_VERSION_0_1);
+    }
     without_images.extend(files.drop_empty_folders());
     if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
     let mut base = Vec::new();
-    match split {
-        Some(split) => base = splits::find(origin, &files.folders, split)?,
-        None => {
+    match selection {
+        Selection { split: Some(split), .. } => base = splits::find(origin, &files.folders, split)?,
+        Selection { as_version_0_1: true, .. } => {
+            splits::pass_wrappers(&files.folders, &mut base);
+            if Level::of(&files.folders, &base).is_split_in_version_0_1() {
+                base.extend_from_slice(b"train/");
+            }
+        }
+        Selection { split: None, .. } => {
             splits::pass_wrappers(&files.folders, &mut base);
             match splits::choose(origin, &Level::of(&files.folders, &base))? {
                 Choice::Everything => base.clear(),

@@ -31,7 +31,7 @@ use archive::Archive;
 use builtin::Split;
 use files::Folder;
 use hold::Hold;
-use listing::{Arranged, Notices};
+use listing::{Arranged, Notices, Selection};
 use pack::Pack;
 use pixels::Pixels;
 
@@ -115,7 +115,17 @@ impl Dataset {
     /// damaged.
     pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
         let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold)?, limits))
+        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
+    }
+
+    /// Opens a source as version 0.1 did, which knew fewer endings and splits: what a run of that version, whose checkpoints
+    /// have no list of its images, goes on with.
+    ///
+    /// # Errors
+    /// As of [`Dataset::open_within`].
+    pub fn open_as_version_0_1(source: &str, limits: Limits) -> Result<Dataset, Error> {
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
+        Ok(Dataset::new(source, Opened::open(source, hold, true)?, limits))
     }
 
     /// Opens a source of which what does not fit into memory goes to a temporary file in `folder`.
@@ -124,7 +134,7 @@ impl Dataset {
     /// As of [`Dataset::open_within`], or if there is no room in `folder`.
     pub fn open_spilling(source: &str, limits: Limits, folder: &Path) -> Result<Dataset, Error> {
         let hold = Hold { memory_bytes: limits.memory_bytes, spill: Some(folder) };
-        Ok(Dataset::new(source, Opened::open(source, hold)?, limits))
+        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
     }
 
     fn new(origin: &str, opened: Opened, limits: Limits) -> Dataset {
@@ -333,7 +343,7 @@ impl Dataset {
 }
 
 impl Opened {
-    fn open(source: &str, hold: Hold<'_>) -> Result<Opened, Error> {
+    fn open(source: &str, hold: Hold<'_>, as_version_0_1: bool) -> Result<Opened, Error> {
         match with_split(source) {
             Some(("builtin", split)) => return Opened::builtin(split),
             None if source == "builtin" => return Opened::builtin("train"),
@@ -346,9 +356,9 @@ impl Opened {
         };
         let metadata = access::persist(path, || fs::metadata(path))?;
         if metadata.map_err(|error| access::of_source(path, error))?.is_dir() {
-            Opened::folder(path, split, hold)
+            Opened::folder(path, Selection { split, as_version_0_1 }, hold)
         } else {
-            Opened::file(path, split, hold)
+            Opened::file(path, Selection { split, as_version_0_1 }, hold)
         }
     }
 
@@ -362,19 +372,21 @@ impl Opened {
         Ok(Opened { source: Source::Builtin(split), class_names, notices: Notices::default() })
     }
 
-    fn folder(root: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<Opened, Error> {
+    fn folder(root: &Path, selection: Selection<'_>, hold: Hold<'_>) -> Result<Opened, Error> {
+        let split = selection.split;
         if let Some(pixels) = idx::open_folder(root, split, hold)? {
             return Ok(Opened::pixels(pixels));
         }
         if let Some(pixels) = cifar::open_folder(root, split, hold)? {
             return Ok(Opened::pixels(pixels));
         }
-        let Arranged { files, class_names, notices } = listing::arrange(root, files::walk(root)?, split)?;
+        let Arranged { files, class_names, notices } = listing::arrange(root, files::walk(root)?, selection)?;
         let folder = Folder { root: root.to_owned(), files };
         Ok(Opened { source: Source::Folder(folder), class_names, notices })
     }
 
-    fn file(path: &Path, split: Option<&str>, hold: Hold<'_>) -> Result<Opened, Error> {
+    fn file(path: &Path, selection: Selection<'_>, hold: Hold<'_>) -> Result<Opened, Error> {
+        let split = selection.split;
         if let Some((pack, class_names)) = pack::open_file(path)? {
             return match split {
                 None => Ok(Opened { source: Source::Pack(pack), class_names, notices: Notices::default() }),
@@ -388,7 +400,7 @@ impl Opened {
             return Opened::one_file(path, split, cifar::open_file(path, hold)?);
         }
         let (found, bytes) = archive::index(path, hold)?;
-        let Arranged { files, class_names, notices } = listing::arrange(path, found, split)?;
+        let Arranged { files, class_names, notices } = listing::arrange(path, found, selection)?;
         Ok(Opened { source: Source::Archive(Archive { files, bytes }), class_names, notices })
     }
 

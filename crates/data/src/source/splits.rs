@@ -92,6 +92,12 @@ impl<'a> Level<'a> {
         }
         level
     }
+
+    /// Tells whether version 0.1 took the folder `train` of this level alone.
+    pub fn is_split_in_version_0_1(&self) -> bool {
+        let holds = |name: &str| self.folders.contains(name.as_bytes());
+        holds("train") && (holds("test") || holds("val")) && !self.has_files
+    }
 }
 
 /// Goes down from `base` as long as everything goes through one folder that holds folders only: a class holds files.

@@ -149,3 +149,28 @@ fn halves_of_other_formats_are_found_by_meaning_too() {
     assert_eq!(open(root.path(), "#TEST").labels(), Some(vec![1]));
     assert_eq!(open(root.path(), "#training").labels(), Some(vec![3]));
 }
+
+/// A run of version 0.1 goes on with the images that it had, without the endings and splits that came later.
+#[test]
+fn version_0_1_is_listed_as_it_listed() {
+    let names = |files: &[&str], as_version_0_1: bool| {
+        let root = tempfile::tempdir().unwrap();
+        let content = || png(&image(2, 2, 1));
+        write_files(root.path(), &files.iter().map(|name| (*name, content())).collect::<Vec<_>>());
+        let (source, limits) = (root.path().to_str().unwrap(), Limits::default());
+        let set = match as_version_0_1 {
+            true => Dataset::open_as_version_0_1(source, limits).unwrap(),
+            false => Dataset::open_within(source, limits).unwrap(),
+        };
+        (0..set.len()).map(|index| set.path_of(index)).collect::<Vec<_>>()
+    };
+    let endings = ["a/1.gif", "a/2.JPG", "b/3.png", "b/4.bmp", "b/5.webp"];
+    assert_eq!(names(&endings, true), ["a/2.JPG", "b/3.png", "b/5.webp"]);
+    assert_eq!(names(&endings, false), endings);
+    let later = ["training/a/1.png", "testing/a/2.png"];
+    assert_eq!(names(&later, true), ["testing/a/2.png", "training/a/1.png"]);
+    assert_eq!(names(&later, false), ["training/a/1.png"]);
+    let beside = ["train/a/1.png", "test/a/2.png", "unlabeled/a/3.png"];
+    assert_eq!(names(&beside, true), ["train/a/1.png"]);
+    assert_eq!(names(&beside, false), ["test/a/2.png", "train/a/1.png", "unlabeled/a/3.png"]);
+}
