@@ -186,6 +186,7 @@ pub(crate) const KEY_WORDS: &[(Meant, &[&str])] = &[
         Key("data.threads"),
         &["num_workers", "n_workers", "loader_workers", "dataloader_num_workers", "num_threads"],
     ),
+    (Key("eval.k"), &["knn_k", "nb_knn", "n_neighbors", "num_neighbors", "knn_neighbors"]),
     (
         Key("eval.knn_every"),
         &[

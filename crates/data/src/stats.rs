@@ -25,18 +25,11 @@ pub struct Stats {
     pub corrupt: Vec<Replaced>,
     /// Images whose file has 16 bits a channel; they are trained on scaled to 8.
     pub sixteen_bit: usize,
-    /// The largest value of those, in [0, 65535], alpha left aside; 0 without any.
-    pub largest_of_16_bits: u16,
+    /// Those of them whose values, alpha left aside, all stay below 4,096, as of a camera's 12 bits: scaled to 8, they are
+    /// nearly black.
+    pub twelve_in_sixteen_bit: usize,
     /// Images whose EXIF orientation is another than 1. They are trained on as they are stored, as by torchvision.
     pub turned: usize,
-}
-
-impl Stats {
-    /// Tells whether the images with 16 bits a channel use 12 of them at most, as cameras do: scaled to 8, they are nearly
-    /// black.
-    pub fn has_12_bits_in_16(&self) -> bool {
-        self.sixteen_bit > 0 && self.largest_of_16_bits < 1 << 12
-    }
 }
 
 /// Whole numbers, so that the sum does not depend on who added what when.
@@ -49,7 +42,7 @@ struct Sums {
     sizes: Option<[[usize; 2]; 2]>,
     corrupt: Vec<(usize, Replaced)>,
     sixteen_bit: usize,
-    largest_of_16_bits: u16,
+    twelve_in_sixteen_bit: usize,
     turned: usize,
 }
 
@@ -80,7 +73,7 @@ pub fn stats(dataset: &Dataset, threads: usize) -> Result<Stats, Error> {
     }
     sums.corrupt.sort_unstable_by_key(|(index, _)| *index);
     let corrupt = sums.corrupt.into_iter().map(|(_, replaced)| replaced).collect();
-    let Sums { sixteen_bit, largest_of_16_bits, turned, .. } = sums;
+    let Sums { sixteen_bit, twelve_in_sixteen_bit, turned, .. } = sums;
     Ok(Stats {
         len: dataset.len(),
         mean,
@@ -90,7 +83,7 @@ pub fn stats(dataset: &Dataset, threads: usize) -> Result<Stats, Error> {
         class_counts,
         corrupt,
         sixteen_bit,
-        largest_of_16_bits,
+        twelve_in_sixteen_bit,
         turned,
     })
 }
@@ -114,7 +107,7 @@ fn add_up(dataset: &Dataset, next: &AtomicUsize) -> Result<Sums, Error> {
         let mut part = Sums {
             pixels: (image.width * image.height) as u64,
             sixteen_bit: usize::from(largest_of_16_bits.is_some()),
-            largest_of_16_bits: largest_of_16_bits.unwrap_or(0),
+            twelve_in_sixteen_bit: usize::from(largest_of_16_bits.is_some_and(|largest| largest < 1 << 12)),
             turned: usize::from(is_turned),
             ..Sums::default()
         };
@@ -144,7 +137,7 @@ impl Sums {
         };
         self.corrupt.extend(other.corrupt);
         self.sixteen_bit += other.sixteen_bit;
-        self.largest_of_16_bits = self.largest_of_16_bits.max(other.largest_of_16_bits);
+        self.twelve_in_sixteen_bit += other.twelve_in_sixteen_bit;
         self.turned += other.turned;
     }
 }

@@ -152,7 +152,7 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
             "std": stats.std,
             "corrupt": stats.corrupt.iter().map(|image| &image.path).collect::<Vec<_>>(),
             "sixteen_bit": stats.sixteen_bit,
-            "largest_of_16_bits": (stats.sixteen_bit > 0).then_some(stats.largest_of_16_bits),
+            "twelve_in_sixteen_bit": stats.twelve_in_sixteen_bit,
             "turned_by_exif": stats.turned,
             "skipped": dataset.skipped(),
             "empty_classes": dataset.empty_classes(),
@@ -188,16 +188,14 @@ fn stats(arguments: StatsArguments) -> Result<Exit, Failure> {
 fn of_files(stats: &Stats) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     if stats.sixteen_bit > 0 {
-        let largest = stats.largest_of_16_bits;
-        let note = if stats.has_12_bits_in_16() {
-            "of 65535: 12 bits or less stored in 16, so that they are nearly black when scaled to 8"
-        } else {
-            "of 65535, scaled to 8 bits"
-        };
-        rows.push(vec![
-            "16 bits".to_owned(),
-            format!("{} images, the largest value {largest} {note}", stats.sixteen_bit),
-        ]);
+        let mut text = format!("{} images, scaled to 8", stats.sixteen_bit);
+        if stats.twelve_in_sixteen_bit > 0 {
+            let n = stats.twelve_in_sixteen_bit;
+            text.push_str(&format!(
+                "; all values of {n} of them stay below 4096 of 65535: nearly black when scaled"
+            ));
+        }
+        rows.push(vec!["16 bits".to_owned(), text]);
     }
     if stats.turned > 0 {
         let note =
@@ -250,21 +248,17 @@ mod tests {
 
     #[test]
     fn what_files_say_beside_their_pixels_has_rows_of_its_own() {
-        let rows = |sixteen_bit, largest_of_16_bits, turned| {
-            let stats = Stats { sixteen_bit, largest_of_16_bits, turned, ..Stats::default() };
+        let rows = |sixteen_bit, twelve_in_sixteen_bit, turned| {
+            let stats = Stats { sixteen_bit, twelve_in_sixteen_bit, turned, ..Stats::default() };
             of_files(&stats).into_iter().map(|row| row.join(": ")).collect::<Vec<_>>()
         };
         assert_eq!(rows(0, 0, 0), [""; 0]);
+        assert_eq!(rows(3, 0, 0), ["16 bits: 3 images, scaled to 8"]);
         assert_eq!(
-            rows(3, 4095, 0),
+            rows(3, 2, 0),
             [
-                "16 bits: 3 images, the largest value 4095 of 65535: 12 bits or less stored in 16, so that they are nearly \
-              black when scaled to 8"
+                "16 bits: 3 images, scaled to 8; all values of 2 of them stay below 4096 of 65535: nearly black when scaled"
             ]
-        );
-        assert_eq!(
-            rows(3, 4096, 0),
-            ["16 bits: 3 images, the largest value 4096 of 65535, scaled to 8 bits"]
         );
         assert_eq!(
             rows(0, 0, 2),

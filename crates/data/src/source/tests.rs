@@ -293,13 +293,11 @@ fn stats_say_what_files_hold_beside_8_bit_pixels() {
     write_files(root.path(), &[("a.png", gray([0, 4095, 17])), ("b.png", png(&image(2, 2, 1)))]);
     let stats = |threads| crate::stats(&open(root.path(), ""), threads).unwrap();
     let found = stats(2);
-    assert_eq!((found.sixteen_bit, found.largest_of_16_bits, found.turned), (1, 4095, 0));
-    assert!(found.has_12_bits_in_16());
+    assert_eq!((found.sixteen_bit, found.twelve_in_sixteen_bit, found.turned), (1, 1, 0));
     // An image of all 16 bits, and one that a camera held upright.
     write_files(root.path(), &[("c.png", gray([0, 4096, 17])), ("d.png", turned_png())]);
     let found = stats(3);
-    assert_eq!((found.sixteen_bit, found.largest_of_16_bits, found.turned), (2, 4096, 1));
-    assert!(!found.has_12_bits_in_16());
+    assert_eq!((found.sixteen_bit, found.twelve_in_sixteen_bit, found.turned), (2, 1, 1));
 }
 
 #[test]
