@@ -15,7 +15,7 @@ const DRAWS: usize = 32;
 /// So many corrupt images end no run, whatever share of the data set they are: some files of a small set may be bad.
 pub const TOLERATED: usize = 8;
 
-/// Tells whether a run goes on with `n` corrupt images of `len`: at most [`TOLERATED`], or at most the share `max_share`,
+/// Tells whether a run goes on with `n` corrupt images of `len`: at most eight, or at most the share `max_share`,
 /// which by being 0 tolerates none.
 pub fn tolerates(n: usize, len: usize, max_share: f64) -> bool {
     n as f64 <= max_share * len as f64 || (n <= TOLERATED && max_share > 0.0)
