@@ -7,15 +7,17 @@
 //! | bytes | content |
 //! | --- | --- |
 //! | 0-7 | [`MAGIC`] |
-//! | 8-11 | length of the fingerprint |
-//! | ... | the fingerprint: kind (1), images (8), class names, blocks, samples, each list behind its length (4) |
+//! | 8-11 | length of the header |
+//! | ... | the fingerprint: kind (1), images (8), class names, blocks, samples, each list behind its length (4); and the folder within the source that names begin below, behind its length (4) |
 //! | ... | of files, zstd: for each image how many bytes its name shares with the one before, the length of the rest, the rest, and its label, all integers in LEB128 |
 //!
 //! Integers are little-endian. A list comes from a disk or the network: nothing in it is trusted.
 
+use std::collections::HashSet;
 use std::io::{BufReader, Read, Write};
 
 use crate::fingerprint::{Fingerprint, Kind};
+use crate::source::Listed;
 use crate::{Dataset, Error};
 
 /// What a list begins with.
@@ -29,6 +31,8 @@ const MAX_NAME: usize = 1 << 16;
 pub struct ImageList {
     /// What the set was when the list was made.
     pub fingerprint: Fingerprint,
+    /// The folder within the source that names begin below, with a slash at its end; empty for the root.
+    base: Vec<u8>,
     /// Names and labels, compressed; empty where images are no files.
     names: Vec<u8>,
 }
@@ -75,7 +79,7 @@ impl ImageList {
             Kind::Files => compress(dataset),
             Kind::Pixels | Kind::Packed | Kind::Builtin => Vec::new(),
         };
-        ImageList { fingerprint, names }
+        ImageList { fingerprint, base: dataset.base().to_vec(), names }
     }
 
     /// The list as bytes.
@@ -99,6 +103,8 @@ impl ImageList {
             header.push(u8::from(content.is_some()));
             header.extend_from_slice(&content.unwrap_or_default());
         }
+        put_len(&mut header, self.base.len());
+        header.extend_from_slice(&self.base);
         let mut bytes = MAGIC.to_vec();
         put_len(&mut bytes, header.len());
         bytes.extend_from_slice(&header);
@@ -116,8 +122,23 @@ impl ImageList {
         let mut reader = Reader(rest);
         let header = reader.counted().ok_or_else(|| malformed("it ends within its header"))?;
         let names = reader.0.to_vec();
-        let fingerprint = read_fingerprint(header).ok_or_else(|| malformed("its header is damaged"))?;
-        Ok(ImageList { fingerprint, names })
+        let (fingerprint, base) = read_header(header).ok_or_else(|| malformed("its header is damaged"))?;
+        Ok(ImageList { fingerprint, base, names })
+    }
+
+    /// What it says of where its images lie.
+    pub(crate) fn listed(&self) -> Result<Listed, Error> {
+        let mut names = HashSet::new();
+        if self.fingerprint.kind == Kind::Files {
+            let stride = self.fingerprint.len.div_ceil(1024);
+            let mut entries = self.entries()?;
+            while let Some(Entry { name, .. }) = entries.next()? {
+                if entries.left.is_multiple_of(stride) {
+                    names.insert(name);
+                }
+            }
+        }
+        Ok(Listed { base: self.base.clone(), names })
     }
 
     /// Reads the images one by one.
@@ -240,7 +261,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn read_fingerprint(header: &[u8]) -> Option<Fingerprint> {
+fn read_header(header: &[u8]) -> Option<(Fingerprint, Vec<u8>)> {
     let mut reader = Reader(header);
     let kind = match reader.take::<1>()? {
         [0] => Kind::Files,
@@ -261,7 +282,8 @@ fn read_fingerprint(header: &[u8]) -> Option<Fingerprint> {
         })
         .collect::<Option<Vec<_>>>()?;
     let fingerprint = Fingerprint { kind, len, class_names, blocks, samples };
-    (reader.0.is_empty() && len > 0).then_some(fingerprint)
+    let base = reader.counted()?.to_vec();
+    (reader.0.is_empty() && len > 0).then_some((fingerprint, base))
 }
 
 /// A data set in the order of a list.
@@ -284,7 +306,7 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::List`] if the list is damaged.
-    pub fn follow(&mut self, list: &ImageList) -> Result<Differences, Error> {
+    pub(crate) fn follow(&mut self, list: &ImageList) -> Result<Differences, Error> {
         let theirs = &list.fingerprint;
         let mut differences = Differences::default();
         if self.kind() != theirs.kind {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Error, plan};
+use crate::Error;
 
 /// Below [`IMAGES_KEY`] in a manifest's metadata, the digest of the test images' fingerprint.
 const TEST_KEY: &str = "test";
@@ -24,8 +24,8 @@ const ORIGIN_KEY: &str = "epoch_origin";
 pub struct Past {
     /// Completed updates.
     pub step: u64,
-    /// The list of the training images, as bytes; none in checkpoints of version 0.1, or copied alone.
-    pub list: Option<Vec<u8>>,
+    /// The list of the training images.
+    pub list: PastList,
     /// Digest of the test images' fingerprint, in hexadecimal.
     pub test: Option<String>,
     /// Where its epochs are counted from.
@@ -34,18 +34,32 @@ pub struct Past {
     pub accept_changes: bool,
 }
 
+/// The list of a checkpoint's training images.
+#[derive(Clone, Debug, Default)]
+pub enum PastList {
+    /// Version 0.1 made none.
+    #[default]
+    OfVersion01,
+    /// It was not copied with the checkpoint.
+    Lost,
+    /// As bytes.
+    Bytes(Vec<u8>),
+}
+
 impl Past {
     /// What the manifest of a checkpoint says, and the list that it names.
     pub fn new(manifest: &Manifest, list: Option<Vec<u8>>, accept_changes: bool) -> Past {
         let of = |value: &Value, key: &str| value.get(key).and_then(Value::as_u64);
         let origin = manifest.metadata.get(ORIGIN_KEY);
+        let images = manifest.metadata.get(IMAGES_KEY);
         Past {
             step: manifest.step,
-            list,
-            test: manifest
-                .metadata
-                .get(IMAGES_KEY)
-                .and_then(|of| of.get(TEST_KEY)?.as_str().map(str::to_owned)),
+            list: match (list, images) {
+                (Some(list), _) => PastList::Bytes(list),
+                (None, Some(_)) => PastList::Lost,
+                (None, None) => PastList::OfVersion01,
+            },
+            test: images.and_then(|of| of.get(TEST_KEY)?.as_str().map(str::to_owned)),
             origin: origin
                 .and_then(|origin| {
                     Some(EpochOrigin { step: of(origin, "step")?, epoch: of(origin, "epoch")? })
@@ -72,19 +86,16 @@ impl Past {
 ///
 /// # Errors
 /// If they cannot be opened, or the list is damaged.
-pub fn open_in_order(config: &RunConfig, past: Option<&Past>) -> Result<Dataset, Error> {
+pub fn open_in_order(config: &RunConfig, limits: Limits, past: Option<&Past>) -> Result<Dataset, Error> {
     let source = &config.data.source;
-    let limits = plan::limits(config);
-    let in_order = || match past {
-        None => Dataset::open_within(source, limits),
-        Some(Past { list: None, .. }) => Dataset::open_as_version_0_1(source, limits),
-        Some(Past { list: Some(list), .. }) => {
-            let mut dataset = Dataset::open_within(source, limits)?;
-            dataset.follow(&ImageList::decode(list)?)?;
-            Ok(dataset)
-        }
+    let opened = match past.map(|past| &past.list) {
+        None | Some(PastList::Lost) => Dataset::open_within(source, limits),
+        Some(PastList::OfVersion01) => Dataset::open_as_version_0_1(source, limits),
+        Some(PastList::Bytes(list)) => ImageList::decode(list)
+            .and_then(|list| Dataset::open_in_order(source, limits, &list))
+            .map(|(dataset, _)| dataset),
     };
-    in_order().map_err(Error::Data)
+    opened.map_err(Error::Data)
 }
 
 /// The data sets of a run.
@@ -109,22 +120,18 @@ impl Images {
     /// # Errors
     /// If they cannot be opened, or are not those of the checkpoint in a way that training must not pass over.
     pub fn open(config: &RunConfig, limits: Limits, past: Option<&Past>) -> Result<Images, Error> {
-        let open = |source: &str, limits| Dataset::open_within(source, limits).map_err(Error::Data);
-        let seed = config.run.seed;
-        let fingerprint = |dataset: &Dataset| dataset.fingerprint(seed).map_err(Error::Data);
         let mut notices = Vec::new();
-        let train = open(&config.data.source, limits)?;
         let mut images = match past {
             None => {
-                let identity = fingerprint(&train)?;
-                Images::new(train, identity, EpochOrigin::default())
+                Images::as_they_are(open_in_order(config, limits, None)?, config, EpochOrigin::default())?
             }
-            Some(past) => Images::resumed((config, limits), past, train, &mut notices)?,
+            Some(past) => Images::resumed(config, limits, past, &mut notices)?,
         };
         if let Some(source) = &config.eval.data {
             let memory_bytes = limits.memory_bytes.saturating_sub(images.train.held_bytes());
-            let test = open(source, Limits { memory_bytes, ..limits })?;
-            let identity = fingerprint(&test)?;
+            let test =
+                Dataset::open_within(source, Limits { memory_bytes, ..limits }).map_err(Error::Data)?;
+            let identity = test.fingerprint(config.run.seed).map_err(Error::Data)?;
             let before = past.and_then(|past| past.test.as_ref());
             if before.is_some_and(|before| *before != checkpoint::hex(&identity.digest())) {
                 notices.push(format!(
@@ -136,29 +143,33 @@ impl Images {
         Ok(Images { notices, ..images })
     }
 
+    /// Of images in the order in which they were opened.
+    fn as_they_are(train: Dataset, config: &RunConfig, origin: EpochOrigin) -> Result<Images, Error> {
+        let fingerprint = train.fingerprint(config.run.seed).map_err(Error::Data)?;
+        Ok(Images::new(train, fingerprint, origin))
+    }
+
     fn new(train: Dataset, fingerprint: Fingerprint, origin: EpochOrigin) -> Images {
         Images { train: Arc::new(train), fingerprint, test: None, origin, list: None, notices: Vec::new() }
     }
 
     fn resumed(
-        (config, limits): (&RunConfig, Limits),
+        config: &RunConfig,
+        limits: Limits,
         past: &Past,
-        mut train: Dataset,
         notices: &mut Vec<String>,
     ) -> Result<Images, Error> {
         let seed = config.run.seed;
         let source = &config.data.source;
-        let Some(list) = &past.list else {
+        let PastList::Bytes(list) = &past.list else {
             notices.push(format!(
                 "the checkpoint has no list of its images: whether {source} still holds the same ones was not compared"
             ));
-            drop(train);
-            let train = Dataset::open_as_version_0_1(source, limits).map_err(Error::Data)?;
-            let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
-            return Ok(Images::new(train, fingerprint, past.origin));
+            return Images::as_they_are(open_in_order(config, limits, Some(past))?, config, past.origin);
         };
         let stored = ImageList::decode(list).map_err(Error::Data)?;
-        let mut differences = train.follow(&stored).map_err(Error::Data)?;
+        let (train, mut differences) =
+            Dataset::open_in_order(source, limits, &stored).map_err(Error::Data)?;
         let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
         if differences.changed.is_none() {
             differences.changed = train
@@ -173,12 +184,11 @@ impl Images {
             }
             Verdict::TakeAsItIs => {
                 drop(train);
-                let train = Dataset::open_within(source, limits).map_err(Error::Data)?;
-                let fingerprint = train.fingerprint(seed).map_err(Error::Data)?;
+                let train = open_in_order(config, limits, None)?;
                 let counts = [stored.fingerprint.len, train.len()];
                 let origin = origin_after(past, counts, config.train.global_batch);
                 notices.push(accepted(source, counts, past, origin));
-                Ok(Images::new(train, fingerprint, origin))
+                Images::as_they_are(train, config, origin)
             }
         }
     }

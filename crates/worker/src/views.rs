@@ -29,7 +29,7 @@ pub struct ImageViews {
 /// # Errors
 /// If the data cannot be opened, there is no such image, or nothing can be shown for it.
 pub fn views(config: &RunConfig, past: Option<&Past>, epoch: u64, index: usize) -> Result<ImageViews, Error> {
-    let dataset = images::open_in_order(config, past)?;
+    let dataset = images::open_in_order(config, plan::limits(config), past)?;
     if index >= dataset.len() {
         let reason = format!("the data set has {} images, counted from 0", dataset.len());
         return Err(Error::Config { key: "--index", value: index.to_string(), reason });

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Limits;
 use crate::fixtures::{image, png, tar_of, write_dataset, write_files};
 use std::fs;
 use std::path::Path;
@@ -18,10 +19,13 @@ fn list(path: &Path) -> ImageList {
 
 /// The set at `path` in the order of `list`, how it differs, and the first image that is another.
 fn follow(path: &Path, list: &ImageList) -> (Dataset, Differences, Option<String>) {
-    let mut dataset = open(path);
-    let differences = dataset.follow(list).unwrap();
+    let (dataset, differences) = in_order(path, list).unwrap();
     let changed = dataset.first_changed(&list.fingerprint, &dataset.fingerprint(SEED).unwrap());
     (dataset, differences, changed)
+}
+
+fn in_order(path: &Path, list: &ImageList) -> Result<(Dataset, Differences), Error> {
+    Dataset::open_in_order(path.to_str().unwrap(), Limits::default(), list)
 }
 
 fn paths(dataset: &Dataset) -> Vec<String> {
@@ -83,6 +87,75 @@ fn a_class_that_is_gone_or_files_outside_of_classes_do_not_change_the_labels() {
     assert_eq!(differences.gone.n, 3);
 }
 
+/// What comes or goes beside the images of a list changes which folder they would be named from.
+#[test]
+fn the_images_of_a_list_are_found_below_the_folder_that_they_were_below() {
+    #[track_caller]
+    fn check(before: &[&str], come: &[&str], go: &[&str], [n_gone, n_new]: [usize; 2]) {
+        let root = tempfile::tempdir().unwrap();
+        let set = root.path().join("set");
+        let files = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name, png(&image(4, 4, name.len()))))
+                .map(|(n, b)| (n.to_owned(), b))
+                .collect::<Vec<_>>()
+        };
+        let write = |names: &[&str]| {
+            files(names).iter().for_each(|(n, b)| write_files(&set, &[(n.as_str(), b.clone())]))
+        };
+        write(before);
+        let (list, paths_before, classes) =
+            (list(&set), paths(&open(&set)), open(&set).class_names().to_vec());
+        write(come);
+        go.iter().for_each(|name| fs::remove_file(set.join(name)).unwrap());
+        for path in [set.clone(), tar_of(&set)] {
+            let (dataset, differences, changed) = follow(&path, &list);
+            assert_eq!((differences.gone.n, differences.new.n, changed), (n_gone, n_new, None));
+            assert_eq!(dataset.class_names(), classes);
+            for (index, before) in
+                paths_before.iter().enumerate().filter(|(index, _)| !dataset.is_gone(*index))
+            {
+                assert_eq!(&dataset.path_of(index), before);
+            }
+        }
+    }
+    let wrapped = ["pets/cat/1.png", "pets/cat/2.png", "pets/dog/1.png"];
+    check(&wrapped, &["stray.png"], &[], [0, 0]);
+    check(&wrapped, &["more/cat/1.png"], &["pets/dog/1.png"], [1, 0]);
+    check(&wrapped, &["pets/stray.png"], &[], [0, 1]);
+    let splits = ["train/a/1.png", "train/b/1.png", "val/a/1.png"];
+    check(&splits, &["unlabeled/1.png"], &[], [0, 0]);
+    check(&splits, &["training/a/1.png"], &[], [0, 0]);
+    check(&splits, &[], &["val/a/1.png"], [0, 0]);
+    check(&["train/a/1.png", "train/b/1.png"], &["val/a/1.png", "test/a/1.png"], &[], [0, 0]);
+    // One class in a class.
+    check(&["a/x/1.png", "b/1.png", "b/2.png"], &[], &["b/1.png", "b/2.png"], [2, 0]);
+}
+
+/// The folder that the list has need not be one of the set that is named now.
+#[test]
+fn a_list_is_followed_from_another_folder_of_the_set() {
+    let root = tempfile::tempdir().unwrap();
+    let names = ["pets/train/cat/1.png", "pets/train/dog/1.png", "pets/val/cat/1.png", "pets/val/dog/9.png"];
+    write_files(root.path(), &names.map(|name| (name, png(&image(4, 4, name.len())))));
+    let at = |path: &str| root.path().join(path);
+    let train = list(root.path());
+    for same in ["", "pets", "pets/train", "pets#train", "#pets/train"] {
+        let path = format!("{}{same}", root.path().join("").display());
+        let path = path.replace("/#", "#");
+        assert_eq!(in_order(Path::new(&path), &train).unwrap().1, Differences::default(), "{path}");
+    }
+    let from_within = list(&at("pets/train"));
+    for same in ["", "pets", "pets/train"] {
+        assert_eq!(follow(&at(same), &from_within).1, Differences::default(), "{same}");
+    }
+    // A split that is asked for is the one that is taken.
+    let (_, differences) = in_order(&at("pets#val"), &train).unwrap();
+    assert_eq!((differences.gone.n, differences.new.n), (1, 1));
+    assert!(in_order(&at("pets#dev"), &train).is_err());
+}
+
 #[test]
 fn another_image_under_the_same_name_is_named() {
     let root = tempfile::tempdir().unwrap();
@@ -104,10 +177,7 @@ fn another_set_is_none_of_the_lists() {
     let [set, other] = ["set", "other"].map(|name| root.path().join(name));
     write_dataset(&set, 6, &[]);
     write_files(&other, &[("x/1.png", png(&image(4, 4, 1))), ("y/2.png", png(&image(4, 4, 2)))]);
-    let changed = |path: &str, list: &ImageList| {
-        let mut dataset = Dataset::open(path).unwrap();
-        dataset.follow(list).unwrap().changed.unwrap()
-    };
+    let changed = |path: &str, list: &ImageList| in_order(Path::new(path), list).unwrap().1.changed.unwrap();
     assert_eq!(changed(other.to_str().unwrap(), &list(&set)), "none of the images of the list is there");
     assert_eq!(changed("builtin", &list(&set)), "the built-in images where the list is of image files");
     assert_eq!(changed("builtin#test", &list(Path::new("builtin"))), "1000 images where the list has 6000");
@@ -172,7 +242,8 @@ fn a_damaged_list_is_an_error_and_never_a_panic() {
     let bytes = list(root.path()).encode();
     let read = |bytes: &[u8]| {
         ImageList::decode(bytes)
-            .and_then(|list| open(root.path()).follow(&list))
+            .and_then(|list| in_order(root.path(), &list))
+            .map(|_| ())
             .map_err(|error| error.to_string())
     };
     for len in 0..bytes.len() {
@@ -203,7 +274,7 @@ fn a_damaged_list_is_an_error_and_never_a_panic() {
         let mut hostile = list(root.path());
         hostile.fingerprint.len = names.len();
         hostile.names = zstd::encode_all(&bytes[..], 0).unwrap();
-        open(root.path()).follow(&hostile).unwrap_err().to_string()
+        in_order(root.path(), &hostile).err().unwrap().to_string()
     };
     assert!(unordered(&["b/1.png", "a/2.png"]).ends_with("its names are not in order"));
     assert!(unordered(&["a/1.png", "a/1.png"]).ends_with("its names are not in order"));

@@ -4,7 +4,7 @@
 //! small.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,12 @@ impl<T: Copy> Files<T> {
         out.extend_from_slice(entry.name(&self.names));
     }
 
+    /// The folder that all of them are below, with a slash at its end; empty for the root.
+    pub fn base(&self) -> &[u8] {
+        let Some(first) = self.entries.first() else { return b"" };
+        &self.folders[first.folder as usize].path[..self.base_len]
+    }
+
     /// The class of a file: 0 where there are no classes.
     pub fn label(&self, index: usize) -> u32 {
         self.folders[self.entries[index].folder as usize].label
@@ -114,6 +120,21 @@ impl<T> Files<T> {
     fn keep_endings(&mut self, endings: &[&str]) {
         let Files { names, entries, .. } = self;
         entries.retain(|entry| has_ending(OsStr::from_bytes(entry.name(names)), endings));
+    }
+
+    /// Counts those that have one of `wanted` as their path below `base`.
+    fn count_below(&self, base: &[u8], wanted: &HashSet<Vec<u8>>) -> usize {
+        let mut path = Vec::new();
+        let is_wanted = |entry: &&Entry<T>| {
+            let Some(folder) = self.folders[entry.folder as usize].path.strip_prefix(base) else {
+                return false;
+            };
+            path.clear();
+            path.extend_from_slice(folder);
+            path.extend_from_slice(entry.name(&self.names));
+            wanted.contains(&path)
+        };
+        self.entries.iter().filter(is_wanted).count()
     }
 
     /// Keeps those below `base`, and no more memory than they take.
@@ -348,12 +369,87 @@ pub fn is_hidden(name: &OsStr) -> bool {
 }
 
 /// Which of the files that were found make the set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Selection<'a> {
     /// The split that was asked for.
     pub split: Option<&'a str>,
     /// By the rules of version 0.1, which a run of that version that has no list of its images goes on with.
     pub as_version_0_1: bool,
+    /// Below which folder the images of a list are found.
+    pub listed: Option<&'a Listed>,
+}
+
+/// What a list says of where its images lie.
+///
+/// Which folder is the base depends on all that is in the source: one more folder beside `train`, or one file beside a
+/// folder that only wraps others, makes it another, and with it all names. The images of a list are therefore looked for
+/// below the base that they had, and below another one only where more of them are.
+#[derive(Debug)]
+pub struct Listed {
+    /// The base when the list was made, with a slash at its end; empty for the root.
+    pub base: Vec<u8>,
+    /// Some of the names, from all over the list.
+    pub names: HashSet<Vec<u8>>,
+}
+
+impl Listed {
+    fn choose<T>(
+        &self,
+        files: &Files<T>,
+        split: Option<&str>,
+        selected: Result<Base, Error>,
+    ) -> Result<Base, Error> {
+        let n_listed = files.count_below(&self.base, &self.names);
+        match selected {
+            selected if n_listed == 0 => selected,
+            Ok(other) if split.is_some() && !self.base.starts_with(&other.selected) => Ok(other),
+            Ok(other) if files.count_below(&other.path, &self.names) > n_listed => Ok(other),
+            Err(error) if split.is_some() => Err(error),
+            _ => Ok(Base { selected: self.base.clone(), path: self.base.clone(), note: None }),
+        }
+    }
+}
+
+/// The folder that the images of a set lie in.
+struct Base {
+    /// As it was selected.
+    selected: Vec<u8>,
+    /// Below folders in it that only wrap others.
+    path: Vec<u8>,
+    /// Why, where the user should know.
+    note: Option<String>,
+}
+
+impl Base {
+    fn select(origin: &Path, folders: &[Folder], selection: Selection<'_>) -> Result<Base, Error> {
+        let (mut selected, mut note) = (Vec::new(), None);
+        match selection {
+            Selection { split: Some(split), .. } => selected = splits::find(origin, folders, split)?,
+            Selection { as_version_0_1: true, .. } => {
+                splits::pass_wrappers(folders, &mut selected);
+                if Level::of(folders, &selected).is_split_in_version_0_1() {
+                    selected.extend_from_slice(b"train/");
+                }
+            }
+            Selection { split: None, .. } => {
+                splits::pass_wrappers(folders, &mut selected);
+                match splits::choose(origin, &Level::of(folders, &selected))? {
+                    Choice::Everything => selected.clear(),
+                    Choice::Noted(why) => {
+                        note = Some(why);
+                        selected.clear();
+                    }
+                    Choice::Train(name, why) => {
+                        note = Some(why);
+                        selected = [&selected, name, b"/"].concat();
+                    }
+                }
+            }
+        }
+        let mut path = selected.clone();
+        splits::pass_wrappers(folders, &mut path);
+        Ok(Base { selected, path, note })
+    }
 }
 
 /// Selects a split, sorts by path, and takes classes from the folders.
@@ -369,32 +465,12 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
-    let mut base = Vec::new();
-    match selection {
-        Selection { split: Some(split), .. } => base = splits::find(origin, &files.folders, split)?,
-        Selection { as_version_0_1: true, .. } => {
-            splits::pass_wrappers(&files.folders, &mut base);
-            if Level::of(&files.folders, &base).is_split_in_version_0_1() {
-                base.extend_from_slice(b"train/");
-            }
-        }
-        Selection { split: None, .. } => {
-            splits::pass_wrappers(&files.folders, &mut base);
-            match splits::choose(origin, &Level::of(&files.folders, &base))? {
-                Choice::Everything => base.clear(),
-                Choice::Noted(note) => {
-                    notes.push(note);
-                    base.clear();
-                }
-                Choice::Train(name, note) => {
-                    base = [&base, name, b"/"].concat();
-                    notes.push(note);
-                }
-            }
-        }
-    }
-    let looked_at = base.clone();
-    splits::pass_wrappers(&files.folders, &mut base);
+    let selected = Base::select(origin, &files.folders, selection);
+    let Base { selected, path: base, note } = match selection.listed {
+        Some(listed) => listed.choose(&files, selection.split, selected)?,
+        None => selected?,
+    };
+    notes.extend(note);
     files.retain(&base);
     files.sort(&mut skipped);
     let class_names = files.classify(&base);
@@ -404,7 +480,7 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
         notes
             .push(format!("there are no classes, because {n_outside} {lie} in no folder, {first} the first"));
     }
-    notes.extend(skipped.sentence(&looked_at));
+    notes.extend(skipped.sentence(&selected));
     let empty_classes = match class_names[..] {
         [] => Vec::new(),
         _ => empty_classes(&files.folders, &base, &skipped, &without_images),
@@ -412,7 +488,7 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     notes.extend(empty_sentence(&empty_classes));
     let notices = Notices {
         notes,
-        skipped: skipped.counts(&looked_at),
+        skipped: skipped.counts(&selected),
         empty_classes: empty_classes.into_iter().map(|(name, _)| name).collect(),
     };
     Ok(Arranged { files, class_names, notices })

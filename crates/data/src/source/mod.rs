@@ -25,12 +25,13 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::decode::{Facts, inspect};
 use crate::fingerprint::{Digest, Kind};
-use crate::list::{Followed, GONE};
+use crate::list::{Differences, Followed, GONE, ImageList};
 use crate::{Error, Image, MAX_PIXELS, decode, memory};
 use archive::Archive;
 use builtin::Split;
 use files::Folder;
 use hold::Hold;
+pub(crate) use listing::Listed;
 use listing::{Arranged, Notices, Selection};
 use pack::Pack;
 use pixels::Pixels;
@@ -115,7 +116,7 @@ impl Dataset {
     /// damaged.
     pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
         let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
+        Ok(Dataset::new(source, Opened::open(source, hold, Selection::default())?, limits))
     }
 
     /// Opens a source as version 0.1 did, which knew fewer endings and splits: what a run of that version, whose checkpoints
@@ -125,7 +126,25 @@ impl Dataset {
     /// As of [`Dataset::open_within`].
     pub fn open_as_version_0_1(source: &str, limits: Limits) -> Result<Dataset, Error> {
         let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold, true)?, limits))
+        let selection = Selection { as_version_0_1: true, ..Selection::default() };
+        Ok(Dataset::new(source, Opened::open(source, hold, selection)?, limits))
+    }
+
+    /// Opens a source to take its images in the order of a list, and tells how it differs from that.
+    ///
+    /// # Errors
+    /// As of [`Dataset::open_within`], or [`Error::List`] if the list is damaged.
+    pub fn open_in_order(
+        source: &str,
+        limits: Limits,
+        list: &ImageList,
+    ) -> Result<(Dataset, Differences), Error> {
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
+        let listed = list.listed()?;
+        let selection = Selection { listed: Some(&listed), ..Selection::default() };
+        let mut dataset = Dataset::new(source, Opened::open(source, hold, selection)?, limits);
+        let differences = dataset.follow(list)?;
+        Ok((dataset, differences))
     }
 
     /// Opens a source of which what does not fit into memory goes to a temporary file in `folder`.
@@ -134,7 +153,7 @@ impl Dataset {
     /// As of [`Dataset::open_within`], or if there is no room in `folder`.
     pub fn open_spilling(source: &str, limits: Limits, folder: &Path) -> Result<Dataset, Error> {
         let hold = Hold { memory_bytes: limits.memory_bytes, spill: Some(folder) };
-        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
+        Ok(Dataset::new(source, Opened::open(source, hold, Selection::default())?, limits))
     }
 
     fn new(origin: &str, opened: Opened, limits: Limits) -> Dataset {
@@ -251,6 +270,15 @@ impl Dataset {
         self.class_names = class_names;
     }
 
+    /// The folder of the source that images have their names from, with a slash at its end; empty for the root.
+    pub(crate) fn base(&self) -> &[u8] {
+        match &self.source {
+            Source::Folder(folder) => folder.files.base(),
+            Source::Archive(archive) => archive.files.base(),
+            Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => b"",
+        }
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         match &self.source {
             Source::Builtin(_) => Kind::Builtin,
@@ -343,7 +371,7 @@ impl Dataset {
 }
 
 impl Opened {
-    fn open(source: &str, hold: Hold<'_>, as_version_0_1: bool) -> Result<Opened, Error> {
+    fn open(source: &str, hold: Hold<'_>, selection: Selection<'_>) -> Result<Opened, Error> {
         match with_split(source) {
             Some(("builtin", split)) => return Opened::builtin(split),
             None if source == "builtin" => return Opened::builtin("train"),
@@ -356,9 +384,9 @@ impl Opened {
         };
         let metadata = access::persist(path, || fs::metadata(path))?;
         if metadata.map_err(|error| access::of_source(path, error))?.is_dir() {
-            Opened::folder(path, Selection { split, as_version_0_1 }, hold)
+            Opened::folder(path, Selection { split, ..selection }, hold)
         } else {
-            Opened::file(path, Selection { split, as_version_0_1 }, hold)
+            Opened::file(path, Selection { split, ..selection }, hold)
         }
     }
 

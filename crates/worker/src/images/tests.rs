@@ -23,12 +23,18 @@ impl Fixture {
         );
         let config = RunConfig::from_toml(&text).unwrap();
         let list = Images::open(&config, limits(&config), None).unwrap().list();
-        let past = Past { step: 7, list: Some(list), ..Past::default() };
+        let past = Past { step: 7, list: PastList::Bytes(list), ..Past::default() };
         Fixture { dir, config, past }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("set").join(name)
+    }
+
+    /// The list of the checkpoint.
+    fn list(&self) -> Option<&Vec<u8>> {
+        let PastList::Bytes(list) = &self.past.list else { return None };
+        Some(list)
     }
 
     fn open(&self) -> Result<Images, Error> {
@@ -60,7 +66,7 @@ fn the_same_set_goes_on_without_a_word_wherever_it_lies() {
         let images = fixture.open().unwrap();
         assert_eq!(images.notices, [""; 0]);
         // The next checkpoint names the same list.
-        assert_eq!(Some(images.list()), fixture.past.list);
+        assert_eq!(Some(&images.list()), fixture.list());
     }
 }
 
@@ -78,7 +84,7 @@ fn a_renamed_image_moves_no_other() {
         assert!(
             images.notices[1].starts_with("image b/zzz.png of ") && images.notices[1].ends_with("left out")
         );
-        assert_eq!(Some(images.list()), fixture.past.list);
+        assert_eq!(Some(&images.list()), fixture.list());
         assert_eq!(images.origin, EpochOrigin::default());
     }
 }
@@ -113,7 +119,7 @@ fn another_image_under_an_old_name_is_refused() {
         let images = fixture.open().unwrap();
         assert!(images.notices[0].ends_with("is taken as it is now, with 24 images instead of 24"));
         assert_eq!(images.origin, EpochOrigin::default());
-        assert_ne!(Some(images.list()), fixture.past.list, "the next checkpoint lists what is there now");
+        assert_ne!(Some(&images.list()), fixture.list(), "the next checkpoint lists what is there now");
     }
     for kind in ["npid", "pirl"] {
         let mut fixture = Fixture::new(kind);
@@ -145,12 +151,13 @@ fn accepted_with_another_count_the_epoch_begins_anew() {
         images.notices
     );
     // And again, from a checkpoint that was counted so: four steps an epoch since step 7.
-    fixture.past = Past { step: 12, list: Some(images.list()), origin: images.origin, ..fixture.past };
+    fixture.past =
+        Past { step: 12, list: PastList::Bytes(images.list()), origin: images.origin, ..fixture.past };
     fs::remove_dir_all(fixture.path("c")).unwrap();
     assert_eq!(fixture.open().unwrap().origin, EpochOrigin { step: 12, epoch: 3 });
     // Nothing changed: the option changes nothing.
     let images = Images::open(&fixture.config, limits(&fixture.config), None).unwrap();
-    fixture.past.list = Some(images.list());
+    fixture.past.list = PastList::Bytes(images.list());
     let images = fixture.open().unwrap();
     assert_eq!((images.origin, images.notices), (EpochOrigin { step: 7, epoch: 2 }, Vec::new()));
 }
@@ -187,16 +194,61 @@ fn more_gone_than_a_run_tolerates_is_another_set() {
 #[test]
 fn a_checkpoint_without_a_list_says_so() {
     let mut fixture = Fixture::new("npid");
-    fixture.past.list = None;
-    let images = fixture.open().unwrap();
-    assert!(
-        images.notices[0].starts_with("the checkpoint has no list of its images"),
-        "{:?}",
-        images.notices
-    );
-    fixture.past.list = Some(b"\x89HLIST\r\nwhatever".to_vec());
+    for list in [PastList::OfVersion01, PastList::Lost] {
+        fixture.past.list = list;
+        let notices = fixture.open().unwrap().notices;
+        assert!(notices[0].starts_with("the checkpoint has no list of its images"), "{notices:?}");
+    }
+    fixture.past.list = PastList::Bytes(b"\x89HLIST\r\nwhatever".to_vec());
     let error = fixture.open().err().unwrap();
     assert!(error.to_string().contains("failed to read the data") && error.exit_code() == 3, "{error}");
+}
+
+/// Layouts and endings that are taken in another way since: the first resume lists the images, all others have the list.
+#[test]
+fn a_run_of_version_0_1_goes_on_with_its_images_as_often_as_it_is_resumed() {
+    let layouts: [&[&str]; 4] = [
+        &["train/a/1.png", "validation/a/1.png"],
+        &["train/a/1.png", "train/a/2.gif", "test/a/1.png", "unlabeled/1.png"],
+        // Which of these is to be trained on cannot be told today.
+        &["val/a/1.png", "test/a/1.png"],
+        &["a/1.png", "a/2.bmp", "a/3.png"],
+    ];
+    let listed: [&[&str]; 4] = [
+        &["train/a/1.png", "validation/a/1.png"],
+        &["train/a/1.png"],
+        &["test/a/1.png", "val/a/1.png"],
+        &["a/1.png", "a/3.png"],
+    ];
+    for (layout, listed) in layouts.into_iter().zip(listed) {
+        let mut fixture = Fixture::new("npid");
+        let image = fs::read(fixture.path("a/001.png")).unwrap();
+        fs::remove_dir_all(fixture.path("")).unwrap();
+        for name in layout {
+            fs::create_dir_all(fixture.path(name).parent().unwrap()).unwrap();
+            fs::write(fixture.path(name), &image).unwrap();
+        }
+        fixture.past.list = PastList::OfVersion01;
+        for resume in 1..=3 {
+            let images = fixture.open().unwrap();
+            assert_eq!(names(&images), listed, "resumed {resume} times: {:?}", images.notices);
+            let in_order =
+                open_in_order(&fixture.config, limits(&fixture.config), Some(&fixture.past)).unwrap();
+            assert_eq!(in_order.blocks(), images.train.blocks());
+            fixture.past.list = PastList::Bytes(images.list());
+        }
+    }
+}
+
+/// Without its list a run of today is opened by the rules of today.
+#[test]
+fn where_a_list_is_lost_no_image_drops_out() {
+    let mut fixture = Fixture::new("npid");
+    fs::copy(fixture.path("a/001.png"), fixture.path("b/1.gif")).unwrap();
+    for (list, n) in [(PastList::Lost, 25), (PastList::OfVersion01, 24)] {
+        fixture.past.list = list;
+        assert_eq!(fixture.open().unwrap().train.len(), n);
+    }
 }
 
 #[test]
@@ -228,14 +280,14 @@ fn what_a_manifest_records_comes_back() {
         });
     let past = Past::of_run(&run, false).unwrap().unwrap();
     assert_eq!((past.step, past.origin), (41, EpochOrigin { step: 40, epoch: 3 }));
-    assert!(past.list == fixture.past.list);
+    assert!(matches!(past.list, PastList::Bytes(list) if Some(&list) == fixture.list()));
     // Without the file beside it, as where a checkpoint was copied alone, there is no list; with another, an error.
     let file = run.join(format!("checkpoints/images-{}.list", checkpoint::hex(&list)));
     fs::write(&file, b"something else").unwrap();
     let error = Past::of_run(&run, false).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     fs::remove_file(&file).unwrap();
-    assert!(Past::of_run(&run, false).unwrap().unwrap().list.is_none());
+    assert!(matches!(Past::of_run(&run, false).unwrap().unwrap().list, PastList::Lost));
     fs::remove_dir_all(checkpoint).unwrap();
     assert!(Past::of_run(&run, false).unwrap().is_none());
 }
