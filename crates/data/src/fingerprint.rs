@@ -29,6 +29,9 @@ pub enum Kind {
     Builtin = 3,
 }
 
+/// Position of an image, and the digest of its content; none if the image cannot be had.
+pub type Sample = (usize, Option<[u8; 16]>);
+
 /// Identifies a data set. Equal on every host that sees the same images in the same order under the same names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
@@ -40,8 +43,8 @@ pub struct Fingerprint {
     pub class_names: Vec<String>,
     /// Digest of names, order and classes, one per [`BLOCK`] images; of a packed set its own digest alone.
     pub blocks: Vec<Digest>,
-    /// Positions, ascending, and digests of the content of images drawn by the seed. No digest: the image cannot be had.
-    pub samples: Vec<(usize, Option<[u8; 16]>)>,
+    /// Images drawn by the seed, by position.
+    pub samples: Vec<Sample>,
 }
 
 impl Fingerprint {
@@ -99,7 +102,7 @@ impl Dataset {
         *blake3::hash(&bytes).as_bytes()
     }
 
-    fn samples(&self, seed: u64) -> Result<Vec<(usize, Option<[u8; 16]>)>, Error> {
+    fn samples(&self, seed: u64) -> Result<Vec<Sample>, Error> {
         let sampler = Sampler::new(seed, self.len());
         let mut positions = sampler.sample(SAMPLES);
         positions.sort_unstable();

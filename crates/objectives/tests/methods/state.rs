@@ -279,8 +279,8 @@ fn an_array_of_another_objective_is_refused() {
     for name in ["npid-nce", "pirl-softmax", "moco-v3"] {
         check(case(name), &array("objective.queue", &[1, 6], &[0; 24]), unknown);
     }
-    let beyond =
-        "the objective keeps no `objective.bank.slots-20-24`: the checkpoint is of another objective";
+    let beyond = "the checkpoint's memory bank has 24 entries, one an image, and the data set has 23 images: an entry \
+                  would belong to another image";
     check(case("npid-nce"), &array("objective.bank.slots-20-24", &[4, 6], &[0; 96]), beyond);
     let narrow = "`objective.bank.slots-0-2` should be F32 [2, 6] of 48 bytes, and is F32 [2, 5] of 40 bytes in \
                   the checkpoint";
