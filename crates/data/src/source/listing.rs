@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::skipped::{self, Kind, Skipped};
-use super::splits::{self, Choice, Level};
+use super::splits::{self, Choice, Lacking, Level};
 use crate::Error;
 
 /// Relative paths of files, and what else is known of each.
@@ -369,9 +369,10 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
+    let lacking = Lacking { folders: &without_images, skipped: &skipped };
     let mut base = Vec::new();
     match selection {
-        Selection { split: Some(split), .. } => base = splits::find(origin, &files.folders, split)?,
+        Selection { split: Some(split), .. } => base = splits::find(origin, &files.folders, lacking, split)?,
         Selection { as_version_0_1: true, .. } => {
             splits::pass_wrappers(&files.folders, &mut base);
             if Level::of(&files.folders, &base).is_split_in_version_0_1() {
@@ -379,8 +380,9 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
             }
         }
         Selection { split: None, .. } => {
-            splits::pass_wrappers(&files.folders, &mut base);
-            match splits::choose(origin, &Level::of(&files.folders, &base))? {
+            splits::pass_to_splits(&files.folders, lacking, &mut base);
+            let level = Level::with_lacking(&files.folders, lacking, &base);
+            match splits::choose(origin, &level, &base, lacking)? {
                 Choice::Everything => base.clear(),
                 Choice::Noted(note) => {
                     notes.push(note);
