@@ -86,10 +86,9 @@ fn files_are_in_the_order_of_their_whole_paths() {
         }
     }
     expected.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
-    let files =
-        listing::arrange(Path::new("x"), found, Selection { split: None, as_version_0_1: false })
-            .unwrap()
-            .files;
+    let files = listing::arrange(Path::new("x"), found, Selection { split: None, as_version_0_1: false })
+        .unwrap()
+        .files;
     assert_eq!((0..files.len()).map(|index| files.path(index)).collect::<Vec<_>>(), expected);
 }
 

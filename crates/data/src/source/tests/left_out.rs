@@ -196,8 +196,7 @@ fn a_folder_that_is_not_permitted_is_skipped_and_named_and_the_root_is_an_error(
     let eacces = nix::errno::Errno::EACCES as i32;
     let found = walk(root.path(), |folder| folder.ends_with("b").then_some(eacces)).unwrap();
     let arranged =
-        listing::arrange(root.path(), found, Selection { split: None, as_version_0_1: false })
-            .unwrap();
+        listing::arrange(root.path(), found, Selection { split: None, as_version_0_1: false }).unwrap();
     assert_eq!((arranged.files.len(), &arranged.class_names[..]), (1, &["a".to_owned()][..]));
     assert_eq!(
         arranged.notices.notes,
