@@ -420,7 +420,7 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     Ok(Arranged { files, class_names, notices })
 }
 
-/// The folders in `base` that would be classes if they had an image, and what they have.
+/// The folders in `base` that would be classes if they had an image, and what the first of them have.
 fn empty_classes(
     folders: &[Folder],
     base: &[u8],
@@ -434,10 +434,13 @@ fn empty_classes(
     let with_images: BTreeSet<Vec<u8>> = folders.iter().filter_map(|folder| class_of(&folder.path)).collect();
     let others = without_images.iter().map(|path| path.as_os_str().as_bytes()).chain(skipped.folders());
     let classes: BTreeSet<Vec<u8>> = others.filter_map(class_of).collect();
-    classes
-        .difference(&with_images)
-        .map(|class| (text(OsStr::from_bytes(class)), skipped.within(&[base, class].concat())))
-        .collect()
+    // What a class has takes a pass over everything skipped, and only of the first ones it is told.
+    let what = |position: usize, class: &[u8]| match position {
+        0..skipped::NAMED => skipped.within(&[base, class].concat()),
+        _ => String::new(),
+    };
+    let lacking = classes.difference(&with_images).enumerate();
+    lacking.map(|(position, class)| (text(OsStr::from_bytes(class)), what(position, class))).collect()
 }
 
 fn empty_sentence(classes: &[(String, String)]) -> Option<String> {
