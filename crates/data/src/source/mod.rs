@@ -114,8 +114,7 @@ impl Dataset {
     /// If nothing is there, it holds no images, a split is not in it, or a file that holds the whole set is
     /// damaged.
     pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
+        Dataset::open_by(source, limits, None, false)
     }
 
     /// Opens a source as version 0.1 did, which knew fewer endings and splits: what a run of that version, whose checkpoints
@@ -124,8 +123,7 @@ impl Dataset {
     /// # Errors
     /// As of [`Dataset::open_within`].
     pub fn open_as_version_0_1(source: &str, limits: Limits) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold, true)?, limits))
+        Dataset::open_by(source, limits, None, true)
     }
 
     /// Opens a source of which what does not fit into memory goes to a temporary file in `folder`.
@@ -133,8 +131,27 @@ impl Dataset {
     /// # Errors
     /// As of [`Dataset::open_within`], or if there is no room in `folder`.
     pub fn open_spilling(source: &str, limits: Limits, folder: &Path) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: Some(folder) };
-        Ok(Dataset::new(source, Opened::open(source, hold, false)?, limits))
+        Dataset::open_by(source, limits, Some(folder), false)
+    }
+
+    fn open_by(
+        source: &str,
+        limits: Limits,
+        spill: Option<&Path>,
+        as_version_0_1: bool,
+    ) -> Result<Dataset, Error> {
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill };
+        let opened = Opened::open(source, hold, as_version_0_1).map_err(|error| match error {
+            // The remedy names what can be packed: the file alone may have no labels, or be another split.
+            Error::TooLargeForMemory { needed, available, .. } => {
+                Error::TooLargeForMemory { path: PathBuf::from(source), needed, available }
+            }
+            error => error,
+        })?;
+        if let Source::Pixels(pixels) = &opened.source {
+            pixels.check(limits.max_pixels).map_err(|reason| malformed(Path::new(source), reason))?;
+        }
+        Ok(Dataset::new(source, opened, limits))
     }
 
     fn new(origin: &str, opened: Opened, limits: Limits) -> Dataset {
