@@ -99,7 +99,7 @@ impl Dataset {
         *blake3::hash(&bytes).as_bytes()
     }
 
-    fn samples(&self, seed: u64) -> Result<Vec<(usize, Option<[u8; 16]>)>, Error> {
+    fn samples(&self, seed: u64) -> Result<Vec<Sample>, Error> {
         let sampler = Sampler::new(seed, self.len());
         let mut positions = sampler.sample(SAMPLES);
         positions.sort_unstable();
@@ -111,6 +111,9 @@ impl Dataset {
         positions.into_iter().map(digest).collect()
     }
 }
+
+/// A position, and half of the digest of what is there, if it can be had.
+type Sample = (usize, Option<[u8; 16]>);
 
 /// Against damage and mistakes, not against forgery.
 fn first_half(hash: &blake3::Hash) -> [u8; 16] {
