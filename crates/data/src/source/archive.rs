@@ -111,7 +111,7 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
         }
         members.push(&name, span);
     }
-    members.finish(archive.into_inner())
+    members.finish(path, archive.into_inner())
 }
 
 fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>, Bytes), Error> {
@@ -131,7 +131,7 @@ fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>
         }
         members.push(&name, span);
     }
-    Ok((members.finish(archive.into_inner())?, held.finish()))
+    Ok((members.finish(path, archive.into_inner())?, held.finish()))
 }
 
 /// The members of a tar, as far as it was read.
@@ -197,10 +197,10 @@ impl Members {
         self.found.push(folder, path.file_name().unwrap_or_default(), span);
     }
 
-    /// Resolves links. `rest` is what follows the end of the archive.
-    fn finish(mut self, rest: impl Read) -> Result<Found<Span>, Error> {
+    /// Resolves links. `rest` is what follows the end of the archive at `path`.
+    fn finish(mut self, path: &Path, rest: impl Read) -> Result<Found<Span>, Error> {
         self.resolve();
-        self.found.notes.extend(note_of_rest(rest));
+        self.found.notes.extend(note_of_rest(rest).map_err(damaged(path))?);
         Ok(self.found)
     }
 
@@ -295,21 +295,56 @@ fn is_pax_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
 }
 
 /// A tar ends with zeros; other bytes behind it are members of an archive that was put behind it.
-fn note_of_rest(mut rest: impl Read) -> Option<String> {
+///
+/// # Errors
+/// The machine's. Damage here costs no image, and is told.
+fn note_of_rest(mut rest: impl Read) -> io::Result<Option<String>> {
     let mut block = [0; 1 << 13];
-    let (mut n, mut is_zero) = (0u64, true);
+    // From the first byte on that is not zero.
+    let mut n = 0;
     loop {
         match rest.read(&mut block) {
             Ok(0) => break,
-            Ok(len) => {
-                n += len as u64;
-                is_zero &= block[..len].iter().all(|&byte| byte == 0);
-            }
+            Ok(len) if n > 0 => n += len,
+            Ok(len) => n = block[..len].iter().position(|&byte| byte != 0).map_or(0, |zeros| len - zeros),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Some(format!("the archive is damaged behind its last member: {error}")),
+            Err(error) if access::is_machines(&error) => return Err(error),
+            Err(error) => return Ok(Some(format!("the archive is damaged behind its last member: {error}"))),
         }
     }
-    (!is_zero).then(|| {
+    Ok((n > 0).then(|| {
         format!("{n} bytes follow the end of the archive and are not read: put archives together with tar -A")
-    })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// What is read fails at once.
+    struct Failing(Option<Errno>);
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(self.0.map_or_else(|| io::Error::other("corrupt"), io::Error::from))
+        }
+    }
+
+    #[test]
+    fn behind_the_end_the_machines_fault_is_an_error_and_damage_a_note() {
+        let zeros = || io::Cursor::new([0; 1 << 14]);
+        for errno in [Errno::EIO, Errno::ESTALE] {
+            let error = note_of_rest(zeros().chain(Failing(Some(errno)))).unwrap_err();
+            let error = damaged(Path::new("a.tar"))(error);
+            assert!(matches!(&error, Error::Machine { .. }), "{error}");
+        }
+        let note = note_of_rest(zeros().chain(Failing(None))).unwrap().unwrap();
+        assert_eq!(note, "the archive is damaged behind its last member: corrupt");
+        assert_eq!(note_of_rest(zeros()).unwrap(), None);
+        let behind = zeros().chain(&b"abc"[..]).chain(zeros());
+        let note = note_of_rest(behind).unwrap().unwrap();
+        assert!(note.starts_with("16387 bytes follow the end of the archive"), "{note}");
+    }
 }
