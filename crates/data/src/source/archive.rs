@@ -242,7 +242,9 @@ fn follow(
             return Some(span);
         }
         let Link { target, is_hard } = &links[span.len];
-        (place, span) = *members.get(target)?.iter().rfind(|(at, _)| !is_hard || *at < place)?;
+        let all = members.get(target)?;
+        let n_before = if *is_hard { all.partition_point(|(at, _)| *at < place) } else { all.len() };
+        (place, span) = *all.get(n_before.checked_sub(1)?)?;
     }
     None
 }
