@@ -5,6 +5,7 @@
 //!
 //! Its members are what extraction would leave: of two with one name the last, and links are the image that they lead to.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -36,6 +37,9 @@ pub struct Span {
     /// Of a link, until it is resolved, its number.
     len: usize,
 }
+
+/// Bytes that the headers of one member may take, with the long names and extensions that are read whole.
+const MAX_HEADERS: u64 = 1 << 20;
 
 /// The offset of a link that is not resolved.
 const LINK: u64 = u64::MAX;
@@ -101,8 +105,11 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
         return Err(damaged(io::Error::other(reason)));
     }
     let mut members = Members::default();
-    let mut archive = tar::Archive::new(BufReader::new(Patient(file)));
+    let allowed = Cell::new(MAX_HEADERS);
+    let mut archive = tar::Archive::new(Bounded::new(BufReader::new(Patient(file)), &allowed));
     for entry in archive.entries_with_seek().map_err(&damaged)? {
+        // Content is not read here, but passed over.
+        allowed.set(MAX_HEADERS);
         let mut entry = entry.map_err(&damaged)?;
         let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
         let span = Span { offset: entry.raw_file_position(), len: entry.size() as usize };
@@ -117,9 +124,12 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
 fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>, Bytes), Error> {
     let damaged = damaged(path);
     let (mut members, mut held) = (Members::default(), Collector::new(path, hold));
-    let mut archive = tar::Archive::new(stream);
+    let allowed = Cell::new(MAX_HEADERS);
+    let mut archive = tar::Archive::new(Bounded::new(stream, &allowed));
     for entry in archive.entries().map_err(&damaged)? {
         let mut entry = entry.map_err(&damaged)?;
+        // The rest of the content is read on the way to the next header.
+        allowed.set(stored_bytes(&entry).saturating_add(MAX_HEADERS));
         let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
         let span = Span { offset: held.len(), len: entry.size() as usize };
         // What is too large is refused when its turn comes, and need not be kept for that.
@@ -132,6 +142,45 @@ fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>
         members.push(&name, span);
     }
     Ok((members.finish(path, archive.into_inner())?, held.finish()))
+}
+
+/// A stream of which no more is read than is allowed: what a header says of the length of a name is not to be believed.
+struct Bounded<'a, R> {
+    stream: R,
+    allowed: &'a Cell<u64>,
+}
+
+impl<'a, R> Bounded<'a, R> {
+    fn new(stream: R, allowed: &'a Cell<u64>) -> Bounded<'a, R> {
+        Bounded { stream, allowed }
+    }
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let allowed = self.allowed.get();
+        if allowed == 0 {
+            let reason =
+                format!("corrupt archive: the headers of a member take more than {MAX_HEADERS} bytes");
+            return Err(io::Error::other(reason));
+        }
+        let wanted = into.len().min(usize::try_from(allowed).unwrap_or(usize::MAX));
+        let n = self.stream.read(&mut into[..wanted])?;
+        self.allowed.set(allowed - n as u64);
+        Ok(n)
+    }
+}
+
+impl<R: Seek> Seek for Bounded<'_, R> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.stream.seek(position)
+    }
+}
+
+/// Bytes of a member's content in the archive: a file with holes has more when they are filled.
+fn stored_bytes<R: Read>(entry: &tar::Entry<'_, R>) -> u64 {
+    let header = entry.header();
+    if header.entry_type().is_gnu_sparse() { header.entry_size().unwrap_or(0) } else { entry.size() }
 }
 
 /// The members of a tar, as far as it was read.
@@ -198,9 +247,10 @@ impl Members {
     }
 
     /// Resolves links. `rest` is what follows the end of the archive at `path`.
-    fn finish(mut self, path: &Path, rest: impl Read) -> Result<Found<Span>, Error> {
+    fn finish<R: Read>(mut self, path: &Path, rest: Bounded<'_, R>) -> Result<Found<Span>, Error> {
         self.resolve();
-        self.found.notes.extend(note_of_rest(rest).map_err(damaged(path))?);
+        let note = note_of_rest(rest.stream).map_err(damaged(path))?;
+        self.found.notes.extend(note);
         Ok(self.found)
     }
 
