@@ -41,6 +41,10 @@ pub struct Span {
 /// Bytes that the headers of one member may take, with the long names and extensions that are read whole.
 const MAX_HEADERS: u64 = 1 << 20;
 
+/// What to say of an archive that was cut between two members, or written so.
+const NO_END: &str =
+    "the archive has no blocks of zeros at its end: it may have been cut, and images be missing";
+
 /// The offset of a link that is not resolved.
 const LINK: u64 = u64::MAX;
 
@@ -148,11 +152,13 @@ fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>
 struct Bounded<'a, R> {
     stream: R,
     allowed: &'a Cell<u64>,
+    /// Whether the stream ended before the archive did.
+    has_ended: bool,
 }
 
 impl<'a, R> Bounded<'a, R> {
     fn new(stream: R, allowed: &'a Cell<u64>) -> Bounded<'a, R> {
-        Bounded { stream, allowed }
+        Bounded { stream, allowed, has_ended: false }
     }
 }
 
@@ -166,6 +172,7 @@ impl<R: Read> Read for Bounded<'_, R> {
         }
         let wanted = into.len().min(usize::try_from(allowed).unwrap_or(usize::MAX));
         let n = self.stream.read(&mut into[..wanted])?;
+        self.has_ended |= n == 0 && wanted > 0;
         self.allowed.set(allowed - n as u64);
         Ok(n)
     }
@@ -249,7 +256,11 @@ impl Members {
     /// Resolves links. `rest` is what follows the end of the archive at `path`.
     fn finish<R: Read>(mut self, path: &Path, rest: Bounded<'_, R>) -> Result<Found<Span>, Error> {
         self.resolve();
-        let note = note_of_rest(rest.stream).map_err(damaged(path))?;
+        let note = if rest.has_ended {
+            Some(NO_END.to_owned())
+        } else {
+            note_of_rest(rest.stream).map_err(damaged(path))?
+        };
         self.found.notes.extend(note);
         Ok(self.found)
     }

@@ -204,6 +204,20 @@ fn an_archive_that_is_cut_while_it_is_open_is_an_error_of_the_images_behind() {
     assert_eq!(error.to_string(), "a/2.png: the archive is shorter than when it was opened");
 }
 
+/// Cut between two members, an archive looks like a shorter one.
+#[test]
+fn an_archive_without_its_end_is_told() {
+    let bytes = Tar::new().file("a/1.png", &picture(1)).file("a/2.png", &picture(2)).0.into_inner().unwrap();
+    let len_of_one = Tar::new().file("a/1.png", &picture(1)).0.into_inner().unwrap().len() - 1024;
+    let dataset = open_both(&bytes[..len_of_one]);
+    check_images(&dataset, &[("a/1.png", 1)]);
+    assert_eq!(
+        dataset.notes(),
+        ["the archive has no blocks of zeros at its end: it may have been cut, and images be missing"]
+    );
+    assert!(open_both(&bytes[..bytes.len() - 512]).notes().is_empty(), "one block is an end");
+}
+
 /// Names of members of their own are read whole, so that their length is bounded. That of images is not.
 #[test]
 fn headers_take_no_more_than_a_mebibyte() {
