@@ -44,7 +44,7 @@ pub struct Differences {
     pub gone: Found,
     /// Images that are not in the list. They are left out.
     pub new: Found,
-    /// The first image that is there under its name with another content or class; or why no image is the list's.
+    /// The first image that is there under its name with another content; or why no image is the list's.
     pub changed: Option<String>,
 }
 
@@ -203,8 +203,11 @@ impl Entries<'_> {
         }
         self.left -= 1;
         let (shared, rest) = (self.varint()?, self.varint()?);
-        if shared > self.name.len() || rest > MAX_NAME {
+        if shared > self.name.len() {
             return malformed(format!("a name shares {shared} bytes with one of {}", self.name.len()));
+        }
+        if shared + rest > MAX_NAME {
+            return malformed(format!("a name has {} bytes", shared + rest));
         }
         let before = self.name.clone();
         self.name.resize(shared + rest, 0);
@@ -360,8 +363,8 @@ impl Dataset {
         Ok(followed)
     }
 
-    /// The first image whose content or class is not what `before` says, the set being in the order of the same list. What
-    /// cannot be had, now or then, is not compared.
+    /// The first image whose content is not what `before` says, the set being in the order of the same list. What cannot be
+    /// had, now or then, is not compared, and no class of image files.
     pub fn first_changed(&self, before: &Fingerprint, now: &Fingerprint) -> Option<String> {
         let contents = before.samples.iter().zip(&now.samples);
         let changed = contents

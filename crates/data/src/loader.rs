@@ -36,7 +36,7 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// Batches that are prepared ahead, at least 1. Each takes the memory of a rank's views.
     pub prefetch: usize,
-    /// The run fails when a rank meets more corrupt images than this share of the data set.
+    /// The share of the data set that may turn out corrupt before the run fails: see [`tolerates`](crate::tolerates).
     pub max_corrupt_share: f64,
     /// What is made of each image.
     pub parts: Parts,

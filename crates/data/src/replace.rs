@@ -24,7 +24,7 @@ pub fn tolerates(n: usize, len: usize, max_share: f64) -> bool {
 /// The corrupt images met so far in one process.
 #[derive(Debug)]
 pub struct KnownCorrupt {
-    /// The largest share of the data set that may turn out corrupt.
+    /// The share of the data set that may turn out corrupt: see [`tolerates`].
     max_share: f64,
     paths: Mutex<BTreeMap<usize, String>>,
 }
@@ -48,7 +48,7 @@ pub struct Shown {
 }
 
 impl KnownCorrupt {
-    /// Knows none yet and tolerates a share of `max_share` of the data set.
+    /// Knows none yet. How many go with a share of `max_share`, [`tolerates`] says.
     pub fn new(max_share: f64) -> KnownCorrupt {
         KnownCorrupt { max_share, paths: Mutex::default() }
     }

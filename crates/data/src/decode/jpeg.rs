@@ -32,6 +32,9 @@ const COM: u8 = 0xFE;
 /// Restart markers and TEM, which stand alone.
 const LONE: [Range<u8>; 2] = [0xD0..0xD8, 0x01..0x02];
 
+/// More segments than any file has that was not made to exhaust memory: each takes some bytes in a list.
+const MAX_SEGMENTS: usize = 1 << 16;
+
 /// Decodes a file that begins like a JPEG.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Image, String> {
     let bytes = tidy(bytes)?;
@@ -113,6 +116,9 @@ fn segments(bytes: &[u8]) -> Result<Vec<Segment>, String> {
         let end = at + usize::from(u16::from_be_bytes([len[0], len[1]])).max(2);
         if end > bytes.len() {
             return Err(CUT.to_owned());
+        }
+        if found.len() == MAX_SEGMENTS {
+            return Err(format!("corrupt JPEG: it has more than {MAX_SEGMENTS} segments"));
         }
         let payload = at + 2..end;
         at = if marker == SOS { scan_end(bytes, end) } else { end };
@@ -337,5 +343,13 @@ mod tests {
             assert!(thumbnail.starts_with(&[0xFF, SOI]), "{name}");
             assert_eq!(exif(&tidy(&file).unwrap()), Some(&thumbnail[..]), "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_of_nothing_but_segments_is_refused() {
+        let of = |n: usize| [vec![0xFF, SOI], [0xFF, COM, 0, 2].repeat(n), vec![0xFF, EOI]].concat();
+        assert_eq!(segments(&of(MAX_SEGMENTS)).unwrap().len(), MAX_SEGMENTS + 1);
+        let error = decode(&of(MAX_SEGMENTS + 1), 100).unwrap_err();
+        assert_eq!(error, "corrupt JPEG: it has more than 65536 segments");
     }
 }

@@ -117,7 +117,7 @@ fn is_ramp(palette: &[[u8; 3]]) -> bool {
     palette.iter().enumerate().all(|(i, colour)| *colour == [i as u8; 3])
 }
 
-fn check_dimensions(width: usize, height: usize, max_pixels: usize) -> Result<(), String> {
+pub(crate) fn check_dimensions(width: usize, height: usize, max_pixels: usize) -> Result<(), String> {
     match width.checked_mul(height) {
         Some(0) => Err(format!("an image of {width} x {height} pixels")),
         Some(pixels) if pixels <= max_pixels => Ok(()),

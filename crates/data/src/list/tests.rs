@@ -278,4 +278,18 @@ fn a_damaged_list_is_an_error_and_never_a_panic() {
     };
     assert!(unordered(&["b/1.png", "a/2.png"]).ends_with("its names are not in order"));
     assert!(unordered(&["a/1.png", "a/1.png"]).ends_with("its names are not in order"));
+    let long = |len: usize| {
+        let mut bytes = Vec::new();
+        for (shared, rest) in [(0, MAX_NAME), (MAX_NAME, len)] {
+            put_varint(&mut bytes, shared);
+            put_varint(&mut bytes, rest);
+            bytes.resize(bytes.len() + rest, b'a');
+            put_varint(&mut bytes, 0);
+        }
+        let mut hostile = list(root.path());
+        hostile.fingerprint.len = 2;
+        hostile.names = zstd::encode_all(&bytes[..], 0).unwrap();
+        open(root.path()).follow(&hostile).unwrap_err().to_string()
+    };
+    assert!(long(1).ends_with("a name has 65537 bytes"), "names that grow from one to the next");
 }

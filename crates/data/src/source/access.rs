@@ -192,12 +192,15 @@ fn pause(length: Duration) {
 }
 
 /// Whether a refusal is the machine's: EIO, ESTALE, ETIMEDOUT, EMFILE, ENFILE, ENOMEM and whatever else does not speak of
-/// the path, such as the errors of a network that file systems pass on.
+/// the path, such as the errors of a network that file systems pass on. A file that its file system cannot decrypt (no key,
+/// or one that was withdrawn) or understand (EINVAL) is at fault itself.
 pub fn is_machines(error: &io::Error) -> bool {
     use Errno::{EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM};
+    use Errno::{EINVAL, EKEYEXPIRED, EKEYREVOKED, ENOKEY};
     let speaks_of_the_path =
         |errno| matches!(errno, ENOENT | ENOTDIR | EACCES | EPERM | ELOOP | ENAMETOOLONG | EISDIR);
-    errno(error).is_some_and(|errno| !speaks_of_the_path(errno))
+    let speaks_of_the_file = |errno| matches!(errno, EINVAL | ENOKEY | EKEYEXPIRED | EKEYREVOKED);
+    errno(error).is_some_and(|errno| !speaks_of_the_path(errno) && !speaks_of_the_file(errno))
 }
 
 fn errno(error: &io::Error) -> Option<Errno> {
@@ -249,6 +252,10 @@ mod tests {
         check(Errno::EPERM, "no permission to read it");
         check(Errno::ELOOP, "a loop of links");
         check(Errno::ENAMETOOLONG, "file name too long");
+        check(Errno::EINVAL, "invalid argument");
+        check(Errno::ENOKEY, "required key not available");
+        check(Errno::EKEYEXPIRED, "key has expired");
+        check(Errno::EKEYREVOKED, "key has been revoked");
     }
 
     #[test]

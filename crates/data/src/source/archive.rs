@@ -5,6 +5,7 @@
 //!
 //! Its members are what extraction would leave: of two with one name the last, and links are the image that they lead to.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -36,6 +37,13 @@ pub struct Span {
     /// Of a link, until it is resolved, its number.
     len: usize,
 }
+
+/// Bytes that the headers of one member may take, with the long names and extensions that are read whole.
+const MAX_HEADERS: u64 = 1 << 20;
+
+/// What to say of an archive that was cut between two members, or written so.
+const NO_END: &str =
+    "the archive has no blocks of zeros at its end: it may have been cut, and images be missing";
 
 /// The offset of a link that is not resolved.
 const LINK: u64 = u64::MAX;
@@ -101,8 +109,11 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
         return Err(damaged(io::Error::other(reason)));
     }
     let mut members = Members::default();
-    let mut archive = tar::Archive::new(BufReader::new(Patient(file)));
+    let allowed = Cell::new(MAX_HEADERS);
+    let mut archive = tar::Archive::new(Bounded::new(BufReader::new(Patient(file)), &allowed));
     for entry in archive.entries_with_seek().map_err(&damaged)? {
+        // Content is not read here, but passed over.
+        allowed.set(MAX_HEADERS);
         let mut entry = entry.map_err(&damaged)?;
         let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
         let span = Span { offset: entry.raw_file_position(), len: entry.size() as usize };
@@ -111,15 +122,18 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
         }
         members.push(&name, span);
     }
-    members.finish(archive.into_inner())
+    members.finish(path, archive.into_inner())
 }
 
 fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>, Bytes), Error> {
     let damaged = damaged(path);
     let (mut members, mut held) = (Members::default(), Collector::new(path, hold));
-    let mut archive = tar::Archive::new(stream);
+    let allowed = Cell::new(MAX_HEADERS);
+    let mut archive = tar::Archive::new(Bounded::new(stream, &allowed));
     for entry in archive.entries().map_err(&damaged)? {
         let mut entry = entry.map_err(&damaged)?;
+        // The rest of the content is read on the way to the next header.
+        allowed.set(stored_bytes(&entry).saturating_add(MAX_HEADERS));
         let Some(name) = members.image(&mut entry).map_err(&damaged)? else { continue };
         let span = Span { offset: held.len(), len: entry.size() as usize };
         // What is too large is refused when its turn comes, and need not be kept for that.
@@ -131,7 +145,49 @@ fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>
         }
         members.push(&name, span);
     }
-    Ok((members.finish(archive.into_inner())?, held.finish()))
+    Ok((members.finish(path, archive.into_inner())?, held.finish()))
+}
+
+/// A stream of which no more is read than is allowed: what a header says of the length of a name is not to be believed.
+struct Bounded<'a, R> {
+    stream: R,
+    allowed: &'a Cell<u64>,
+    /// Whether the stream ended before the archive did.
+    has_ended: bool,
+}
+
+impl<'a, R> Bounded<'a, R> {
+    fn new(stream: R, allowed: &'a Cell<u64>) -> Bounded<'a, R> {
+        Bounded { stream, allowed, has_ended: false }
+    }
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let allowed = self.allowed.get();
+        if allowed == 0 {
+            let reason =
+                format!("corrupt archive: the headers of a member take more than {MAX_HEADERS} bytes");
+            return Err(io::Error::other(reason));
+        }
+        let wanted = into.len().min(usize::try_from(allowed).unwrap_or(usize::MAX));
+        let n = self.stream.read(&mut into[..wanted])?;
+        self.has_ended |= n == 0 && wanted > 0;
+        self.allowed.set(allowed - n as u64);
+        Ok(n)
+    }
+}
+
+impl<R: Seek> Seek for Bounded<'_, R> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.stream.seek(position)
+    }
+}
+
+/// Bytes of a member's content in the archive: a file with holes has more when they are filled.
+fn stored_bytes<R: Read>(entry: &tar::Entry<'_, R>) -> u64 {
+    let header = entry.header();
+    if header.entry_type().is_gnu_sparse() { header.entry_size().unwrap_or(0) } else { entry.size() }
 }
 
 /// The members of a tar, as far as it was read.
@@ -197,10 +253,15 @@ impl Members {
         self.found.push(folder, path.file_name().unwrap_or_default(), span);
     }
 
-    /// Resolves links. `rest` is what follows the end of the archive.
-    fn finish(mut self, rest: impl Read) -> Result<Found<Span>, Error> {
+    /// Resolves links. `rest` is what follows the end of the archive at `path`.
+    fn finish<R: Read>(mut self, path: &Path, rest: Bounded<'_, R>) -> Result<Found<Span>, Error> {
         self.resolve();
-        self.found.notes.extend(note_of_rest(rest));
+        let note = if rest.has_ended {
+            Some(NO_END.to_owned())
+        } else {
+            note_of_rest(rest.stream).map_err(damaged(path))?
+        };
+        self.found.notes.extend(note);
         Ok(self.found)
     }
 
@@ -242,7 +303,9 @@ fn follow(
             return Some(span);
         }
         let Link { target, is_hard } = &links[span.len];
-        (place, span) = *members.get(target)?.iter().rfind(|(at, _)| !is_hard || *at < place)?;
+        let all = members.get(target)?;
+        let n_before = if *is_hard { all.partition_point(|(at, _)| *at < place) } else { all.len() };
+        (place, span) = *all.get(n_before.checked_sub(1)?)?;
     }
     None
 }
@@ -295,21 +358,56 @@ fn is_pax_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
 }
 
 /// A tar ends with zeros; other bytes behind it are members of an archive that was put behind it.
-fn note_of_rest(mut rest: impl Read) -> Option<String> {
+///
+/// # Errors
+/// The machine's. Damage here costs no image, and is told.
+fn note_of_rest(mut rest: impl Read) -> io::Result<Option<String>> {
     let mut block = [0; 1 << 13];
-    let (mut n, mut is_zero) = (0u64, true);
+    // From the first byte on that is not zero.
+    let mut n = 0;
     loop {
         match rest.read(&mut block) {
             Ok(0) => break,
-            Ok(len) => {
-                n += len as u64;
-                is_zero &= block[..len].iter().all(|&byte| byte == 0);
-            }
+            Ok(len) if n > 0 => n += len,
+            Ok(len) => n = block[..len].iter().position(|&byte| byte != 0).map_or(0, |zeros| len - zeros),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Some(format!("the archive is damaged behind its last member: {error}")),
+            Err(error) if access::is_machines(&error) => return Err(error),
+            Err(error) => return Ok(Some(format!("the archive is damaged behind its last member: {error}"))),
         }
     }
-    (!is_zero).then(|| {
+    Ok((n > 0).then(|| {
         format!("{n} bytes follow the end of the archive and are not read: put archives together with tar -A")
-    })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// What is read fails at once.
+    struct Failing(Option<Errno>);
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(self.0.map_or_else(|| io::Error::other("corrupt"), io::Error::from))
+        }
+    }
+
+    #[test]
+    fn behind_the_end_the_machines_fault_is_an_error_and_damage_a_note() {
+        let zeros = || io::Cursor::new([0; 1 << 14]);
+        for errno in [Errno::EIO, Errno::ESTALE] {
+            let error = note_of_rest(zeros().chain(Failing(Some(errno)))).unwrap_err();
+            let error = damaged(Path::new("a.tar"))(error);
+            assert!(matches!(&error, Error::Machine { .. }), "{error}");
+        }
+        let note = note_of_rest(zeros().chain(Failing(None))).unwrap().unwrap();
+        assert_eq!(note, "the archive is damaged behind its last member: corrupt");
+        assert_eq!(note_of_rest(zeros()).unwrap(), None);
+        let behind = zeros().chain(&b"abc"[..]).chain(zeros());
+        let note = note_of_rest(behind).unwrap().unwrap();
+        assert!(note.starts_with("16387 bytes follow the end of the archive"), "{note}");
+    }
 }

@@ -105,7 +105,8 @@ pub fn beside(root: &Path, is_known: &dyn Fn(&Path) -> bool) -> Result<Skipped, 
             if is_known(&entry.path()) {
                 continue;
             }
-            let kind = match What::of(&entry)? {
+            let Some(what) = What::of(&entry)? else { continue };
+            let kind = match what {
                 _ if listing::is_hidden(&name) => Kind::Hidden,
                 What::File => Kind::of_name(&name),
                 What::Folder | What::LinkToFolder(_) => Kind::Folder,
@@ -143,7 +144,8 @@ fn list(
             *listing.skipped.entry(Kind::Hidden).or_default() += 1;
             continue;
         }
-        match What::of(&entry)? {
+        let Some(what) = What::of(&entry)? else { continue };
+        match what {
             What::Folder => folders.push(folder.join(name)),
             What::LinkToFolder(identity) => {
                 if around.get_or_insert_with(|| folders_around(root, folder)).contains(&identity) {
@@ -174,16 +176,21 @@ enum What {
 }
 
 impl What {
-    /// Asks for the kind of a file only where the listing does not tell it: a set may have a million files.
-    fn of(entry: &DirEntry) -> io::Result<What> {
-        let kind = entry.file_type()?;
-        if !kind.is_symlink() {
-            return Ok(match kind {
-                kind if kind.is_dir() => What::Folder,
-                kind if kind.is_file() => What::File,
-                _ => What::Special,
-            });
+    /// Asks for the kind of a file only where the listing does not tell it: a set may have a million files. None: it was
+    /// removed since it was listed.
+    fn of(entry: &DirEntry) -> io::Result<Option<What>> {
+        let Some(kind) = unless_removed(entry.file_type())? else { return Ok(None) };
+        if kind.is_symlink() {
+            return What::of_target(entry).map(Some);
         }
+        Ok(Some(match kind {
+            kind if kind.is_dir() => What::Folder,
+            kind if kind.is_file() => What::File,
+            _ => What::Special,
+        }))
+    }
+
+    fn of_target(entry: &DirEntry) -> io::Result<What> {
         match fs::metadata(entry.path()) {
             Ok(target) if target.is_dir() => Ok(What::LinkToFolder(identity(&target))),
             Ok(target) if target.is_file() => Ok(What::File),
@@ -192,6 +199,14 @@ impl What {
             // It leads nowhere: by its name it may be an image that cannot be had.
             Err(_) => Ok(What::File),
         }
+    }
+}
+
+/// What was asked of an entry of a folder, if it is still there.
+fn unless_removed<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 
@@ -209,4 +224,19 @@ fn folders_around(root: &Path, folder: &Path) -> Vec<(u64, u64)> {
         .filter_map(|path| fs::metadata(path).ok())
         .map(|metadata| identity(&metadata))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn an_entry_that_was_removed_since_it_was_listed_is_no_error() {
+        let refused = |errno: Errno| unless_removed::<()>(Err(errno.into()));
+        assert_eq!(unless_removed(Ok(1)).unwrap(), Some(1));
+        assert_eq!(refused(Errno::ENOENT).unwrap(), None);
+        assert!(refused(Errno::EIO).is_err());
+    }
 }

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::skipped::{self, Kind, Skipped};
-use super::splits::{self, Choice, Level};
+use super::splits::{self, Choice, Lacking, Level};
 use crate::Error;
 
 /// Relative paths of files, and what else is known of each.
@@ -421,10 +421,15 @@ struct Base {
 }
 
 impl Base {
-    fn select(origin: &Path, folders: &[Folder], selection: Selection<'_>) -> Result<Base, Error> {
+    fn select(
+        origin: &Path,
+        folders: &[Folder],
+        lacking: Lacking<'_>,
+        selection: Selection<'_>,
+    ) -> Result<Base, Error> {
         let (mut selected, mut note) = (Vec::new(), None);
         match selection {
-            Selection { split: Some(split), .. } => selected = splits::find(origin, folders, split)?,
+            Selection { split: Some(split), .. } => selected = splits::find(origin, folders, lacking, split)?,
             Selection { as_version_0_1: true, .. } => {
                 splits::pass_wrappers(folders, &mut selected);
                 if Level::of(folders, &selected).is_split_in_version_0_1() {
@@ -432,8 +437,9 @@ impl Base {
                 }
             }
             Selection { split: None, .. } => {
-                splits::pass_wrappers(folders, &mut selected);
-                match splits::choose(origin, &Level::of(folders, &selected))? {
+                splits::pass_to_splits(folders, lacking, &mut selected);
+                let level = Level::with_lacking(folders, lacking, &selected);
+                match splits::choose(origin, &level, &selected, lacking)? {
                     Choice::Everything => selected.clear(),
                     Choice::Noted(why) => {
                         note = Some(why);
@@ -465,7 +471,8 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     if files.entries.is_empty() {
         return Err(Error::Empty { origin: origin.display().to_string(), skipped: skipped.summary() });
     }
-    let selected = Base::select(origin, &files.folders, selection);
+    let lacking = Lacking { folders: &without_images, skipped: &skipped };
+    let selected = Base::select(origin, &files.folders, lacking, selection);
     let Base { selected, path: base, note } = match selection.listed {
         Some(listed) => listed.choose(&files, selection.split, selected)?,
         None => selected?,
@@ -494,7 +501,7 @@ pub fn arrange<T>(origin: &Path, found: Found<T>, selection: Selection<'_>) -> R
     Ok(Arranged { files, class_names, notices })
 }
 
-/// The folders in `base` that would be classes if they had an image, and what they have.
+/// The folders in `base` that would be classes if they had an image, and what the first of them have.
 fn empty_classes(
     folders: &[Folder],
     base: &[u8],
@@ -508,10 +515,13 @@ fn empty_classes(
     let with_images: BTreeSet<Vec<u8>> = folders.iter().filter_map(|folder| class_of(&folder.path)).collect();
     let others = without_images.iter().map(|path| path.as_os_str().as_bytes()).chain(skipped.folders());
     let classes: BTreeSet<Vec<u8>> = others.filter_map(class_of).collect();
-    classes
-        .difference(&with_images)
-        .map(|class| (text(OsStr::from_bytes(class)), skipped.within(&[base, class].concat())))
-        .collect()
+    // What a class has takes a pass over everything skipped, and only of the first ones it is told.
+    let what = |position: usize, class: &[u8]| match position {
+        0..skipped::NAMED => skipped.within(&[base, class].concat()),
+        _ => String::new(),
+    };
+    let lacking = classes.difference(&with_images).enumerate();
+    lacking.map(|(position, class)| (text(OsStr::from_bytes(class)), what(position, class))).collect()
 }
 
 fn empty_sentence(classes: &[(String, String)]) -> Option<String> {

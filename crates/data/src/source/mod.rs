@@ -115,8 +115,7 @@ impl Dataset {
     /// If nothing is there, it holds no images, a split is not in it, or a file that holds the whole set is
     /// damaged.
     pub fn open_within(source: &str, limits: Limits) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        Ok(Dataset::new(source, Opened::open(source, hold, Selection::default())?, limits))
+        Dataset::open_by(source, limits, None, Selection::default())
     }
 
     /// Opens a source as version 0.1 did, which knew fewer endings and splits: what a run of that version, whose checkpoints
@@ -125,9 +124,7 @@ impl Dataset {
     /// # Errors
     /// As of [`Dataset::open_within`].
     pub fn open_as_version_0_1(source: &str, limits: Limits) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
-        let selection = Selection { as_version_0_1: true, ..Selection::default() };
-        Ok(Dataset::new(source, Opened::open(source, hold, selection)?, limits))
+        Dataset::open_by(source, limits, None, Selection { as_version_0_1: true, ..Selection::default() })
     }
 
     /// Opens a source to take its images in the order of a list, and tells how it differs from that.
@@ -139,10 +136,9 @@ impl Dataset {
         limits: Limits,
         list: &ImageList,
     ) -> Result<(Dataset, Differences), Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: None };
         let listed = list.listed()?;
         let selection = Selection { listed: Some(&listed), ..Selection::default() };
-        let mut dataset = Dataset::new(source, Opened::open(source, hold, selection)?, limits);
+        let mut dataset = Dataset::open_by(source, limits, None, selection)?;
         let differences = dataset.follow(list)?;
         Ok((dataset, differences))
     }
@@ -152,8 +148,27 @@ impl Dataset {
     /// # Errors
     /// As of [`Dataset::open_within`], or if there is no room in `folder`.
     pub fn open_spilling(source: &str, limits: Limits, folder: &Path) -> Result<Dataset, Error> {
-        let hold = Hold { memory_bytes: limits.memory_bytes, spill: Some(folder) };
-        Ok(Dataset::new(source, Opened::open(source, hold, Selection::default())?, limits))
+        Dataset::open_by(source, limits, Some(folder), Selection::default())
+    }
+
+    fn open_by(
+        source: &str,
+        limits: Limits,
+        spill: Option<&Path>,
+        selection: Selection<'_>,
+    ) -> Result<Dataset, Error> {
+        let hold = Hold { memory_bytes: limits.memory_bytes, spill };
+        let opened = Opened::open(source, hold, selection).map_err(|error| match error {
+            // The remedy names what can be packed: the file alone may have no labels, or be another split.
+            Error::TooLargeForMemory { needed, available, .. } => {
+                Error::TooLargeForMemory { path: PathBuf::from(source), needed, available }
+            }
+            error => error,
+        })?;
+        if let Source::Pixels(pixels) = &opened.source {
+            pixels.check(limits.max_pixels).map_err(|reason| malformed(Path::new(source), reason))?;
+        }
+        Ok(Dataset::new(source, opened, limits))
     }
 
     fn new(origin: &str, opened: Opened, limits: Limits) -> Dataset {

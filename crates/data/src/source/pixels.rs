@@ -37,6 +37,13 @@ impl Pixels {
         self.width * self.height * self.channels
     }
 
+    /// Refuses images of more than `max_pixels`: they have one size, so that it is known before one is wanted.
+    pub fn check(&self, max_pixels: usize) -> Result<(), String> {
+        let name = self.files.first().map_or("", |(name, _)| name);
+        crate::decode::check_dimensions(self.width, self.height, max_pixels)
+            .map_err(|reason| format!("the images in {name} have {reason}"))
+    }
+
     pub fn image(&self, index: usize) -> Result<Image, Error> {
         let offset = (index * self.image_bytes()) as u64;
         let bytes = self.bytes.read(offset, self.image_bytes())?.ok_or_else(|| Error::Image {

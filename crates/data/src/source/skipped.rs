@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Endings, classes and paths that a sentence names before it counts the rest.
-const NAMED: usize = 8;
+pub const NAMED: usize = 8;
 
 /// Different endings that are told apart; others are counted together.
 const ENDINGS: usize = 256;

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::listing::{Folder, first_name, text};
-use super::{no_such_split, skipped};
+use super::skipped::{self, Skipped};
+use super::{malformed, no_such_split};
 use crate::Error;
 
 /// Names that mean the same, in any case of letters.
@@ -69,9 +70,40 @@ pub fn note_of_halves(root: &Path, halves: &[&str], split: Option<&str>) -> Opti
     }
 }
 
+/// What holds no image: a split whose files are all of another kind must not be taken for one that is not there.
+#[derive(Clone, Copy)]
+pub struct Lacking<'a> {
+    /// Relative to the source, without a slash at their ends.
+    pub folders: &'a [PathBuf],
+    pub skipped: &'a Skipped,
+}
+
+impl<'a> Lacking<'a> {
+    /// Folders without an image of their own, and those in which something was skipped.
+    fn paths(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.folders.iter().map(|path| path.as_os_str().as_bytes()).chain(self.skipped.folders())
+    }
+
+    /// Tells whether the folder `path`, with a slash at its end, is there.
+    fn holds(&self, path: &[u8]) -> bool {
+        let folder = path.strip_suffix(b"/").unwrap_or(path);
+        self.paths().any(|other| other == folder || other.starts_with(path))
+    }
+
+    /// The error of a split that has no image.
+    fn refuse(&self, origin: &Path, folder: &[u8], remedy: &str) -> Error {
+        let what = self.skipped.within(folder);
+        let path = origin.join(OsStr::from_bytes(folder));
+        malformed(&path, format!("this split has no image that can be read ({what}){remedy}"))
+    }
+}
+
 /// What lies directly in a folder.
 pub struct Level<'a> {
+    /// Those that an image lies in.
     folders: BTreeSet<&'a [u8]>,
+    /// Splits by their names, without an image.
+    lacking: BTreeSet<&'a [u8]>,
     has_files: bool,
     /// Whether some folder here holds a file directly.
     has_leaves: bool,
@@ -80,7 +112,8 @@ pub struct Level<'a> {
 impl<'a> Level<'a> {
     /// What lies in `base`, a path with a slash at its end.
     pub fn of(folders: &'a [Folder], base: &[u8]) -> Level<'a> {
-        let mut level = Level { folders: BTreeSet::new(), has_files: false, has_leaves: false };
+        let mut level =
+            Level { folders: BTreeSet::new(), lacking: BTreeSet::new(), has_files: false, has_leaves: false };
         for relative in folders.iter().filter_map(|folder| folder.path.strip_prefix(base)) {
             let name = first_name(relative);
             if name.is_empty() {
@@ -91,6 +124,26 @@ impl<'a> Level<'a> {
             }
         }
         level
+    }
+
+    /// As [`Level::of`], with the splits that have no image.
+    pub fn with_lacking(folders: &'a [Folder], lacking: Lacking<'a>, base: &[u8]) -> Level<'a> {
+        let mut level = Level::of(folders, base);
+        let names = lacking.paths().filter_map(|path| path.strip_prefix(base)).map(first_name);
+        level.lacking = names.filter(|name| is_split(name) && !level.folders.contains(name)).collect();
+        level
+    }
+
+    /// The only folder, where there is nothing else and it holds folders only.
+    fn wrapper(&self) -> Option<&'a [u8]> {
+        let is_only = self.folders.len() == 1 && !self.has_files && !self.has_leaves;
+        self.folders.first().copied().filter(|only| is_only && !self.is_of_splits(only))
+    }
+
+    /// Tells whether `only` is a split beside others that have no image, the one to train on among them.
+    fn is_of_splits(&self, only: &[u8]) -> bool {
+        let mut all = self.lacking.iter().copied().chain([only]);
+        !self.lacking.is_empty() && is_split(only) && all.any(is_train)
     }
 
     /// Tells whether version 0.1 took the folder `train` of this level alone.
@@ -107,10 +160,15 @@ pub fn pass_wrappers(folders: &[Folder], base: &mut Vec<u8>) {
     }
 }
 
+/// As [`pass_wrappers`], but not past splits of which only one has images.
+pub fn pass_to_splits(folders: &[Folder], lacking: Lacking<'_>, base: &mut Vec<u8>) {
+    while let Some(only) = Level::with_lacking(folders, lacking, base).wrapper() {
+        base.extend_from_slice(&[only, b"/"].concat());
+    }
+}
+
 fn wrapper(folders: &[Folder], base: &[u8]) -> Option<Vec<u8>> {
-    let level = Level::of(folders, base);
-    let [only] = level.folders.iter().copied().collect::<Vec<_>>()[..] else { return None };
-    (!level.has_files && !level.has_leaves).then(|| [base, only, b"/"].concat())
+    Level::of(folders, base).wrapper().map(|only| [base, only, b"/"].concat())
 }
 
 /// What is taken where no split is asked for.
@@ -122,34 +180,56 @@ pub enum Choice<'a> {
     Train(&'a [u8], String),
 }
 
-/// Chooses among the folders of a level by their names.
-pub fn choose<'a>(origin: &Path, level: &Level<'a>) -> Result<Choice<'a>, Error> {
-    let origin = origin.display();
-    let (found, others): (Vec<&[u8]>, Vec<&[u8]>) = level.folders.iter().partition(|name| is_split(name));
-    let [first, ..] = found[..] else { return Ok(Choice::Everything) };
+/// Chooses among the folders of a level by their names. Images that lie beside splits are in none of them.
+pub fn choose<'a>(
+    origin: &Path,
+    level: &Level<'a>,
+    base: &[u8],
+    lacking: Lacking<'_>,
+) -> Result<Choice<'a>, Error> {
+    let (with_images, others): (Vec<&[u8]>, Vec<&[u8]>) =
+        level.folders.iter().partition(|name| is_split(name));
+    let [first, ..] = with_images[..] else { return Ok(Choice::Everything) };
     let first = String::from_utf8_lossy(first).into_owned();
-    let candidates = enumerated(&found);
     if !others.is_empty() {
-        let others = enumerated(&others);
+        let (origin, candidates, others) = (origin.display(), enumerated(&with_images), enumerated(&others));
         return Ok(Choice::Noted(format!(
             "{origin} holds {candidates} beside {others}: all are taken as classes; {origin}#{first} would take one split"
         )));
     }
-    if level.has_files {
-        return Ok(Choice::Noted(format!(
-            "{origin} holds {candidates} beside images of its own: all are taken together; {origin}#{first} would take one \
-             split"
-        )));
+    if !with_images.iter().any(|name| is_train(name))
+        && let Some(train) = level.lacking.iter().find(|name| is_train(name))
+    {
+        let remedy = format!("; {}#{first} has images", origin.display());
+        return Err(lacking.refuse(origin, &[base, train].concat(), &remedy));
     }
-    let (trains, rest): (Vec<&[u8]>, Vec<&[u8]>) = found.iter().partition(|name| is_train(name));
-    match (&trains[..], &rest[..]) {
-        ([_], []) | ([], [_]) => Ok(Choice::Everything),
-        ([train], rest) => {
-            let others: Vec<String> =
-                rest.iter().map(|name| format!("{origin}#{}", String::from_utf8_lossy(name))).collect();
-            let are = if others.len() == 1 { "is the other" } else { "are the others" };
+    choose_split(origin, level, &with_images)
+}
+
+/// Chooses among splits, `with_images` those that have some.
+fn choose_split<'a>(origin: &Path, level: &Level<'a>, with_images: &[&'a [u8]]) -> Result<Choice<'a>, Error> {
+    let origin = origin.display();
+    let trains: Vec<&[u8]> = with_images.iter().copied().filter(|name| is_train(name)).collect();
+    let all: BTreeSet<&[u8]> = with_images.iter().chain(&level.lacking).copied().collect();
+    let rest: Vec<&[u8]> = all.iter().copied().filter(|name| !is_train(name)).collect();
+    let candidates = enumerated(&all.into_iter().collect::<Vec<_>>());
+    match (&trains[..], with_images) {
+        ([_], _) if rest.is_empty() && !level.has_files => Ok(Choice::Everything),
+        ([], [only]) if level.has_files => {
+            let only = String::from_utf8_lossy(only);
+            Ok(Choice::Noted(format!(
+                "{origin} holds {only} beside images of its own: all are taken together; {origin}#{only} would take one \
+                 split"
+            )))
+        }
+        ([], [_]) => Ok(Choice::Everything),
+        ([train], _) => {
             let name = String::from_utf8_lossy(train);
-            let note = format!("{origin} holds {candidates}: taking {name}; {} {are}", others.join(" and "));
+            let mut note = format!("{origin} holds {candidates}: taking {name}");
+            note.push_str(&others_of(&origin.to_string(), &rest));
+            if level.has_files {
+                note.push_str("; images that lie in no folder are left out");
+            }
             Ok(Choice::Train(train, note))
         }
         (trains, _) => {
@@ -157,13 +237,25 @@ pub fn choose<'a>(origin: &Path, level: &Level<'a>) -> Result<Choice<'a>, Error>
                 [] => "none of them is the split to train on (rename them if they are classes)",
                 _ => "several of them could be the split to train on",
             };
+            let first = trains.first().unwrap_or(&with_images[0]);
             Err(Error::AmbiguousSplit {
                 origin: origin.to_string(),
                 candidates,
                 reason: reason.to_owned(),
-                first: trains.first().map_or(first, |name| String::from_utf8_lossy(name).into_owned()),
+                first: String::from_utf8_lossy(first).into_owned(),
             })
         }
+    }
+}
+
+/// How the splits that are not taken are named.
+fn others_of(origin: &str, rest: &[&[u8]]) -> String {
+    let others: Vec<String> =
+        rest.iter().map(|name| format!("{origin}#{}", String::from_utf8_lossy(name))).collect();
+    match &others[..] {
+        [] => String::new(),
+        [only] => format!("; {only} is the other"),
+        many => format!("; {} are the others", many.join(" and ")),
     }
 }
 
@@ -179,7 +271,7 @@ fn enumerated(names: &[&[u8]]) -> String {
 }
 
 /// The folder that `split` names: exactly, or else without regard to the case of letters, or else by what it means.
-pub fn find(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, Error> {
+pub fn find(origin: &Path, folders: &[Folder], lacking: Lacking<'_>, split: &str) -> Result<Vec<u8>, Error> {
     let wanted = split.trim_end_matches('/').as_bytes();
     let mut bases = vec![Vec::new()];
     while let Some(inner) = wrapper(folders, &bases[bases.len() - 1]) {
@@ -190,6 +282,9 @@ pub fn find(origin: &Path, folders: &[Folder], split: &str) -> Result<Vec<u8>, E
         let path = [base, wanted, b"/"].concat();
         if how == Match::Exact && folders.iter().any(|folder| folder.path.starts_with(&path)) {
             return Ok(path);
+        }
+        if how == Match::Exact && lacking.holds(&path) {
+            return Err(lacking.refuse(origin, &[base, wanted].concat(), ""));
         }
         let level = Level::of(folders, base);
         match how.of(level.folders.iter().copied(), wanted)[..] {

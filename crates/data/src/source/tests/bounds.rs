@@ -43,8 +43,8 @@ fn what_does_not_fit_into_memory_is_refused_with_the_way_out() {
         assert_eq!(whole.held_bytes(), bytes, "{source}");
         let error = Dataset::open_within(source, limits(bytes - 1)).err().unwrap();
         assert!(
-            matches!(&error, Error::TooLargeForMemory { path: file, available, .. }
-            if file.starts_with(&path) && *available == bytes - 1),
+            matches!(&error, Error::TooLargeForMemory { path: named, available, .. }
+            if *named == path && *available == bytes - 1),
             "{error}"
         );
         let message = error.to_string();
@@ -104,4 +104,28 @@ fn an_idx_file_takes_no_more_than_its_header_says() {
     check(&path, idx(&[u32::MAX, 9, 9], &[0; 9]), "9 bytes of data where the shape");
     let cut = gzip(&idx(&[10, 9, 9], &(0..810).map(|i| (i % 251) as u8).collect::<Vec<_>>()));
     check(&path, cut[..cut.len() - 9].to_vec(), "cannot be decompressed");
+}
+
+#[test]
+fn the_way_out_names_the_split_that_was_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    sources(root.path());
+    let source = format!("{}#train", root.path().join("idx").display());
+    let message = Dataset::open_within(&source, limits(1)).err().unwrap().to_string();
+    assert!(message.contains(&format!("`himpun data pack --data {source} --out FILE`")), "{message}");
+}
+
+#[test]
+fn the_images_of_an_idx_file_have_no_more_pixels_than_allowed() {
+    let root = tempfile::tempdir().unwrap();
+    sources(root.path());
+    let source = root.path().join("idx").display().to_string();
+    let within = |max_pixels| Dataset::open_within(&source, Limits { max_pixels, ..Limits::default() });
+    assert_eq!(within(8).unwrap().len(), 3);
+    assert_eq!(
+        within(7).err().unwrap().to_string(),
+        format!(
+            "{source}: the images in train-images-idx3-ubyte.gz have 4 x 2 pixels, more than the 7 of data.max_pixels"
+        )
+    );
 }

@@ -203,3 +203,44 @@ fn an_archive_that_is_cut_while_it_is_open_is_an_error_of_the_images_behind() {
     let error = dataset.load(1).unwrap_err();
     assert_eq!(error.to_string(), "a/2.png: the archive is shorter than when it was opened");
 }
+
+/// Cut between two members, an archive looks like a shorter one.
+#[test]
+fn an_archive_without_its_end_is_told() {
+    let bytes = Tar::new().file("a/1.png", &picture(1)).file("a/2.png", &picture(2)).0.into_inner().unwrap();
+    let len_of_one = Tar::new().file("a/1.png", &picture(1)).0.into_inner().unwrap().len() - 1024;
+    let dataset = open_both(&bytes[..len_of_one]);
+    check_images(&dataset, &[("a/1.png", 1)]);
+    assert_eq!(
+        dataset.notes(),
+        ["the archive has no blocks of zeros at its end: it may have been cut, and images be missing"]
+    );
+    assert!(open_both(&bytes[..bytes.len() - 512]).notes().is_empty(), "one block is an end");
+}
+
+/// Names of members of their own are read whole, so that their length is bounded. That of images is not.
+#[test]
+fn headers_take_no_more_than_a_mebibyte() {
+    let root = tempfile::tempdir().unwrap();
+    let opened = |bytes: &[u8]| {
+        write_files(root.path(), &[("a.tar", bytes.to_vec()), ("a.tar.gz", gzip(bytes))]);
+        ["a.tar", "a.tar.gz"].map(|name| {
+            let path = root.path().join(name);
+            let outcome = Dataset::open(path.to_str().unwrap()).map(|dataset| dataset.len());
+            outcome.map_err(|error| error.to_string())
+        })
+    };
+    let large = vec![7; 3 << 20];
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let tar = Tar::new().member("long", kind, "", &large).file("a/1.png", &picture(1));
+        for outcome in opened(&tar.0.into_inner().unwrap()) {
+            let error = outcome.unwrap_err();
+            assert!(
+                error.ends_with("corrupt archive: the headers of a member take more than 1048576 bytes"),
+                "{error}"
+            );
+        }
+    }
+    let tar = Tar::new().file("a/1.txt", &large).file("a/2.png", &large).file("a/3.png", &picture(1));
+    assert_eq!(opened(&tar.0.into_inner().unwrap()), [Ok(2), Ok(2)]);
+}

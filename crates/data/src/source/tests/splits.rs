@@ -174,3 +174,52 @@ fn version_0_1_is_listed_as_it_listed() {
     assert_eq!(names(&beside, true), ["train/a/1.png"]);
     assert_eq!(names(&beside, false), ["test/a/2.png", "train/a/1.png", "unlabeled/a/3.png"]);
 }
+
+/// Opens a folder, and a tar, with these files.
+fn told(names: &[&str], split: &str) -> Result<(Vec<String>, String), String> {
+    let root = tempfile::tempdir().unwrap();
+    let files: Vec<_> = names.iter().map(|name| (*name, png(&image(2, 2, 1)))).collect();
+    write_files(&root.path().join("set"), &files);
+    write_files(root.path(), &[("set.tar", tar_of(&files))]);
+    let [folder, tar] = ["set", "set.tar"].map(|name| {
+        let path = root.path().join(name);
+        let plain = |text: String| text.replace(path.to_str().unwrap(), "SET");
+        match Dataset::open(&format!("{}{split}", path.display())) {
+            Ok(dataset) => Ok((paths(&dataset), plain(dataset.notes().join("|")))),
+            Err(error) => Err(plain(error.to_string())),
+        }
+    });
+    assert_eq!(folder, tar, "folder and tar differ");
+    folder
+}
+
+/// Otherwise a run would train on what it is to be judged by.
+#[test]
+fn a_split_to_train_on_without_an_image_is_refused() {
+    let only_tif = "this split has no image that can be read (only .tif files)";
+    for (names, folder, other) in [
+        (&["train/a/1.tif", "val/a/1.png"][..], "train", "val"),
+        (&["train/1.tif", "val/1.png", "test/1.png", "docs/1.txt"], "train", "test"),
+        (&["set/Training/a/1.tif", "set/val/a/1.png"], "set/Training", "val"),
+    ] {
+        let expected = format!("SET/{folder}: {only_tif}; SET#{other} has images");
+        assert_eq!(told(names, ""), Err(expected));
+    }
+    assert_eq!(told(&["train/a/1.tif", "training/a/1.png"], "#train"), Err(format!("SET/train: {only_tif}")));
+    let (images, note) = told(&["train/1.png", "val/1.tif"], "").unwrap();
+    assert_eq!(images, ["train/1.png"]);
+    assert_eq!(note, "SET holds train and val: taking train; SET#val is the other");
+    assert_eq!(told(&["train/a/1.tif", "val/a/1.png"], "#val").unwrap().0, ["val/a/1.png"]);
+    let (images, _) = told(&["train/1.tif", "bus/1.png"], "").unwrap();
+    assert_eq!(images, ["bus/1.png"], "a class may lack images");
+}
+
+#[test]
+fn images_beside_splits_are_left_out() {
+    let (images, note) = told(&["train/a/1.png", "val/a/1.png", "overview.png"], "").unwrap();
+    assert_eq!(images, ["train/a/1.png"]);
+    assert_eq!(
+        note,
+        "SET holds train and val: taking train; SET#val is the other; images that lie in no folder are left out"
+    );
+}
