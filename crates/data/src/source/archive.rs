@@ -66,20 +66,23 @@ impl Archive {
     }
 }
 
-/// Finds the image files in the tar at `path`.
-pub fn index(path: &Path, hold: Hold<'_>) -> Result<(Found<Span>, Bytes), Error> {
+/// Finds the image files in the tar at `path`; `as_version_0_1`, hidden ones are images and links are none.
+pub fn index(path: &Path, hold: Hold<'_>, as_version_0_1: bool) -> Result<(Found<Span>, Bytes), Error> {
     let (file, file_len) = access::open_source(path)?;
     let mut start = Vec::new();
     Patient(&file).take(512).read_to_end(&mut start).map_err(damaged(path))?;
     let mut stream = Patient(&file);
     stream.seek(SeekFrom::Start(0)).map_err(damaged(path))?;
+    let members = Members { found: Found::new(), links: Vec::new(), as_version_0_1 };
     match &start[..] {
-        [0x1F, 0x8B, ..] => unpack(path, hold, flate2::read::MultiGzDecoder::new(BufReader::new(stream))),
+        [0x1F, 0x8B, ..] => {
+            unpack(path, members, hold, flate2::read::MultiGzDecoder::new(BufReader::new(stream)))
+        }
         [0x28, 0xB5, 0x2F, 0xFD, ..] => {
-            unpack(path, hold, zstd::stream::read::Decoder::new(stream).map_err(damaged(path))?)
+            unpack(path, members, hold, zstd::stream::read::Decoder::new(stream).map_err(damaged(path))?)
         }
         _ if start.get(257..262) == Some(b"ustar") => {
-            let found = locate(path, &file, file_len)?;
+            let found = locate(path, members, &file, file_len)?;
             Ok((found, Bytes::OnDisk { path: path.to_owned(), file }))
         }
         _ => Err(malformed(
@@ -101,14 +104,14 @@ fn damaged(path: &Path) -> impl Fn(io::Error) -> Error {
     }
 }
 
-fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error> {
+fn locate(path: &Path, members: Members, file: &File, file_len: u64) -> Result<Found<Span>, Error> {
     let damaged = damaged(path);
     // Without this, a tar that was cut in the padding after a file would pass for a shorter one.
     if !file_len.is_multiple_of(512) {
         let reason = format!("{file_len} bytes are no number of blocks of 512: it is cut");
         return Err(damaged(io::Error::other(reason)));
     }
-    let mut members = Members::default();
+    let mut members = members;
     let allowed = Cell::new(MAX_HEADERS);
     let mut archive = tar::Archive::new(Bounded::new(BufReader::new(Patient(file)), &allowed));
     for entry in archive.entries_with_seek().map_err(&damaged)? {
@@ -125,9 +128,14 @@ fn locate(path: &Path, file: &File, file_len: u64) -> Result<Found<Span>, Error>
     members.finish(path, archive.into_inner())
 }
 
-fn unpack(path: &Path, hold: Hold<'_>, stream: impl Read) -> Result<(Found<Span>, Bytes), Error> {
+fn unpack(
+    path: &Path,
+    members: Members,
+    hold: Hold<'_>,
+    stream: impl Read,
+) -> Result<(Found<Span>, Bytes), Error> {
     let damaged = damaged(path);
-    let (mut members, mut held) = (Members::default(), Collector::new(path, hold));
+    let (mut members, mut held) = (members, Collector::new(path, hold));
     let allowed = Cell::new(MAX_HEADERS);
     let mut archive = tar::Archive::new(Bounded::new(stream, &allowed));
     for entry in archive.entries().map_err(&damaged)? {
@@ -195,6 +203,7 @@ struct Members {
     found: Found<Span>,
     /// Those among `found` whose content is that of another member.
     links: Vec<Link>,
+    as_version_0_1: bool,
 }
 
 struct Link {
@@ -202,12 +211,6 @@ struct Link {
     target: Vec<u8>,
     /// A hard link is what its target was when it came, a symbolic one what its target becomes.
     is_hard: bool,
-}
-
-impl Default for Members {
-    fn default() -> Members {
-        Members { found: Found::new(), links: Vec::new() }
-    }
 }
 
 impl Members {
@@ -219,6 +222,9 @@ impl Members {
         if kind.is_pax_global_extensions() {
             return Ok(None);
         }
+        if self.as_version_0_1 && kind.is_file() && listing::is_image(&name) {
+            return Ok(Some(path));
+        }
         let skipped = if !is_inside {
             Kind::Outside
         } else if path.iter().any(listing::is_hidden) {
@@ -227,7 +233,7 @@ impl Members {
             self.found.without_images.push(path);
             return Ok(None);
         } else if kind.is_hard_link() || kind.is_symlink() {
-            match link(entry, &path).filter(|_| listing::is_image(&name)) {
+            match link(entry, &path).filter(|_| listing::is_image(&name) && !self.as_version_0_1) {
                 Some(link) => {
                     self.push(&path, Span { offset: LINK, len: self.links.len() });
                     self.links.push(link);
@@ -266,7 +272,7 @@ impl Members {
     }
 
     fn resolve(&mut self) {
-        let Members { found, links } = self;
+        let Members { found, links, .. } = self;
         if links.is_empty() {
             return;
         }

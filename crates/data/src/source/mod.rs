@@ -442,7 +442,7 @@ impl Opened {
         if path.extension().is_some_and(|extension| extension == "bin") {
             return Opened::one_file(path, split, cifar::open_file(path, hold)?);
         }
-        let (found, bytes) = archive::index(path, hold)?;
+        let (found, bytes) = archive::index(path, hold, selection.as_version_0_1)?;
         let Arranged { files, class_names, notices } = listing::arrange(path, found, selection)?;
         Ok(Opened { source: Source::Archive(Archive { files, bytes }), class_names, notices })
     }

@@ -33,6 +33,10 @@ impl Tar {
         self
     }
 
+    fn write(self, path: &Path) {
+        fs::write(path, self.0.into_inner().unwrap()).unwrap();
+    }
+
     /// Opens it, plain and compressed, which must be the same.
     fn open(self) -> Dataset {
         let bytes = self.0.into_inner().unwrap();
@@ -243,4 +247,18 @@ fn headers_take_no_more_than_a_mebibyte() {
     }
     let tar = Tar::new().file("a/1.txt", &large).file("a/2.png", &large).file("a/3.png", &picture(1));
     assert_eq!(opened(&tar.0.into_inner().unwrap()), [Ok(2), Ok(2)]);
+}
+
+/// A run of version 0.1 goes on with the members that it had: no links, and hidden ones too.
+#[test]
+fn members_are_those_of_version_0_1_for_a_run_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let image = png(&image(2, 2, 1));
+    let tar = Tar::new().file("./a/1.png", &image).file("a/.2.png", &image).file("a/3.gif", &image);
+    tar.link("a/4.png", EntryType::Symlink, "1.png").link("a/5.png", EntryType::Link, "a/1.png").write(&path);
+    let source = path.to_str().unwrap();
+    let before = Dataset::open_as_version_0_1(source, Limits::default()).unwrap();
+    assert_eq!(paths(&before), ["a/.2.png", "a/1.png"]);
+    assert_eq!(paths(&Dataset::open(source).unwrap()), ["a/1.png", "a/3.gif", "a/4.png", "a/5.png"]);
 }
