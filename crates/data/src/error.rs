@@ -56,7 +56,7 @@ pub enum Error {
         path.display(), path.display()
     )]
     TooLargeForMemory {
-        /// The file that is held in memory.
+        /// The source as it was given; where no source is opened, the file that is held.
         path: PathBuf,
         /// Bytes that it takes, or more than how many.
         needed: String,

@@ -283,7 +283,7 @@ pub fn find(origin: &Path, folders: &[Folder], lacking: Lacking<'_>, split: &str
         if how == Match::Exact && folders.iter().any(|folder| folder.path.starts_with(&path)) {
             return Ok(path);
         }
-        if how == Match::Exact && lacking.holds(&path) {
+        if how == Match::Exact && !wanted.is_empty() && lacking.holds(&path) {
             return Err(lacking.refuse(origin, &[base, wanted].concat(), ""));
         }
         let level = Level::of(folders, base);

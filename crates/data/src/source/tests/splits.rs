@@ -210,6 +210,7 @@ fn a_split_to_train_on_without_an_image_is_refused() {
     assert_eq!(images, ["train/1.png"]);
     assert_eq!(note, "SET holds train and val: taking train; SET#val is the other");
     assert_eq!(told(&["train/a/1.tif", "val/a/1.png"], "#val").unwrap().0, ["val/a/1.png"]);
+    assert_eq!(told(&["a/1.png", "b/1.png"], "#/"), Err("SET has no /: it has a, b".to_owned()));
     let (images, _) = told(&["train/1.tif", "bus/1.png"], "").unwrap();
     assert_eq!(images, ["bus/1.png"], "a class may lack images");
 }
@@ -222,4 +223,9 @@ fn images_beside_splits_are_left_out() {
         note,
         "SET holds train and val: taking train; SET#val is the other; images that lie in no folder are left out"
     );
+    let (images, note) = told(&["train/a/1.png", "overview.png"], "").unwrap();
+    assert_eq!(images, ["train/a/1.png"]);
+    assert_eq!(note, "SET holds train: taking train; images that lie in no folder are left out");
+    let (images, _) = told(&["val/1.png", "overview.png"], "").unwrap();
+    assert_eq!(images, ["overview.png", "val/1.png"], "nothing says that there is a split to train on");
 }
