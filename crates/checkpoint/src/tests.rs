@@ -249,7 +249,7 @@ fn a_commit_needs_every_shard_and_each_exactly_once() {
     let error = writer.write_at(3, &bytes).unwrap_err();
     assert_eq!(error.to_string(), format!("shard 1 continues at byte 3 instead of {}", bytes.len()));
     let error = writer.finish(&digest(b"something else")).unwrap_err();
-    assert!(matches!(error, Error::Received { shard: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Received { part: crate::Part::Shard(1), .. }), "{error}");
 
     // It did not arrive, so it may be sent again.
     let mut writer = staging.shard(1).unwrap();
@@ -358,13 +358,17 @@ fn a_list_of_images_is_kept_once_a_run() {
     assert!(error.to_string().contains(&file) && error.exit_code() == 3, "{error}");
     fs::remove_file(&path).unwrap();
     assert_eq!(read().unwrap(), None);
-    // Wanted and not there: nothing is committed.
+    // Wanted and not there: nothing is committed, and what was staged is left for the next one to remove.
     let staging = staged(run.path(), 3, 1);
     assert!(staging.want_images(&of_list));
-    assert!(
-        matches!(staging.commit(description()), Err(Error::Incomplete { missing, .. }) if missing == [2])
-    );
-    assert_eq!(names(run.path()), ["step-00000002"]);
+    let error = staging.commit(description()).unwrap_err();
+    assert_eq!(error.to_string(), "the list of images has not arrived");
+    assert_eq!(names(run.path()), [".step-00000003.gen-1.tmp", "step-00000002"]);
+    let staging = Staging::begin(run.path(), 3, 2, 2).unwrap();
+    assert_eq!(staging.images().unwrap_err().to_string(), "the list of images is not wanted: the run has it");
+    assert!(staging.want_images(&of_list));
+    let error = staging.commit(description()).unwrap_err();
+    assert_eq!(error.to_string(), "shards [0, 1] of 2 and the list of images have not arrived");
 }
 
 /// A name in a manifest is a digest, and never a path.
