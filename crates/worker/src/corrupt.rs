@@ -10,7 +10,7 @@ use crate::Error;
 pub struct CorruptImages {
     /// Those that this rank has met and the others have not heard of.
     met: Vec<Replaced>,
-    /// Those that any rank has met, by path. Kept on every rank, so that none is told twice.
+    /// Those that any rank has met, by path. Kept on every rank, so that each is reported once.
     known: BTreeSet<String>,
     /// Images to train on and to evaluate on.
     n_images: usize,
