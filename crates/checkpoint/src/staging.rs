@@ -298,7 +298,7 @@ fn publish(staged: &Path, target: &Path) -> Result<(), Error> {
 }
 
 /// Locks the directory itself: no file of its own could be left behind or copied along.
-fn lock(checkpoints: &Path) -> Result<File, Error> {
+pub(crate) fn lock(checkpoints: &Path) -> Result<File, Error> {
     let dir = File::open(checkpoints).map_err(Error::io("open", checkpoints))?;
     match dir.try_lock() {
         Ok(()) => Ok(dir),

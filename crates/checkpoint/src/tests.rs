@@ -371,6 +371,45 @@ fn a_list_of_images_is_kept_once_a_run() {
     assert_eq!(error.to_string(), "shards [0, 1] of 2 and the list of images have not arrived");
 }
 
+#[test]
+fn a_list_goes_with_the_last_checkpoint_that_names_it() {
+    let run = tempfile::tempdir().unwrap();
+    let commit = |step: u64, list: &[u8]| {
+        let staging = staged(run.path(), step, 1);
+        let digest = digest(list);
+        if staging.want_images(&digest) {
+            let mut writer = staging.images().unwrap();
+            writer.append(list).unwrap();
+            writer.finish(&digest).unwrap();
+        }
+        let mut description = description();
+        let named = serde_json::json!({ crate::LIST_KEY: crate::hex(&digest) });
+        description.metadata.insert(crate::IMAGES_KEY.to_owned(), named);
+        staging.commit(description).unwrap();
+    };
+    let lists = || {
+        let names = names(run.path());
+        names.into_iter().filter(|name| name.starts_with("images-")).collect::<Vec<_>>()
+    };
+    let [before, after] =
+        [b"before", &b"after"[..]].map(|list| format!("images-{}.list", crate::hex(&digest(list))));
+    commit(1, b"before");
+    commit(2, b"before");
+    commit(3, b"after");
+    retain(run.path(), 2).unwrap();
+    assert_eq!(lists().len(), 2, "step 2 still names the first");
+
+    // One that is being written may count on a list that no other names.
+    let staging = Staging::begin(run.path(), 4, 1, 1).unwrap();
+    retain(run.path(), 1).unwrap();
+    assert_eq!(lists().len(), 2);
+    staging.abort().unwrap();
+    commit(4, b"after");
+    retain(run.path(), 1).unwrap();
+    assert_eq!(lists(), [after]);
+    assert!(!run.path().join("checkpoints").join(before).exists());
+}
+
 /// A name in a manifest is a digest, and never a path.
 #[test]
 fn only_a_digest_names_a_list() {
