@@ -269,9 +269,8 @@ impl ShardWriter {
 
 impl Drop for ShardWriter {
     fn drop(&mut self) {
-        match Files::lock(&self.progress).get(self.part) {
-            Some(known @ Progress::Open) => *known = Progress::Awaited,
-            _ => {}
+        if let Some(known @ Progress::Open) = Files::lock(&self.progress).get(self.part) {
+            *known = Progress::Awaited;
         }
     }
 }
