@@ -1,9 +1,28 @@
 //! Why a checkpoint cannot be written or trusted, and what to do about it.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Everything this room can fail with. Messages name the file, what was expected and what was found.
+/// Which of a checkpoint's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The shard of this index.
+    Shard(usize),
+    /// The list of images that it names.
+    Images,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Shard(shard) => write!(f, "shard {shard}"),
+            Part::Images => f.write_str("the list of images"),
+        }
+    }
+}
+
+/// Everything that reading and writing checkpoints can fail with. Messages name the file, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
@@ -90,31 +109,33 @@ pub enum Error {
         /// The run's `checkpoints` directory.
         path: PathBuf,
     },
-    /// A shard was sent that cannot be taken now.
-    #[error("shard {shard} {reason}")]
+    /// A file was sent that cannot be taken now.
+    #[error("{part} {reason}")]
     Refused {
-        /// Index of the shard.
-        shard: usize,
+        /// Which one.
+        part: Part,
         /// What is wrong.
         reason: String,
     },
-    /// The digest of a received shard is not the one that its sender stated.
-    #[error("shard {shard} arrived with BLAKE3 digest {actual} instead of {expected}")]
+    /// The digest of a received file is not the one that its sender stated.
+    #[error("{part} arrived with BLAKE3 digest {actual} instead of {expected}")]
     Received {
-        /// Index of the shard.
-        shard: usize,
+        /// Which one.
+        part: Part,
         /// What the sender stated.
         expected: String,
         /// What arrived.
         actual: String,
     },
-    /// A commit before all shards had arrived.
-    #[error("shards {missing:?} of {n_shards} have not arrived")]
+    /// A commit before all files had arrived.
+    #[error("{}", not_arrived(missing, *n_shards, *images))]
     Incomplete {
-        /// Indices of those that are missing.
+        /// Indices of the shards that are missing.
         missing: Vec<usize>,
-        /// How many there must be.
+        /// How many shards there must be.
         n_shards: usize,
+        /// Whether the list of images is missing.
+        images: bool,
     },
     /// A name that no export format has.
     #[error("unknown export format `{name}`, expected {expected}")]
@@ -184,4 +205,14 @@ impl Error {
 
 fn listed(problems: &[Error]) -> String {
     problems.iter().map(|problem| format!("; {problem}")).collect()
+}
+
+fn not_arrived(missing: &[usize], n_shards: usize, images: bool) -> String {
+    match (missing, images) {
+        ([], _) => "the list of images has not arrived".to_owned(),
+        (missing, false) => format!("shards {missing:?} of {n_shards} have not arrived"),
+        (missing, true) => {
+            format!("shards {missing:?} of {n_shards} and the list of images have not arrived")
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The list of a run's images, kept once beside the checkpoints that name it.
 //!
 //! A list is a file `images-<digest>.list` in the run's `checkpoints`. A checkpoint's manifest names the digest
-//! (`metadata.images.list`), so that checkpoints of before and after a change of the data set each find their own. What
-//! is in it, this crate does not know.
+//! (`metadata.images.list`), so that checkpoints of before and after a change of the data set each find their own. It is
+//! removed with the last checkpoint that names it. What is in it, this crate does not know.
 
 use std::fs;
 use std::io;
@@ -29,12 +29,21 @@ pub(crate) fn images_file_named(run_dir: &Path, digest: &str) -> PathBuf {
     checkpoints_dir(run_dir).join(format!("images-{digest}.list"))
 }
 
+/// Whether a path has the name that [`images_file`] gives.
+pub(crate) fn is_images_file(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.strip_prefix("images-").and_then(|name| name.strip_suffix(".list")).is_some_and(is_digest)
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// The file of the list that a checkpoint of the run in `run_dir` names, and the digest it must have; nothing where the
 /// checkpoint names none or the file is not there, as in a checkpoint that was copied alone.
 pub fn images_of(run_dir: &Path, manifest: &Manifest) -> Option<(PathBuf, String)> {
     let named = manifest.metadata.get(IMAGES_KEY)?.get(LIST_KEY)?.as_str()?;
-    let is_digest = named.len() == 64 && named.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let file = is_digest.then(|| images_file_named(run_dir, named))?;
+    let file = is_digest(named).then(|| images_file_named(run_dir, named))?;
     file.exists().then(|| (file, named.to_owned()))
 }
 

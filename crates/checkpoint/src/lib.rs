@@ -25,7 +25,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use error::Error;
+pub use error::{Error, Part};
 pub use images::{IMAGES_KEY, LIST_KEY, check_images, images_of, read_images};
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;

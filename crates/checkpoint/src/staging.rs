@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::images::{IMAGES_FILE, images_file, images_file_named};
 use crate::manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, hex, shard_file};
 use crate::store::{CheckpointInfo, checkpoint_dir, checkpoints_dir};
-use crate::{Error, store};
+use crate::{Error, Part, store};
 
 /// A checkpoint that is being written. Dropped without a commit it leaves files that the next one removes.
 #[derive(Debug)]
@@ -24,18 +24,36 @@ pub struct Staging {
     dir: PathBuf,
     step: u64,
     generation: u64,
-    shards: Shards,
+    progress: Shared,
     /// Held until the staging ends, by whatever way: the kernel releases it when the process is killed.
     _lock: File,
 }
 
-/// What has become of each shard, and of the list of images behind them. Shared with the writers, which report to it.
-type Shards = Arc<Mutex<Vec<Progress>>>;
+/// What has become of each file. The writers report to it.
+type Shared = Arc<Mutex<Files>>;
+
+#[derive(Debug)]
+struct Files {
+    shards: Vec<Progress>,
+    /// Of the list of images; none where the run has it.
+    images: Option<Progress>,
+}
+
+impl Files {
+    fn lock(shared: &Shared) -> MutexGuard<'_, Files> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&mut self, part: Part) -> Option<&mut Progress> {
+        match part {
+            Part::Shard(index) => self.shards.get_mut(index),
+            Part::Images => self.images.as_mut(),
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Progress {
-    /// Of the list of images: the run has it.
-    Unwanted,
     Awaited,
     Open,
     Durable(Shard),
@@ -54,10 +72,9 @@ impl Staging {
         remove_leftovers(&checkpoints)?;
         let dir = checkpoints.join(format!(".step-{step:08}.gen-{generation}.tmp"));
         fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
-        let mut shards = vec![Progress::Awaited; n_shards];
-        shards.push(Progress::Unwanted);
-        let shards = Arc::new(Mutex::new(shards));
-        Ok(Staging { run_dir: run_dir.to_owned(), dir, step, generation, shards, _lock: lock })
+        let files = Files { shards: vec![Progress::Awaited; n_shards], images: None };
+        let progress = Arc::new(Mutex::new(files));
+        Ok(Staging { run_dir: run_dir.to_owned(), dir, step, generation, progress, _lock: lock })
     }
 
     /// Completed updates of the state that is being written.
@@ -76,19 +93,14 @@ impl Staging {
     /// If there is no such shard, or it is being written or has arrived.
     pub fn shard(&self, index: usize) -> Result<ShardWriter, Error> {
         let n_shards = self.n_shards();
-        if index >= n_shards {
-            let reason = format!("is none of the {n_shards} of this checkpoint");
-            return Err(Error::Refused { shard: index, reason });
-        }
-        self.open(index, shard_file(index, n_shards))
+        self.open(Part::Shard(index), shard_file(index, n_shards))
     }
 
     /// Wants the list of images that has this digest, unless the run has it: tells whether it does not.
     pub fn want_images(&self, digest: &Digest) -> bool {
         let wanted = !images_file(&self.run_dir, digest).exists();
         if wanted {
-            let index = self.n_shards();
-            self.lock()[index] = Progress::Awaited;
+            self.lock().images = Some(Progress::Awaited);
         }
         wanted
     }
@@ -98,37 +110,44 @@ impl Staging {
     /// # Errors
     /// If it is not wanted, or is being written or has arrived.
     pub fn images(&self) -> Result<ShardWriter, Error> {
-        self.open(self.n_shards(), IMAGES_FILE.to_owned())
+        self.open(Part::Images, IMAGES_FILE.to_owned())
     }
 
     fn n_shards(&self) -> usize {
-        self.lock().len() - 1
+        self.lock().shards.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
-        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Files> {
+        Files::lock(&self.progress)
     }
 
-    fn open(&self, index: usize, name: String) -> Result<ShardWriter, Error> {
-        let mut shards = self.lock();
-        let refused = |reason: &str| Err(Error::Refused { shard: index, reason: reason.to_owned() });
-        match shards[index] {
-            Progress::Unwanted => return refused("is the list of images, which the run has"),
-            Progress::Open => return refused("is being written already"),
-            Progress::Durable(_) => return refused("has arrived already"),
+    fn open(&self, part: Part, name: String) -> Result<ShardWriter, Error> {
+        let mut files = self.lock();
+        let n_shards = files.shards.len();
+        let refused = |reason: String| Err(Error::Refused { part, reason });
+        let progress = match (files.get(part), part) {
+            (Some(progress), _) => progress,
+            (None, Part::Shard(_)) => {
+                return refused(format!("is none of the {n_shards} of this checkpoint"));
+            }
+            (None, Part::Images) => return refused("is not wanted: the run has it".to_owned()),
+        };
+        match progress {
+            Progress::Open => return refused("is being written already".to_owned()),
+            Progress::Durable(_) => return refused("has arrived already".to_owned()),
             Progress::Awaited => {}
         }
         let path = self.dir.join(&name);
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        shards[index] = Progress::Open;
+        *progress = Progress::Open;
         let hasher = blake3::Hasher::new();
-        Ok(ShardWriter { index, name, path, file, bytes: 0, hasher, shards: Arc::clone(&self.shards) })
+        Ok(ShardWriter { part, name, path, file, bytes: 0, hasher, progress: Arc::clone(&self.progress) })
     }
 
     /// Publishes the checkpoint: afterwards it exists under its own name, on the disk.
     ///
     /// # Errors
-    /// [`Error::Incomplete`] if a shard is missing; the staging is then over.
+    /// [`Error::Incomplete`] if a file is missing; the staging is then over.
     pub fn commit(self, description: Description) -> Result<CheckpointInfo, Error> {
         let manifest = Manifest::new(self.step, self.generation, description, self.durable()?);
         self.keep_images()?;
@@ -158,24 +177,26 @@ impl Staging {
     }
 
     fn durable(&self) -> Result<Vec<Shard>, Error> {
-        let n_shards = self.n_shards();
-        let shards = self.lock();
+        let files = self.lock();
+        let n_shards = files.shards.len();
         let mut durable = Vec::with_capacity(n_shards);
         let mut missing = Vec::new();
-        for (index, progress) in shards.iter().enumerate() {
+        for (index, progress) in files.shards.iter().enumerate() {
             match progress {
-                Progress::Durable(shard) if index < n_shards => durable.push(shard.clone()),
-                Progress::Durable(_) | Progress::Unwanted => {}
+                Progress::Durable(shard) => durable.push(shard.clone()),
                 Progress::Awaited | Progress::Open => missing.push(index),
             }
         }
-        if missing.is_empty() { Ok(durable) } else { Err(Error::Incomplete { missing, n_shards }) }
+        let images = matches!(files.images, Some(Progress::Awaited | Progress::Open));
+        if missing.is_empty() && !images {
+            return Ok(durable);
+        }
+        Err(Error::Incomplete { missing, n_shards, images })
     }
 
     /// Gives the list of images, if it came, the name by which all checkpoints of the run find it.
     fn keep_images(&self) -> Result<(), Error> {
-        let index = self.n_shards();
-        let Progress::Durable(list) = &self.lock()[index] else { return Ok(()) };
+        let Some(Progress::Durable(list)) = &self.lock().images else { return Ok(()) };
         let staged = self.dir.join(IMAGES_FILE);
         let target = images_file_named(&self.run_dir, &list.blake3);
         fs::rename(&staged, target).map_err(Error::io("rename", &staged))?;
@@ -183,16 +204,16 @@ impl Staging {
     }
 }
 
-/// Writes one shard, in order, and digests it on the way.
+/// Writes one file, in order, and digests it on the way.
 #[derive(Debug)]
 pub struct ShardWriter {
-    index: usize,
+    part: Part,
     name: String,
     path: PathBuf,
     file: File,
     bytes: u64,
     hasher: blake3::Hasher,
-    shards: Shards,
+    progress: Shared,
 }
 
 impl ShardWriter {
@@ -208,7 +229,7 @@ impl ShardWriter {
     pub fn write_at(&mut self, offset: u64, chunk: &[u8]) -> Result<(), Error> {
         if offset != self.bytes {
             let reason = format!("continues at byte {offset} instead of {}", self.bytes);
-            return Err(Error::Refused { shard: self.index, reason });
+            return Err(Error::Refused { part: self.part, reason });
         }
         self.append(chunk)
     }
@@ -224,14 +245,14 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends the shard: it is then on the disk, and is what its sender digested.
+    /// Ends the file: it is then on the disk, and is what its sender digested.
     ///
     /// # Errors
-    /// [`Error::Received`] if it is not; the shard can then be sent again.
+    /// [`Error::Received`] if it is not; it can then be sent again.
     pub fn finish(self, expected: &Digest) -> Result<Shard, Error> {
         let actual = *self.hasher.finalize().as_bytes();
         if actual != *expected {
-            return Err(Error::Received { shard: self.index, expected: hex(expected), actual: hex(&actual) });
+            return Err(Error::Received { part: self.part, expected: hex(expected), actual: hex(&actual) });
         }
         self.file.sync_all().map_err(Error::io("sync", &self.path))?;
         let shard = Shard { file: self.name.clone(), bytes: self.bytes, blake3: hex(&actual) };
@@ -240,15 +261,16 @@ impl ShardWriter {
     }
 
     fn report(&self, progress: Progress) {
-        self.shards.lock().unwrap_or_else(PoisonError::into_inner)[self.index] = progress;
+        if let Some(known) = Files::lock(&self.progress).get(self.part) {
+            *known = progress;
+        }
     }
 }
 
 impl Drop for ShardWriter {
     fn drop(&mut self) {
-        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(shards[self.index], Progress::Open) {
-            shards[self.index] = Progress::Awaited;
+        if let Some(known @ Progress::Open) = Files::lock(&self.progress).get(self.part) {
+            *known = Progress::Awaited;
         }
     }
 }
@@ -275,7 +297,7 @@ fn publish(staged: &Path, target: &Path) -> Result<(), Error> {
 }
 
 /// Locks the directory itself: no file of its own could be left behind or copied along.
-fn lock(checkpoints: &Path) -> Result<File, Error> {
+pub(crate) fn lock(checkpoints: &Path) -> Result<File, Error> {
     let dir = File::open(checkpoints).map_err(Error::io("open", checkpoints))?;
     match dir.try_lock() {
         Ok(()) => Ok(dir),

@@ -249,7 +249,7 @@ fn a_commit_needs_every_shard_and_each_exactly_once() {
     let error = writer.write_at(3, &bytes).unwrap_err();
     assert_eq!(error.to_string(), format!("shard 1 continues at byte 3 instead of {}", bytes.len()));
     let error = writer.finish(&digest(b"something else")).unwrap_err();
-    assert!(matches!(error, Error::Received { shard: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Received { part: crate::Part::Shard(1), .. }), "{error}");
 
     // It did not arrive, so it may be sent again.
     let mut writer = staging.shard(1).unwrap();
@@ -358,13 +358,56 @@ fn a_list_of_images_is_kept_once_a_run() {
     assert!(error.to_string().contains(&file) && error.exit_code() == 3, "{error}");
     fs::remove_file(&path).unwrap();
     assert_eq!(read().unwrap(), None);
-    // Wanted and not there: nothing is committed.
+    // Wanted and not there: nothing is committed, and what was staged is left for the next one to remove.
     let staging = staged(run.path(), 3, 1);
     assert!(staging.want_images(&of_list));
-    assert!(
-        matches!(staging.commit(description()), Err(Error::Incomplete { missing, .. }) if missing == [2])
-    );
-    assert_eq!(names(run.path()), ["step-00000002"]);
+    let error = staging.commit(description()).unwrap_err();
+    assert_eq!(error.to_string(), "the list of images has not arrived");
+    assert_eq!(names(run.path()), [".step-00000003.gen-1.tmp", "step-00000002"]);
+    let staging = Staging::begin(run.path(), 3, 2, 2).unwrap();
+    assert_eq!(staging.images().unwrap_err().to_string(), "the list of images is not wanted: the run has it");
+    assert!(staging.want_images(&of_list));
+    let error = staging.commit(description()).unwrap_err();
+    assert_eq!(error.to_string(), "shards [0, 1] of 2 and the list of images have not arrived");
+}
+
+#[test]
+fn a_list_goes_with_the_last_checkpoint_that_names_it() {
+    let run = tempfile::tempdir().unwrap();
+    let commit = |step: u64, list: &[u8]| {
+        let staging = staged(run.path(), step, 1);
+        let digest = digest(list);
+        if staging.want_images(&digest) {
+            let mut writer = staging.images().unwrap();
+            writer.append(list).unwrap();
+            writer.finish(&digest).unwrap();
+        }
+        let mut description = description();
+        let named = serde_json::json!({ crate::LIST_KEY: crate::hex(&digest) });
+        description.metadata.insert(crate::IMAGES_KEY.to_owned(), named);
+        staging.commit(description).unwrap();
+    };
+    let lists = || {
+        let names = names(run.path());
+        names.into_iter().filter(|name| name.starts_with("images-")).collect::<Vec<_>>()
+    };
+    let [before, after] =
+        [b"before", &b"after"[..]].map(|list| format!("images-{}.list", crate::hex(&digest(list))));
+    commit(1, b"before");
+    commit(2, b"before");
+    commit(3, b"after");
+    retain(run.path(), 2).unwrap();
+    assert_eq!(lists().len(), 2, "step 2 still names the first");
+
+    // One that is being written may count on a list that no other names.
+    let staging = Staging::begin(run.path(), 4, 1, 1).unwrap();
+    retain(run.path(), 1).unwrap();
+    assert_eq!(lists().len(), 2);
+    staging.abort().unwrap();
+    commit(4, b"after");
+    retain(run.path(), 1).unwrap();
+    assert_eq!(lists(), [after]);
+    assert!(!run.path().join("checkpoints").join(before).exists());
 }
 
 /// A name in a manifest is a digest, and never a path.

@@ -54,9 +54,7 @@ impl LayerArguments {
         config.eval.data = config.eval.data.as_deref().map(absolute_source).transpose()?;
         Ok(config)
     }
-}
 
-impl LayerArguments {
     /// Lays what may change over the configuration of the run in `run_dir`.
     pub fn resume(&self, run_dir: &Path) -> Result<RunConfig, Failure> {
         let newest = newest_checkpoint(run_dir).map(|checkpoint| checkpoint.step);
@@ -79,7 +77,7 @@ pub struct LimitArguments {
 }
 
 impl LimitArguments {
-    /// The same as the data room has it.
+    /// The same limits, as opening a data set takes them.
     pub fn limits(self) -> Limits {
         Limits { max_pixels: self.max_pixels, ..Limits::default() }
     }

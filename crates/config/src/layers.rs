@@ -5,7 +5,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use crate::keys::{KEYS, Key};
-use crate::retired::Retired;
+use crate::retired::{self, Retired};
 use crate::run_config::{Checkpoint, Length, RunConfig};
 use crate::{Error, owners, presets};
 
@@ -27,13 +27,12 @@ pub struct Layers<'a> {
 /// What `checkpoint.every` decides where nothing sets it.
 const MINUTES: &str = "checkpoint.every_minutes";
 
-/// The keys that may change when a run is resumed: its length, where its test images are, how often it does what leaves
-/// training untouched, and limits.
+/// The keys that may change when a run is resumed: its length, where its test images are, and how often it does what leaves
+/// training untouched.
 pub const RESUMABLE: &[&str] = &[
     "run.steps",
     "run.epochs",
     "run.stop_after",
-    "data.max_pixels",
     "eval.knn_every",
     "eval.data",
     "eval.k",
@@ -129,6 +128,10 @@ pub(crate) fn apply_text(config: &mut RunConfig, text: &str) -> Result<Vec<Strin
     let table: Table = text.parse().map_err(|error| Error::Syntax(Box::new(error)))?;
     let mut values = Vec::new();
     flatten("", &table, &mut values);
+    if values.iter().any(|(key, _)| key == retired::OF_VERSION_0_1) {
+        // That version wrote every key and did not have this one; what the text sets itself comes after.
+        config.data.max_pixels = retired::MAX_PIXELS_OF_VERSION_0_1;
+    }
     values.retain(|(key, _)| Retired::find(key).is_none());
     let sets = |name| values.iter().any(|(key, _)| key == name);
     if sets("run.steps") && sets("run.epochs") {
@@ -402,13 +405,15 @@ mod tests {
         let resumed = |set: &[&str]| resume(&stored, &assignments(set), None);
         assert_eq!(resumed(&["run.stop_after=0"]).unwrap().run.stop_after, None);
         assert_eq!(resumed(&["checkpoint.every=2"]).unwrap().checkpoint.every, 2);
-        assert_eq!(resumed(&["data.max_pixels=9"]).unwrap().data.max_pixels, 9);
         assert_eq!((stored.eval.k, resumed(&["eval.k=16"]).unwrap().eval.k), (0, 16));
         assert!(matches!(resumed(&["eval.k=-1"]), Err(Error::Value { key: "eval.k", .. })));
         assert_eq!(resumed(&[]).unwrap(), stored);
         let error = resumed(&["optimizer.lr=1.0"]).unwrap_err();
         assert_eq!(error.to_string(), "`optimizer.lr` cannot change when a run is resumed");
         assert!(matches!(resumed(&["optimizer.lrr=1.0"]), Err(Error::UnknownKey { .. })));
+        // It decides which images are trained on.
+        let limit = resumed(&["data.max_pixels=9"]);
+        assert!(matches!(limit, Err(Error::NotResumable { key: "data.max_pixels" })), "{limit:?}");
     }
 
     #[test]

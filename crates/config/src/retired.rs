@@ -12,9 +12,15 @@ pub(crate) struct Retired {
     mattered: &'static str,
 }
 
+/// A key that version 0.1 wrote into every stored configuration, and no later one has.
+pub(crate) const OF_VERSION_0_1: &str = "data.decode";
+
+/// `data.max_pixels` as it was fixed in version 0.1, whose runs go on with the same images.
+pub(crate) const MAX_PIXELS_OF_VERSION_0_1: usize = 100_000_000;
+
 /// Every such key.
 const RETIRED: &[Retired] =
-    &[Retired { name: "data.decode", fate: "every image is decoded in full", mattered: "scaled" }];
+    &[Retired { name: OF_VERSION_0_1, fate: "every image is decoded in full", mattered: "scaled" }];
 
 impl Retired {
     /// The retired key of that name, if there is one.
@@ -60,6 +66,15 @@ mod tests {
         assert_eq!(resolve(&layers).unwrap().data.size, 48);
         // Its neighbours are held to their names.
         assert!(RunConfig::from_toml("[data]\ndecoder = \"full\"\n").is_err());
+    }
+
+    #[test]
+    fn a_run_of_version_0_1_keeps_its_limit_of_pixels() {
+        let limit = |text: &str| RunConfig::from_toml(text).unwrap().data.max_pixels;
+        assert_eq!(limit(STORED), 100_000_000);
+        assert_eq!(limit(&format!("{STORED}max_pixels = 7\n")), 7);
+        assert_eq!(limit(&RunConfig::from_toml(STORED).unwrap().to_toml()), 100_000_000);
+        assert_eq!(limit("[data]\nsource = \"/a\"\n"), RunConfig::default().data.max_pixels);
     }
 
     #[test]

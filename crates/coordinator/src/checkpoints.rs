@@ -2,7 +2,7 @@
 //!
 //! Everything here blocks on the disk: callers are threads that may.
 
-use checkpoint::{Description, Manifest, ShardWriter, Staging};
+use checkpoint::{Description, Manifest, Part, ShardWriter, Staging};
 use proto::v1::{CheckpointInfo, Fence};
 use std::collections::HashMap;
 use std::fs::File;
@@ -50,27 +50,9 @@ pub(crate) struct Begun {
     pub wants_images: bool,
 }
 
-/// Which of a checkpoint's files.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Part {
-    Shard(u32),
-    /// The list of images that it names.
-    Images,
-}
-
-impl Part {
-    pub fn new(shard: u32, images: bool) -> Part {
-        if images { Part::Images } else { Part::Shard(shard) }
-    }
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Part::Shard(shard) => write!(f, "shard {shard}"),
-            Part::Images => f.write_str("the list of images"),
-        }
-    }
+/// The part of a checkpoint that a message of the wire means.
+pub(crate) fn part(shard: u32, images: bool) -> Part {
+    if images { Part::Images } else { Part::Shard(shard as usize) }
 }
 
 /// Why a checkpoint cannot be taken or given.
@@ -129,7 +111,7 @@ impl Checkpoints {
         let open = self.lock();
         let staging = &find(&open, fence, id)?.staging;
         Ok(match part {
-            Part::Shard(shard) => staging.shard(shard as usize)?,
+            Part::Shard(shard) => staging.shard(shard)?,
             Part::Images => staging.images()?,
         })
     }
@@ -192,7 +174,7 @@ pub(crate) fn read_part(
     let dir = checkpoint::checkpoint_dir(run_dir, step);
     let manifest = Manifest::read(&dir)?;
     let path = match part {
-        Part::Shard(shard) => manifest.shards.get(shard as usize).map(|entry| dir.join(&entry.file)),
+        Part::Shard(shard) => manifest.shards.get(shard).map(|entry| dir.join(&entry.file)),
         Part::Images => checkpoint::images_of(run_dir, &manifest).map(|(file, _)| file),
     };
     let path = path.ok_or(Error::NoPart { step, part })?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::embed::CONFIG_KEY;
+use crate::images::Past;
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::snapshot::{Parts, Restoration, Unfit};
@@ -97,7 +98,12 @@ impl<'a> Checkpoints<'a> {
     ///
     /// # Errors
     /// If the checkpoint is not to be had, is damaged, or is of another network.
-    pub fn restore(&mut self, trainer: &mut Trainer, manifest: &Manifest) -> Result<(), Error> {
+    pub fn restore(
+        &mut self,
+        trainer: &mut Trainer,
+        manifest: &Manifest,
+        past: Option<&Past>,
+    ) -> Result<(), Error> {
         let step = manifest.step;
         let unfit = |unfit| match unfit {
             Unfit::Tensor(source) => Error::Checkpoint { step, source },
@@ -113,7 +119,7 @@ impl<'a> Checkpoints<'a> {
             for change in changes(&manifest.metadata, &self.metadata(trainer, step)) {
                 self.session.warn(change);
             }
-            if let Some(outlook) = self.outlook(&manifest.metadata, step) {
+            if let Some(outlook) = self.outlook(&manifest.metadata, past, step) {
                 self.session.warn(outlook);
             }
         }
@@ -131,12 +137,13 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// What becomes of a run that goes on after `step` updates, where that is not what it was.
-    fn outlook(&self, before: &Map<String, Value>, step: u64) -> Option<String> {
+    fn outlook(&self, before: &Map<String, Value>, past: Option<&Past>, step: u64) -> Option<String> {
         let Checkpoints { session, config, plan, .. } = self;
         resumption::nothing_to_do(config, plan, &session.fence().run_id, step).or_else(|| {
             // One that this version does not read is nothing to compare with.
             let stored = RunConfig::from_toml(before.get(CONFIG_KEY)?.as_str()?).ok()?;
-            resumption::new_schedule(&stored, config, plan.epochs, step)
+            let epochs = past.and_then(|past| resumption::epochs_before(past, config));
+            resumption::new_schedule(&stored, config, [epochs.unwrap_or(plan.epochs), plan.epochs], step)
         })
     }
 

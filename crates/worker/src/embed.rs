@@ -131,6 +131,7 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize)
     }
     warnings.extend(evaluated.caveats.iter().cloned());
     warnings.extend(left_out(&evaluated.corrupt));
+    warnings.extend(left_out(&evaluated.corrupt_test));
     Ok(KnnReport { evaluated, checkpoint: dir, step, warnings })
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::features::{self, Features, Images, Look};
 use crate::knn::{self, Bank, Queries};
 use crate::spectrum::{self, Spread};
-use crate::{Error, caveats, snapshot};
+use crate::{Error, caveats, corrupt, gather, snapshot};
 
 /// This rank's network, and its way to the other ranks.
 pub struct Encoder<'a> {
@@ -35,7 +35,7 @@ pub struct Evaluation {
     caveat: Option<String>,
 }
 
-/// What an evaluation found. The same on every rank, but for `corrupt`.
+/// What an evaluation found. The same on every rank, but for the corrupt images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluated {
     /// Share of the queries whose class was predicted, in [0, 1].
@@ -52,8 +52,10 @@ pub struct Evaluated {
     pub effective_rank: f64,
     /// What makes the accuracy mean less than it seems to.
     pub caveats: Vec<String>,
-    /// Images of this rank's share that could not be decoded and were left out: path and reason.
+    /// Images of this rank's share of the bank that could not be decoded and were left out: path and reason.
     pub corrupt: Vec<(String, String)>,
+    /// The same of the test images.
+    pub corrupt_test: Vec<(String, String)>,
 }
 
 impl Evaluation {
@@ -106,13 +108,13 @@ impl Evaluation {
             knn::images_per_class(encoder.communicator, &labels, classes).map_err(Error::Collective)?;
         let k = knn::neighbours(self.k, &images_per_class);
         let bank = Bank { features: &own.values, labels: &labels, width, classes, k };
-        let mut corrupt = own.corrupt;
+        let mut corrupt_test = Vec::new();
         let test = match &self.test {
             None => None,
             Some((test, numbers)) => {
                 let queries = self.encode_share(encoder, test)?;
                 let expected: Vec<u32> = queries.indices.iter().map(|&i| numbers.label_of(test, i)).collect();
-                corrupt.extend(queries.corrupt);
+                corrupt_test = queries.corrupt;
                 Some((queries.values, expected))
             }
         };
@@ -133,7 +135,8 @@ impl Evaluation {
             feature_std: std,
             effective_rank,
             caveats: self.caveats(&images_per_class, k),
-            corrupt,
+            corrupt: own.corrupt,
+            corrupt_test,
         })
     }
 
@@ -154,8 +157,8 @@ impl Evaluation {
         let Encoder { network, communicator, pool } = encoder;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         // Ranks may have planned for rows that differ by one: every rank must have room for its share.
-        let rows = gather_counts(communicator, network.max_rows())?;
-        let rows = rows.into_iter().min().unwrap_or(1);
+        let rows = gather::numbers(communicator, network.max_rows() as u64).map_err(Error::Collective)?;
+        let rows = rows.into_iter().min().unwrap_or(1) as usize;
         let global_rows = (rows * world_size).min(self.bank.len());
         let own = share(global_rows, rank, world_size);
         let mut images = Images::new(pool, &self.bank, Look::Plain(&self.preprocess), network.max_rows());
@@ -189,9 +192,13 @@ impl Evaluation {
             Err(Error::NothingDecoded { corrupt }) => Features { corrupt, ..Features::default() },
             outcome => outcome?,
         };
-        let decoded = gather_counts(encoder.communicator, features.indices.len())?;
-        if decoded.iter().all(|&n| n == 0) && !features.corrupt.is_empty() {
-            return Err(Error::NothingDecoded { corrupt: features.corrupt });
+        let decoded = gather::numbers(encoder.communicator, features.indices.len() as u64)
+            .map_err(Error::Collective)?;
+        if decoded.iter().all(|&n| n == 0) {
+            // Also on a rank whose own share is empty, which has nothing to name.
+            let corrupt =
+                corrupt::of_all(encoder.communicator, &features.corrupt).map_err(Error::Collective)?;
+            return Err(Error::NothingDecoded { corrupt });
         }
         knn::normalize_rows(&mut features.values, encoder.network.spec().feature_width());
         Ok(features)
@@ -235,12 +242,6 @@ impl ClassNumbers {
     pub(crate) fn label_of(&self, test: &Dataset, index: usize) -> u32 {
         self.0[test.label_of(index) as usize].expect("every class with an image is known")
     }
-}
-
-fn gather_counts(communicator: &mut Communicator, n: usize) -> Result<Vec<usize>, Error> {
-    let mut counts = vec![0u64; communicator.world_size()];
-    communicator.all_gather(&[n as u64], &mut counts).map_err(Error::Collective)?;
-    Ok(counts.into_iter().map(|n| n as usize).collect())
 }
 
 #[cfg(test)]
@@ -349,8 +350,20 @@ mod tests {
         let evaluation = tests::evaluation(&dataset(dir.path()), None);
         for outcome in over_ranks(2, |encoder| evaluation.knn(encoder)) {
             assert!(
-                matches!(&outcome, Err(Error::NothingDecoded { corrupt }) if corrupt.len() == 2),
+                matches!(&outcome, Err(Error::NothingDecoded { corrupt }) if corrupt.len() == 4),
                 "{outcome:?}"
+            );
+        }
+        // The third rank has no share at all.
+        for file in ["a/001.png", "b/001.png"] {
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+        }
+        let evaluation = tests::evaluation(&dataset(dir.path()), None);
+        for outcome in over_ranks(3, |encoder| evaluation.knn(encoder)) {
+            let message = outcome.unwrap_err().to_string();
+            assert!(
+                message.starts_with("none of 2 images could be decoded; the first: a/000.png: "),
+                "{message}"
             );
         }
     }

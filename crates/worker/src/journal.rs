@@ -6,13 +6,13 @@ use proto::v1::MetricRow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::Error;
-use crate::corrupt::CorruptImages;
+use crate::corrupt::{Corrupt, CorruptImages, Set};
 use crate::evaluation::Evaluated;
 use crate::metrics::{Rates, Row, Traffic, Update};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::step::{Outcome, Trainer};
+use crate::{Error, gather};
 
 /// Steps after which the ranks tell each other what they met, at the latest, however rare rows are.
 const SHARE_EVERY: u64 = 50;
@@ -40,12 +40,9 @@ pub struct Loss {
 impl<'a> Journal<'a> {
     /// Begins without notes.
     pub fn new(session: &'a Session, plan: &'a Plan, trainer: &Trainer) -> Journal<'a> {
-        let data_sets = [Some(&plan.dataset), plan.test.as_ref()];
+        let n_images = [plan.dataset.len(), plan.test.as_ref().map_or(0, |test| test.len())];
         Journal {
-            corrupt: CorruptImages::new(
-                data_sets.into_iter().flatten().map(|dataset| dataset.len()).sum(),
-                plan.max_corrupt_share(),
-            ),
+            corrupt: CorruptImages::new(n_images, plan.max_corrupt_share()),
             session,
             plan,
             chance_loss: trainer.objective.chance_loss(plan.global_batch()),
@@ -65,7 +62,7 @@ impl<'a> Journal<'a> {
     ) {
         self.rates.add(busy, waited);
         self.corrupt.meet(replaced);
-        self.corrupt.meet_again(left_out);
+        self.corrupt.meet_again(Set::Train, left_out);
     }
 
     /// Tells the other ranks which images are corrupt, where no row does that for long; collective.
@@ -78,8 +75,7 @@ impl<'a> Journal<'a> {
         }
         let text = self.corrupt.take();
         let communicator = &mut trainer.communicator;
-        let mut lengths = vec![0u64; communicator.world_size()];
-        communicator.all_gather(&[text.len() as u64], &mut lengths).map_err(Error::Collective)?;
+        let lengths = gather::numbers(communicator, text.len() as u64).map_err(Error::Collective)?;
         self.tell_corrupt(communicator, &text, &lengths).map_err(Error::Collective)?;
         self.corrupt.check()
     }
@@ -96,7 +92,8 @@ impl<'a> Journal<'a> {
         evaluated: Option<Evaluated>,
     ) -> Result<(), Error> {
         if let Some(evaluated) = &evaluated {
-            self.corrupt.meet_again(&evaluated.corrupt);
+            self.corrupt.meet_again(Set::Train, &evaluated.corrupt);
+            self.corrupt.meet_again(Set::Test, &evaluated.corrupt_test);
         }
         let traffic = self.gather(trainer).map_err(Error::Collective)?;
         self.corrupt.check()?;
@@ -147,9 +144,12 @@ impl<'a> Journal<'a> {
         text: &str,
         lengths: &[u64],
     ) -> Result<(), collective::Error> {
-        for Replaced { path, reason } in self.corrupt.share(communicator, text, lengths)? {
+        for Corrupt { set, image: Replaced { path, reason } } in
+            self.corrupt.share(communicator, text, lengths)?
+        {
+            let what = if set == Set::Test { "corrupt test image" } else { "corrupt image" };
             if communicator.rank() == 0 {
-                self.session.warn(format!("corrupt image {path}: {reason}"));
+                self.session.warn(format!("{what} {path}: {reason}"));
             }
         }
         Ok(())

@@ -20,6 +20,7 @@ pub mod evaluation;
 pub mod features;
 #[cfg(test)]
 mod fixtures;
+mod gather;
 mod group;
 pub mod images;
 mod journal;

@@ -136,6 +136,7 @@ mod tests {
             effective_rank: 3.0,
             caveats: Vec::new(),
             corrupt: Vec::new(),
+            corrupt_test: Vec::new(),
         }
     }
 

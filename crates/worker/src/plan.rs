@@ -94,8 +94,6 @@ pub struct Plan {
 impl Plan {
     /// Opens the data, with all memory that is available to this process, and lays out this rank's part of a run that begins.
     ///
-    /// - `memory_bytes`: memory that may be taken by data sets which are held whole
-    ///
     /// # Errors
     /// If the data cannot be opened, or does not go with the rest of the configuration.
     pub fn resolve(config: &RunConfig, rank: usize, world_size: usize) -> Result<Plan, Error> {

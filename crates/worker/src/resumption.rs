@@ -1,7 +1,9 @@
-//! What a run that goes on says of itself: that it has nothing to do, or what a new length makes of its schedule.
+//! What a resumed run tells its user: that it has nothing to do, or what a new length makes of its schedule.
 
 use config::{Length, RunConfig};
+use data::{ImageList, Sampler};
 
+use crate::images::Past;
 use crate::plan::{self, Epochs, Plan};
 
 /// Why the run ends at once, and what would let it go on; `None` if it has a step to make after `start` updates.
@@ -23,13 +25,27 @@ pub fn nothing_to_do(config: &RunConfig, plan: &Plan, run_id: &str, start: u64) 
     Some(format!("run {run_id} {why}: nothing to do; {remedy}"))
 }
 
+/// Passes over the data set as the checkpoint had it; `None` if it has no list of its images.
+pub fn epochs_before(past: &Past, config: &RunConfig) -> Option<Epochs> {
+    let list = ImageList::decode(past.list.as_ref()?).ok()?;
+    let sampler = Sampler::new(config.run.seed, list.fingerprint.len);
+    Some(Epochs { steps_per_epoch: sampler.steps_per_epoch(config.train.global_batch), origin: past.origin })
+}
+
 /// What another length makes of the learning rate of the next update after `start`; `None` where the run is as long as
-/// when it was stored. `total_steps` is now's.
+/// when it was stored.
 ///
-/// A schedule is that of the whole run, so that another length changes it from the first step on, also where the run
+/// `epochs` is what was then and what is now: they differ where the data set was taken with another number of images. A
+/// schedule is that of the whole run, so that another length changes it from the first step on, also where the run
 /// has passed it already.
-pub fn new_schedule(before: &RunConfig, config: &RunConfig, epochs: Epochs, start: u64) -> Option<String> {
-    let [old, new] = [before, config].map(|config| plan::schedule(config, epochs));
+pub fn new_schedule(
+    before: &RunConfig,
+    config: &RunConfig,
+    epochs: [Epochs; 2],
+    start: u64,
+) -> Option<String> {
+    let old = plan::schedule(before, epochs[0]);
+    let new = plan::schedule(config, epochs[1]);
     if old.total_steps == new.total_steps {
         return None;
     }
@@ -49,6 +65,14 @@ pub fn new_schedule(before: &RunConfig, config: &RunConfig, epochs: Epochs, star
         (old, new) => format!("the learning rate of step {next} is {} instead of {}", shown(new), shown(old)),
     };
     let (length, was) = (length(config), length(before));
+    if length == was {
+        let (key, value) = length;
+        return Some(format!(
+            "{key} = {value} is {} steps instead of {}, with another number of images: the schedule is over the new length; \
+             {rate}",
+            new.total_steps, old.total_steps
+        ));
+    }
     // The same key need not be named twice.
     let was = if length.0 == was.0 { was.1.to_string() } else { format!("{} = {}", was.0, was.1) };
     Some(format!("{} = {} instead of {was}: the schedule is over the new length; {rate}", length.0, length.1))
@@ -84,7 +108,7 @@ mod tests {
     #[test]
     fn a_new_length_says_what_the_learning_rate_becomes() {
         let check = |before: &str, now: &str, start: u64, expected: Option<&str>| {
-            let found = new_schedule(&config(before), &config(now), TEN, start);
+            let found = new_schedule(&config(before), &config(now), [TEN, TEN], start);
             assert_eq!(found.as_deref(), expected, "{before}, then {now}");
         };
         // Half of 0.4 (1 + cos(pi done / length)): at 10 of 20 cos 0, at 10 of 30 cos(pi / 3) = 1/2.
@@ -118,12 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn another_number_of_images_is_another_length() {
+        // The second of three epochs of 10 steps begins anew at step 10, with 20 steps each from there.
+        let now = Epochs { steps_per_epoch: 20, origin: data::EpochOrigin { step: 10, epoch: 1 } };
+        let said = |run: &str| new_schedule(&config(run), &config(run), [TEN, now], 10);
+        assert_eq!(
+            said("epochs = 3").as_deref(),
+            Some(
+                "run.epochs = 3 is 50 steps instead of 30, with another number of images: the schedule is over the new length; the learning rate of step 11 is 0.3618 instead of 0.3"
+            )
+        );
+        assert_eq!(said("steps = 30"), None);
+    }
+
+    #[test]
     fn a_constant_rate_stays() {
         let constant = |steps| {
             RunConfig::from_toml(&format!("[run]\nsteps = {steps}\n[schedule]\nkind = \"constant\"\n"))
                 .unwrap()
         };
-        let said = new_schedule(&constant(20), &constant(30), TEN, 10).unwrap();
+        let said = new_schedule(&constant(20), &constant(30), [TEN, TEN], 10).unwrap();
         assert!(said.ends_with("the learning rate of step 11 stays 0.3"), "{said}");
     }
 

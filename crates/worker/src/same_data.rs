@@ -3,11 +3,11 @@
 //! Digests travel first. Where they differ, the digests of blocks tell in which 1,024 images, and their names which one.
 
 use collective::Communicator;
-use data::{BLOCK, Dataset, Digest, Fingerprint};
+use data::{BLOCK, Dataset, Digest, Fingerprint, Kind};
 use std::ops::Range;
 
-use crate::Error;
 use crate::images::Images;
+use crate::{Error, gather};
 
 /// Compares this rank's data sets with those of all others; collective.
 ///
@@ -30,13 +30,13 @@ pub fn compare(
     for ((what, set), source) in sets.into_iter().zip(sources) {
         // Whether there is a second one, the configuration says, which all ranks share.
         let Some((dataset, fingerprint)) = set else { continue };
-        let digests = gather(communicator, &fingerprint.digest())?;
+        let digests = all_digests(communicator, &fingerprint.digest())?;
         let Some(rank) =
             digests.chunks(size_of::<Digest>()).position(|digest| *digest != digests[..size_of::<Digest>()])
         else {
             continue;
         };
-        let nodes = gather_texts(communicator, node)?;
+        let nodes = gather::texts(communicator, node).map_err(Error::Collective)?;
         let difference = difference(communicator, rank, dataset, fingerprint)?;
         let [node_of_0, node] = [0, rank].map(|rank| nodes[rank].clone());
         return Err(Error::OtherData {
@@ -57,10 +57,19 @@ fn difference(
     dataset: &Dataset,
     fingerprint: &Fingerprint,
 ) -> Result<String, Error> {
-    let both = |values: &[Vec<u8>]| [0, rank].map(|rank| values[rank].clone());
+    let mut both = |own: &[u8]| -> Result<[Vec<u8>; 2], Error> {
+        let values = gather::bytes(communicator, own).map_err(Error::Collective)?;
+        Ok([0, rank].map(|rank| values[rank].clone()))
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    // Nothing of two kinds can be compared but the names.
+    let [on_0, on_rank] = both(kind_name(fingerprint.kind).as_bytes())?.map(text);
+    if on_0 != on_rank {
+        return Ok(format!("they are {on_rank} on rank {rank} and {on_0} on rank 0"));
+    }
     // A packed set identifies itself by one digest: here its names are wanted.
     let blocks = dataset.blocks();
-    let blocks = both(&gather_bytes(communicator, blocks.as_flattened())?);
+    let blocks = both(blocks.as_flattened())?;
     let [ours, theirs] = blocks.each_ref().map(|blocks| blocks.as_chunks::<{ size_of::<Digest>() }>().0);
     let common = ours.len().min(theirs.len());
     let block = (0..common)
@@ -69,12 +78,15 @@ fn difference(
     let range = block
         .map_or(0..0, |block| (block * BLOCK).min(dataset.len())..((block + 1) * BLOCK).min(dataset.len()));
     let first = range.start;
-    let lines = both(&gather_bytes(communicator, lines(dataset, range).as_bytes())?);
+    let lines = both(lines(dataset, range).as_bytes())?.map(text);
     if block.is_some() {
-        return Ok(first_line(first, &lines.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), rank));
+        return Ok(first_line(first, &lines, rank));
     }
-    let contents = both(&gather_bytes(communicator, contents(fingerprint).as_bytes())?);
-    let [ours, theirs] = contents.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let [on_0, on_rank] = both(fingerprint.class_names.join(", ").as_bytes())?.map(text);
+    if on_0 != on_rank {
+        return Ok(format!("the classes are {on_rank} on rank {rank} and {on_0} on rank 0"));
+    }
+    let [ours, theirs] = both(contents(fingerprint).as_bytes())?.map(text);
     let differing = ours.lines().zip(theirs.lines()).find(|(ours, theirs)| ours != theirs);
     let position = differing.and_then(|(ours, _)| ours.split(' ').next()?.parse::<usize>().ok());
     Ok(match position.filter(|position| *position < dataset.len()) {
@@ -83,6 +95,15 @@ fn difference(
         }
         None => "they have the same names and other pixels".to_owned(),
     })
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Files => "one file an image",
+        Kind::Pixels => "an IDX or CIFAR file",
+        Kind::Packed => "a packed set",
+        Kind::Builtin => "the built-in images",
+    }
 }
 
 /// A line for each image: its name and class, and whether it is gone from the list that the run follows.
@@ -122,31 +143,10 @@ fn contents(fingerprint: &Fingerprint) -> String {
     fingerprint.samples.iter().map(|(position, content)| format!("{position} {content:?}\n")).collect()
 }
 
-fn gather<const N: usize>(communicator: &mut Communicator, own: &[u8; N]) -> Result<Vec<u8>, Error> {
-    let mut all = vec![0; N * communicator.world_size()];
+fn all_digests(communicator: &mut Communicator, own: &Digest) -> Result<Vec<u8>, Error> {
+    let mut all = vec![0; own.len() * communicator.world_size()];
     communicator.all_gather(own, &mut all).map_err(Error::Collective)?;
     Ok(all)
-}
-
-/// What every rank gives, however long.
-fn gather_bytes(communicator: &mut Communicator, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-    let mut lengths = vec![0u64; communicator.world_size()];
-    communicator.all_gather(&[own.len() as u64], &mut lengths).map_err(Error::Collective)?;
-    let counts: Vec<usize> = lengths.into_iter().map(|len| len as usize).collect();
-    let mut all = vec![0u8; counts.iter().sum()];
-    communicator.all_gather_counts(own, &counts, &mut all).map_err(Error::Collective)?;
-    let mut rest = &all[..];
-    let take = |count: usize| {
-        let (first, behind) = rest.split_at(count);
-        rest = behind;
-        first.to_vec()
-    };
-    Ok(counts.into_iter().map(take).collect())
-}
-
-fn gather_texts(communicator: &mut Communicator, own: &str) -> Result<Vec<String>, Error> {
-    let texts = gather_bytes(communicator, own.as_bytes())?;
-    Ok(texts.into_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect())
 }
 
 #[cfg(test)]
@@ -213,6 +213,21 @@ mod tests {
                 std::fs::copy(root.join("a/000.png"), root.join("b/001.png")).unwrap();
             },
             "b/001.png has another content, or cannot be read on one of them",
+        );
+    }
+
+    #[test]
+    fn other_kinds_and_classes_are_said_to_differ() {
+        check(
+            |root| {
+                let packed = root.with_extension("pack");
+                let dataset = Dataset::open(root.to_str().unwrap()).unwrap();
+                let options = data::PackOptions { shorter_side: 512, threads: 1 };
+                data::pack(&dataset, &packed, &options, &mut |_| {}).unwrap();
+                std::fs::remove_dir_all(root).unwrap();
+                std::fs::rename(packed, root).unwrap();
+            },
+            "they are a packed set on rank 1 and one file an image on rank 0",
         );
     }
 

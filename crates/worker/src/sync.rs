@@ -72,7 +72,7 @@ pub fn save(
         total_bytes: encoder.total_bytes(),
         images: false,
     };
-    let sent = put(session, header, Upload::Shard(encoder));
+    let sent = put(session, header, Upload::Shard(Box::new(encoder)));
     let all_sent = agreed(communicator, sent, step);
     let committed = match &all_sent {
         Ok(Some(())) if leader => commit(session, &id),
@@ -229,7 +229,7 @@ fn begin(
 
 /// What travels in chunks.
 enum Upload<'a> {
-    Shard(ShardEncoder<'a>),
+    Shard(Box<ShardEncoder<'a>>),
     List { bytes: &'a [u8], sent: usize },
 }
 
@@ -384,7 +384,7 @@ mod tests {
         let (shard, encoder) = (checkpoint::encode_shard(&tensors), ShardEncoder::new(&tensors));
         let header = ShardHeader { total_bytes: encoder.total_bytes(), ..ShardHeader::default() };
         let messages =
-            ShardMessages { header: Some(header), offset: Some(0), upload: Upload::Shard(encoder) };
+            ShardMessages { header: Some(header), offset: Some(0), upload: Upload::Shard(Box::new(encoder)) };
         (shard, messages.map(|message| message.message.unwrap()).collect())
     }
 

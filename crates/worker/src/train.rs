@@ -84,7 +84,7 @@ pub fn train(
     let mut journal = Journal::new(session, &plan, &trainer);
 
     if let Some(manifest) = &manifest {
-        checkpoints.restore(&mut trainer, manifest)?;
+        checkpoints.restore(&mut trainer, manifest, past.as_ref())?;
     }
     session.ready(start, plan.total_steps());
     if manifest.is_none() && config.checkpoint.at_start {

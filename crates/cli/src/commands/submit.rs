@@ -29,8 +29,9 @@ pub struct Arguments {
     /// The run's directory, on the coordinator's machine [default: runs/RUN_ID below the coordinator's]
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Continue the run in this directory from its newest good checkpoint; only its length and cadences can be set, and
-    /// --data where its data set has moved
+    /// Continue the run in this directory from its newest good checkpoint. What can be given with it: --workers, --device,
+    /// --data where its data set has moved, and --set of its length (run.steps, run.epochs, run.stop_after), of when it
+    /// evaluates, saves and writes metrics, of checkpoint.keep, eval.data and eval.k
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["preset", "config"])]
     resume: Option<PathBuf>,
     /// Continue with the data set as it is now, although it is another than the run's

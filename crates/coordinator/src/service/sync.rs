@@ -1,7 +1,7 @@
 //! Checkpoint sync: shards stream in from the workers, and back to them.
 
 use bytes::Bytes;
-use checkpoint::ShardWriter;
+use checkpoint::{Part, ShardWriter};
 use proto::v1::checkpoint_service_server::CheckpointService;
 use proto::v1::{
     AbortCheckpointRequest, AbortCheckpointResponse, BeginCheckpointRequest, BeginCheckpointResponse,
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{blocking, refusal};
-use crate::checkpoints::{self, Begun, Checkpoints, Error, Part, Plan};
+use crate::checkpoints::{self, Begun, Checkpoints, Error, Plan};
 use crate::owner::Owner;
 use crate::state::Input;
 
@@ -95,7 +95,7 @@ impl CheckpointService for CheckpointSync {
         let fence = header.fence.clone().ok_or(MissingField("fence"))?;
         self.admit(&fence).await?;
         let checkpoints = self.checkpoints.clone();
-        let (id, part) = (header.checkpoint_id.clone(), Part::new(header.shard, header.images));
+        let (id, part) = (header.checkpoint_id.clone(), checkpoints::part(header.shard, header.images));
         let writer = blocking(move || checkpoints.part(&fence, &id, part)).await?;
         receive(inbox, writer, (part, header.total_bytes)).await.map(Response::new)
     }
@@ -142,7 +142,7 @@ impl CheckpointService for CheckpointSync {
         request: Request<GetShardRequest>,
     ) -> Result<Response<Self::GetShardStream>, Status> {
         let GetShardRequest { fence, step, shard, images } = request.into_inner();
-        let part = Part::new(shard, images);
+        let part = checkpoints::part(shard, images);
         let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
         let (chunks, stream) = mpsc::channel(IN_FLIGHT);
         // The thread ends with the file or with the stream's reader; its error goes down the stream.

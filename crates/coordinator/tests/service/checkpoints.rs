@@ -98,7 +98,12 @@ async fn a_list_of_images_is_asked_for_once_and_comes_back() {
     assert!(begun.wants_images);
     bench.put(shard(fence.clone(), &begun.checkpoint_id, 0, b"weights")).await.unwrap();
     let early = bench.checkpoints().commit(commit(&begun.checkpoint_id)).await.unwrap_err();
-    assert_refused(&Refusal::from(&early), Code::FailedPrecondition, "shards_missing", "[1] of 1");
+    assert_refused(
+        &Refusal::from(&early),
+        Code::FailedPrecondition,
+        "shards_missing",
+        "the list of images has not arrived",
+    );
 
     let id = bench.checkpoints().begin(begin(5)).await.unwrap().into_inner().checkpoint_id;
     bench.put(of_list(&id)).await.unwrap();
@@ -107,7 +112,7 @@ async fn a_list_of_images_is_asked_for_once_and_comes_back() {
     let again = bench.checkpoints().begin(begin(6)).await.unwrap().into_inner();
     assert!(!again.wants_images);
     let unwanted = bench.put(of_list(&again.checkpoint_id)).await.unwrap_err();
-    assert_refused(&unwanted, Code::FailedPrecondition, "shard_refused", "which the run has");
+    assert_refused(&unwanted, Code::FailedPrecondition, "shard_refused", "the run has it");
 
     let get = GetShardRequest { fence: Some(fence.clone()), step: 5, images: true, ..Default::default() };
     let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
