@@ -3,7 +3,7 @@
 use config::{Length, RunConfig};
 use data::{ImageList, Sampler};
 
-use crate::images::Past;
+use crate::images::{Past, PastList};
 use crate::plan::{self, Epochs, Plan};
 
 /// Why the run ends at once, and what would let it go on; `None` if it has a step to make after `start` updates.
@@ -27,7 +27,8 @@ pub fn nothing_to_do(config: &RunConfig, plan: &Plan, run_id: &str, start: u64) 
 
 /// Passes over the data set as the checkpoint had it; `None` if it has no list of its images.
 pub fn epochs_before(past: &Past, config: &RunConfig) -> Option<Epochs> {
-    let list = ImageList::decode(past.list.as_ref()?).ok()?;
+    let PastList::Bytes(list) = &past.list else { return None };
+    let list = ImageList::decode(list).ok()?;
     let sampler = Sampler::new(config.run.seed, list.fingerprint.len);
     Some(Epochs { steps_per_epoch: sampler.steps_per_epoch(config.train.global_batch), origin: past.origin })
 }
