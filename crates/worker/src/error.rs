@@ -212,6 +212,18 @@ impl Error {
         )
     }
 
+    /// What the user can do about it where a run is resumed: its data set may have moved since.
+    pub fn hint_on_resume(&self) -> Option<String> {
+        match self {
+            Error::Data(data::Error::NotFound { .. }) => Some(
+                "restore it; or name it where it has moved: the training images with --data NEW, the test images with \
+                 --set eval.data=NEW"
+                    .into(),
+            ),
+            _ => self.hint(),
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -281,6 +293,14 @@ mod tests {
             hint(1)
         );
         assert!(hint(11).contains("optimizer.lr") && !hint(11).contains("temperature"), "{}", hint(11));
+    }
+
+    #[test]
+    fn a_resumed_run_is_told_how_to_name_a_data_set_that_has_moved() {
+        let gone = Error::Data(data::Error::NotFound { path: "/gone".into() });
+        let hint = gone.hint_on_resume().unwrap();
+        assert!(hint.contains("--data NEW") && hint.contains("--set eval.data=NEW"), "{hint}");
+        assert_eq!((gone.hint(), Error::NoLabels.hint_on_resume()), (None, Error::NoLabels.hint()));
     }
 
     #[test]

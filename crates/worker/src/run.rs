@@ -73,6 +73,7 @@ fn work(options: Options) -> Result<(), Error> {
     let (session, assign) = attached.open(abort.clone(), config.cluster.orphan_ttl)?;
 
     session.progress(Phase::Forming, 0, 0);
+    let resumed = assign.checkpoint_step.is_some();
     let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
         let compute = Compute { threads, cores, data_bytes };
         let start =
@@ -80,17 +81,18 @@ fn work(options: Options) -> Result<(), Error> {
         train::train(&session, &config, &compute, group, start)
     });
     if let Err(error) = &outcome {
-        report(&session, error);
+        let hint = if resumed { error.hint_on_resume() } else { error.hint() };
+        report(&session, error, hint);
     }
     session.close();
     outcome
 }
 
-fn report(session: &Session, error: &Error) {
+fn report(session: &Session, error: &Error, hint: Option<String>) {
     session.failed(Failed {
         exit_code: error.exit_code(),
         error: proto::one_line(error),
-        hint: error.hint().unwrap_or_default(),
+        hint: hint.unwrap_or_default(),
         peer: error.is_peer(),
     });
 }

@@ -112,7 +112,10 @@ impl Job {
         };
         let memory_bytes = data::memory::available() / u64::from(job.workers);
         let limits = Limits { memory_bytes, ..plan::limits(&job.config) };
-        let images = Images::open(&job.config, limits, past.as_ref())?;
+        let images = Images::open(&job.config, limits, past.as_ref()).map_err(|error| {
+            let hint = if job.resume { error.hint_on_resume() } else { error.hint() };
+            Failure { hint, ..error.into() }
+        })?;
         let plan = Plan::of(&job.config, images, 0, job.workers as usize)?;
         let opened = [Some(&plan.dataset), plan.test.as_ref()].into_iter().flatten();
         opened.flat_map(|dataset| dataset.notes()).for_each(|note| output::warning(note));
