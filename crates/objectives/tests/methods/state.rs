@@ -248,7 +248,7 @@ fn a_bank_of_another_number_of_images_is_refused() {
         "{error}"
     );
     // Of one image less, an entry is too many.
-    let bytes = vec![0; 24 * 4];
+    let bytes = [0; 24 * 4];
     let longer = Array {
         name: "objective.bank_written.slots-16-24".to_owned(),
         element: ArrayType::U32,
