@@ -4,7 +4,8 @@
 #
 #     tests/golden/run-7aa4618.sh PATH_OF_ITS_BINARY
 #
-# writes run-7aa4618.tar.zst (the stopped run, without logs, and `export --format state-dict` of it) and
+# writes run-7aa4618.tar.zst (the stopped run, without logs, `export --format state-dict` of it, and the features of the
+# first 16 built-in test images) and
 # run-7aa4618.safetensors (the export of the undisturbed run, at step 6). Build the binary with
 # `git worktree add ../himpun-7aa4618 7aa4618` and `cargo build --release` there. Written on the kernel path avx2, by
 # two workers of one thread each: with another path, or other threads, training gives other bits.
@@ -30,8 +31,11 @@ train() {
 train "$run" --set run.stop_after=3
 rm -r "$run/logs"
 "$himpun" export --format state-dict --checkpoint "$run" --out "$scratch/step-3.safetensors"
+"$himpun" embed --checkpoint "$run" --data 'builtin#test' --out "$scratch/features.npy"
+# Behind a header of 128 bytes.
+tail --bytes=+129 "$scratch/features.npy" | head --bytes=$((16 * 64 * 4)) >"$scratch/features.f32"
 tar --create --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 \
-    --directory /tmp himpun-run --directory "$scratch" step-3.safetensors |
+    --directory /tmp himpun-run --directory "$scratch" step-3.safetensors features.f32 |
     zstd -19 --force -o "$golden/run-7aa4618.tar.zst"
 train "$scratch/undisturbed"
 "$himpun" export --format state-dict --checkpoint "$scratch/undisturbed" --out "$golden/run-7aa4618.safetensors"

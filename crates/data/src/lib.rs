@@ -35,7 +35,7 @@ pub use augment::{Augmentation, Jigsaw, PATCHES, Scratch, ViewKey, ViewPipeline}
 pub use decode::{Image, MAX_PIXELS, decode};
 pub use error::Error;
 pub use fingerprint::{BLOCK, Digest, Fingerprint, Kind};
-pub use list::{Differences, Found, ImageList};
+pub use list::{Counted, Differences, ImageList};
 pub use loader::{Batch, Loader, LoaderOptions};
 pub use parts::{Parts, Views, views_of};
 pub use preprocess::Preprocess;

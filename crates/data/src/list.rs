@@ -41,23 +41,23 @@ pub struct ImageList {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
     /// Images of the list that are not in the data set any more. They keep their positions.
-    pub gone: Found,
+    pub gone: Counted,
     /// Images that are not in the list. They are left out.
-    pub new: Found,
+    pub new: Counted,
     /// The first image that is there under its name with another content; or why no image is the list's.
     pub changed: Option<String>,
 }
 
 /// Some images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct Counted {
     /// How many.
     pub n: usize,
     /// The name of the first; empty if there is none.
     pub first: String,
 }
 
-impl Found {
+impl Counted {
     fn add(&mut self, name: &[u8]) {
         if self.n == 0 {
             self.first = String::from_utf8_lossy(name).into_owned();
@@ -291,15 +291,15 @@ fn read_header(header: &[u8]) -> Option<(Fingerprint, Vec<u8>)> {
 
 /// A data set in the order of a list.
 pub struct Followed {
-    /// Where in the source each image of the list is; [`GONE`] if it is not there.
-    pub places: Vec<u32>,
+    /// The index in the source of each image of the list; [`GONE`] if it is not there.
+    pub indices: Vec<u32>,
     /// The label that the list has for each.
     pub labels: Vec<u32>,
     /// Names of the images that are gone, by position.
     pub gone: std::collections::BTreeMap<usize, Vec<u8>>,
 }
 
-/// The place of an image that is not in the source.
+/// The index of an image that is not in the source.
 pub const GONE: u32 = u32::MAX;
 
 impl Dataset {
@@ -330,7 +330,7 @@ impl Dataset {
 
     /// Walks through the images of the set and of the list, both in the order of their names.
     fn find(&self, list: &ImageList, differences: &mut Differences) -> Result<Followed, Error> {
-        let mut followed = Followed { places: Vec::new(), labels: Vec::new(), gone: Default::default() };
+        let mut followed = Followed { indices: Vec::new(), labels: Vec::new(), gone: Default::default() };
         let mut entries = list.entries()?;
         let (mut index, mut own) = (0, Vec::new());
         let own_name = |index: usize, own: &mut Vec<u8>| {
@@ -345,13 +345,13 @@ impl Dataset {
                 is_left = own_name(index, &mut own);
             }
             if is_left && own == name {
-                followed.places.push(u32::try_from(index).expect("fewer than 2^32 files"));
+                followed.indices.push(u32::try_from(index).expect("fewer than 2^32 files"));
                 index += 1;
                 is_left = own_name(index, &mut own);
             } else {
                 differences.gone.add(&name);
-                followed.gone.insert(followed.places.len(), name);
-                followed.places.push(GONE);
+                followed.gone.insert(followed.indices.len(), name);
+                followed.indices.push(GONE);
             }
             followed.labels.push(label);
         }

@@ -6,7 +6,7 @@
 
 use checkpoint::{IMAGES_KEY, LIST_KEY, Manifest};
 use config::RunConfig;
-use data::{Dataset, Differences, Digest, EpochOrigin, Fingerprint, Found, ImageList, Limits};
+use data::{Counted, Dataset, Differences, Digest, EpochOrigin, Fingerprint, ImageList, Limits};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -254,7 +254,7 @@ fn keeps_entries(config: &RunConfig) -> bool {
 /// Sentences about images that came or went.
 fn passed_over(source: &str, differences: &Differences) -> Vec<String> {
     let Differences { gone, new, .. } = differences;
-    let count = |Found { n, first }: &Found| match n {
+    let count = |Counted { n, first }: &Counted| match n {
         1 => format!("image {first}"),
         n => format!("{n} images, the first {first},"),
     };
@@ -272,7 +272,7 @@ fn passed_over(source: &str, differences: &Differences) -> Vec<String> {
     sentences
 }
 
-fn are(found: &Found) -> &'static str {
+fn are(found: &Counted) -> &'static str {
     if found.n == 1 { "is" } else { "are" }
 }
 

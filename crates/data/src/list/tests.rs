@@ -55,8 +55,8 @@ fn images_keep_their_positions_when_others_come_and_go() {
     write_files(&set, &[("a/000a.png", png(&image(4, 4, 50))), ("A/first.png", png(&image(4, 4, 51)))]);
     for path in [set.clone(), tar_of(&set)] {
         let (dataset, differences, changed) = follow(&path, &list);
-        assert_eq!(differences.gone, Found { n: 1, first: "a/001.png".to_owned() });
-        assert_eq!(differences.new, Found { n: 3, first: "A/first.png".to_owned() });
+        assert_eq!(differences.gone, Counted { n: 1, first: "a/001.png".to_owned() });
+        assert_eq!(differences.new, Counted { n: 3, first: "A/first.png".to_owned() });
         assert_eq!((differences.changed, changed), (None, None));
         assert_eq!(paths(&dataset), paths(&before));
         assert_eq!(dataset.class_names(), ["a", "b"]);

@@ -279,29 +279,29 @@ impl Members {
         let targets: HashSet<&[u8]> = links.iter().map(|link| link.target.as_slice()).collect();
         // Of each target, where it stands among the members and its content; later ones of one name come later.
         let mut members: HashMap<Vec<u8>, Vec<(usize, Span)>> = HashMap::new();
-        let mut place = 0;
+        let mut position = 0;
         found.visit(|path, span| {
             if targets.contains(path) {
-                members.entry(path.to_vec()).or_default().push((place, *span));
+                members.entry(path.to_vec()).or_default().push((position, *span));
             }
-            place += 1;
+            position += 1;
         });
-        let mut place = 0;
+        let mut position = 0;
         found.visit(|_, span| {
             if span.offset == LINK {
-                *span = follow(links, &members, place, *span).unwrap_or(*span);
+                *span = follow(links, &members, position, *span).unwrap_or(*span);
             }
-            place += 1;
+            position += 1;
         });
         found.drop_unless(&Kind::Link, |span| span.offset != LINK);
     }
 }
 
-/// The content that the link at `place` among the members leads to.
+/// The content that the link at `position` among the members leads to.
 fn follow(
     links: &[Link],
     members: &HashMap<Vec<u8>, Vec<(usize, Span)>>,
-    mut place: usize,
+    mut position: usize,
     mut span: Span,
 ) -> Option<Span> {
     for _ in 0..MAX_LINKS {
@@ -310,8 +310,8 @@ fn follow(
         }
         let Link { target, is_hard } = &links[span.len];
         let all = members.get(target)?;
-        let n_before = if *is_hard { all.partition_point(|(at, _)| *at < place) } else { all.len() };
-        (place, span) = *all.get(n_before.checked_sub(1)?)?;
+        let n_before = if *is_hard { all.partition_point(|(at, _)| *at < position) } else { all.len() };
+        (position, span) = *all.get(n_before.checked_sub(1)?)?;
     }
     None
 }

@@ -41,7 +41,7 @@ impl Folder {
     /// Whether the folder cannot be found, or, as where a disk is no longer mounted, none of its images can.
     fn is_gone(&self) -> bool {
         let n = self.files.len().min(SAMPLE);
-        let mut sample = (0..n).map(|place| self.files.path(place * self.files.len() / n));
+        let mut sample = (0..n).map(|i| self.files.path(i * self.files.len() / n));
         fs::metadata(&self.root).is_err()
             || sample.all(|path| fs::symlink_metadata(self.root.join(path)).is_err())
     }

@@ -186,7 +186,7 @@ impl Dataset {
     /// Counts the images: at least one.
     #[expect(clippy::len_without_is_empty, reason = "an empty set is not opened")]
     pub fn len(&self) -> usize {
-        self.followed.as_ref().map_or(self.source.len(), |followed| followed.places.len())
+        self.followed.as_ref().map_or(self.source.len(), |followed| followed.indices.len())
     }
 
     /// Tells whether the images have classes.
@@ -239,39 +239,39 @@ impl Dataset {
 
     /// Names an image: its path within the source, or the file it lies in and its number there.
     pub fn path_of(&self, index: usize) -> String {
-        match self.place(index) {
-            Ok(place) => self.source.path(place),
+        match self.source_index(index) {
+            Ok(at) => self.source.path(at),
             Err(name) => listing::text(OsStr::from_bytes(name)),
         }
     }
 
     /// Appends the bytes of an image's name: its path below the folder of the split, which is the same wherever the set lies.
     pub(crate) fn name(&self, index: usize, out: &mut Vec<u8>) {
-        match self.place(index) {
-            Ok(place) => self.source.name(place, out),
+        match self.source_index(index) {
+            Ok(at) => self.source.name(at, out),
             Err(name) => out.extend_from_slice(name),
         }
     }
 
     /// Tells whether an image is in the list that the set follows and not in the source.
     pub fn is_gone(&self, index: usize) -> bool {
-        self.place(index).is_err()
+        self.source_index(index).is_err()
     }
 
     /// Where in the source an image is, or the name of one that is gone.
-    fn place(&self, index: usize) -> Result<usize, &[u8]> {
+    fn source_index(&self, index: usize) -> Result<usize, &[u8]> {
         match &self.followed {
             None => Ok(index),
-            Some(Followed { places, gone, .. }) => match places[index] {
+            Some(Followed { indices, gone, .. }) => match indices[index] {
                 GONE => Err(&gone[&index]),
-                place => Ok(place as usize),
+                at => Ok(at as usize),
             },
         }
     }
 
-    /// As [`place`](Self::place), where the image is wanted itself.
+    /// As [`source_index`](Self::source_index), where the image is wanted itself.
     fn present(&self, index: usize) -> Result<usize, Error> {
-        self.place(index).map_err(|_| Error::Image {
+        self.source_index(index).map_err(|_| Error::Image {
             path: self.path_of(index),
             reason: "it is in the run's list of images, and in the data set no longer".to_owned(),
         })
@@ -280,7 +280,7 @@ impl Dataset {
     /// Takes images in another order, and their labels and classes.
     pub(crate) fn rearrange(&mut self, followed: Followed, class_names: Vec<String>) {
         let left = self.limits.memory_bytes.saturating_sub(self.held_bytes());
-        self.cache = Cache::new(followed.places.len(), left);
+        self.cache = Cache::new(followed.indices.len(), left);
         self.followed = Some(followed);
         self.class_names = class_names;
     }
@@ -316,13 +316,13 @@ impl Dataset {
     /// # Errors
     /// As of [`load`](Self::load).
     pub(crate) fn content(&self, index: usize) -> Result<Vec<u8>, Error> {
-        let place = self.present(index)?;
+        let at = self.present(index)?;
         Ok(match &self.source {
-            Source::Builtin(split) => builtin::render(*split, place).rgb,
-            Source::Folder(folder) => folder.read(place)?,
-            Source::Archive(archive) => archive.read(place)?,
-            Source::Pixels(pixels) => pixels.image(place)?.rgb,
-            Source::Pack(pack) => pack.image(place)?.rgb,
+            Source::Builtin(split) => builtin::render(*split, at).rgb,
+            Source::Folder(folder) => folder.read(at)?,
+            Source::Archive(archive) => archive.read(at)?,
+            Source::Pixels(pixels) => pixels.image(at)?.rgb,
+            Source::Pack(pack) => pack.image(at)?.rgb,
         })
     }
 
@@ -353,13 +353,13 @@ impl Dataset {
     /// # Panics
     /// If there is no such image.
     pub fn load_anew(&self, index: usize) -> Result<Image, Error> {
-        let place = self.present(index)?;
+        let at = self.present(index)?;
         match &self.source {
-            Source::Builtin(split) => Ok(builtin::render(*split, place)),
-            Source::Folder(folder) => self.decode(index, &folder.read(place)?),
-            Source::Archive(archive) => self.decode(index, &archive.read(place)?),
-            Source::Pixels(pixels) => pixels.image(place),
-            Source::Pack(pack) => pack.image(place),
+            Source::Builtin(split) => Ok(builtin::render(*split, at)),
+            Source::Folder(folder) => self.decode(index, &folder.read(at)?),
+            Source::Archive(archive) => self.decode(index, &archive.read(at)?),
+            Source::Pixels(pixels) => pixels.image(at),
+            Source::Pack(pack) => pack.image(at),
         }
     }
 
@@ -368,10 +368,10 @@ impl Dataset {
     /// # Errors
     /// As of [`load`](Self::load).
     pub(crate) fn inspect(&self, index: usize) -> Result<(Image, Facts), Error> {
-        let place = self.present(index)?;
+        let at = self.present(index)?;
         let bytes = match &self.source {
-            Source::Folder(folder) => folder.read(place)?,
-            Source::Archive(archive) => archive.read(place)?,
+            Source::Folder(folder) => folder.read(at)?,
+            Source::Archive(archive) => archive.read(at)?,
             Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => {
                 return Ok((self.load_anew(index)?, Facts::default()));
             }
@@ -472,38 +472,38 @@ impl Source {
         }
     }
 
-    fn label(&self, place: usize) -> u32 {
+    fn label(&self, index: usize) -> u32 {
         match self {
-            Source::Builtin(_) => builtin::label(place),
-            Source::Folder(folder) => folder.files.label(place),
-            Source::Archive(archive) => archive.files.label(place),
-            Source::Pixels(pixels) => pixels.labels[place],
-            Source::Pack(pack) => pack.label_of(place),
+            Source::Builtin(_) => builtin::label(index),
+            Source::Folder(folder) => folder.files.label(index),
+            Source::Archive(archive) => archive.files.label(index),
+            Source::Pixels(pixels) => pixels.labels[index],
+            Source::Pack(pack) => pack.label_of(index),
         }
     }
 
-    fn path(&self, place: usize) -> String {
+    fn path(&self, index: usize) -> String {
         match self {
             Source::Builtin(split) => {
                 format!(
-                    "{}/{}/{place:04}",
+                    "{}/{}/{index:04}",
                     split.name(),
-                    builtin::CLASS_NAMES[builtin::label(place) as usize]
+                    builtin::CLASS_NAMES[builtin::label(index) as usize]
                 )
             }
-            Source::Folder(folder) => listing::text(folder.files.path(place).as_os_str()),
-            Source::Archive(archive) => listing::text(archive.files.path(place).as_os_str()),
-            Source::Pixels(pixels) => pixels.path_of(place),
-            Source::Pack(pack) => pack.path_of(place),
+            Source::Folder(folder) => listing::text(folder.files.path(index).as_os_str()),
+            Source::Archive(archive) => listing::text(archive.files.path(index).as_os_str()),
+            Source::Pixels(pixels) => pixels.path_of(index),
+            Source::Pack(pack) => pack.path_of(index),
         }
     }
 
-    fn name(&self, place: usize, out: &mut Vec<u8>) {
+    fn name(&self, index: usize, out: &mut Vec<u8>) {
         match self {
-            Source::Folder(folder) => folder.files.name(place, out),
-            Source::Archive(archive) => archive.files.name(place, out),
+            Source::Folder(folder) => folder.files.name(index, out),
+            Source::Archive(archive) => archive.files.name(index, out),
             Source::Builtin(_) | Source::Pixels(_) | Source::Pack(_) => {
-                out.extend_from_slice(self.path(place).as_bytes());
+                out.extend_from_slice(self.path(index).as_bytes());
             }
         }
     }
