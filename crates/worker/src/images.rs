@@ -69,14 +69,14 @@ impl Past {
         }
     }
 
-    /// What the newest checkpoint of the run in `run_dir` says; nothing before there is one.
+    /// What the newest good checkpoint of the run in `run_dir` says, which is the one that a resume goes on from; nothing
+    /// before there is one.
     ///
     /// # Errors
     /// If the list that it names is damaged.
     pub fn of_run(run_dir: &Path, accept_changes: bool) -> Result<Option<Past>, Error> {
-        let (checkpoints, _) = checkpoint::list(run_dir).map_err(Error::Load)?;
-        let Some(newest) = checkpoints.last() else { return Ok(None) };
-        let manifest = Manifest::read(&newest.path).map_err(Error::Load)?;
+        let (Some(newest), _) = checkpoint::newest_good(run_dir) else { return Ok(None) };
+        let manifest = Manifest::read(&newest).map_err(Error::Load)?;
         let list = checkpoint::read_images(run_dir, &manifest).map_err(Error::Load)?;
         Ok(Some(Past::new(&manifest, list, accept_changes)))
     }

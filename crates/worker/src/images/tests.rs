@@ -281,6 +281,11 @@ fn what_a_manifest_records_comes_back() {
     let past = Past::of_run(&run, false).unwrap().unwrap();
     assert_eq!((past.step, past.origin), (41, EpochOrigin { step: 40, epoch: 3 }));
     assert!(matches!(past.list, PastList::Bytes(list) if Some(&list) == fixture.list()));
+    // A newer one that is damaged is not what the run goes on from.
+    let newer = fixtures::checkpoint_with(&run, 42, &fixtures::config().to_toml(), &network, |_, _| ());
+    fs::write(newer.join("shard-00000-of-00002.safetensors"), b"damaged").unwrap();
+    assert_eq!(Past::of_run(&run, false).unwrap().unwrap().step, 41);
+    fs::remove_dir_all(newer).unwrap();
     // Without the file beside it, as where a checkpoint was copied alone, there is no list; with another, an error.
     let file = run.join(format!("checkpoints/images-{}.list", checkpoint::hex(&list)));
     fs::write(&file, b"something else").unwrap();
