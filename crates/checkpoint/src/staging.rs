@@ -96,7 +96,7 @@ impl Staging {
         self.open(Part::Shard(index), shard_file(index, n_shards))
     }
 
-    /// Wants the list of images that has this digest, unless the run has it: tells whether it does not.
+    /// Requires the list of images that has this digest, unless the run has it already. True if it is required.
     pub fn want_images(&self, digest: &Digest) -> bool {
         let wanted = !images_file(&self.run_dir, digest).exists();
         if wanted {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes that are available to this process; `u64::MAX` where the system tells nothing.
+/// Bytes that are available to this process; `u64::MAX` where the system reports none.
 pub fn available() -> u64 {
     available_below(Path::new("/"))
 }

@@ -59,7 +59,7 @@ impl CorruptImages {
         self.met.extend(unknown.map(|(path, reason)| Corrupt { set, image: Replaced { path, reason } }));
     }
 
-    /// What this rank has to tell, once.
+    /// What this rank has met and not reported yet.
     pub fn take(&mut self) -> String {
         encode(&std::mem::take(&mut self.met))
     }

@@ -157,7 +157,7 @@ impl Evaluation {
         let Encoder { network, communicator, pool } = encoder;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         // Ranks may have planned for rows that differ by one: every rank must have room for its share.
-        let rows = gather::numbers(communicator, network.max_rows() as u64).map_err(Error::Collective)?;
+        let rows = gather::integers(communicator, network.max_rows() as u64).map_err(Error::Collective)?;
         let rows = rows.into_iter().min().unwrap_or(1) as usize;
         let global_rows = (rows * world_size).min(self.bank.len());
         let own = share(global_rows, rank, world_size);
@@ -192,7 +192,7 @@ impl Evaluation {
             Err(Error::NothingDecoded { corrupt }) => Features { corrupt, ..Features::default() },
             outcome => outcome?,
         };
-        let decoded = gather::numbers(encoder.communicator, features.indices.len() as u64)
+        let decoded = gather::integers(encoder.communicator, features.indices.len() as u64)
             .map_err(Error::Collective)?;
         if decoded.iter().all(|&n| n == 0) {
             // Also on a rank whose own share is empty, which has nothing to name.

@@ -2,11 +2,11 @@
 
 use collective::{Communicator, Error};
 
-/// A number of each rank; collective.
+/// An integer of each rank; collective.
 ///
 /// # Errors
 /// If a peer is lost.
-pub fn numbers(communicator: &mut Communicator, own: u64) -> Result<Vec<u64>, Error> {
+pub fn integers(communicator: &mut Communicator, own: u64) -> Result<Vec<u64>, Error> {
     let mut all = vec![0u64; communicator.world_size()];
     communicator.all_gather(&[own], &mut all)?;
     Ok(all)
@@ -17,7 +17,7 @@ pub fn numbers(communicator: &mut Communicator, own: u64) -> Result<Vec<u64>, Er
 /// # Errors
 /// If a peer is lost.
 pub fn bytes(communicator: &mut Communicator, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-    let lengths = numbers(communicator, own.len() as u64)?;
+    let lengths = integers(communicator, own.len() as u64)?;
     bytes_of(communicator, own, &lengths)
 }
 

@@ -14,7 +14,7 @@ use crate::session::Session;
 use crate::step::{Outcome, Trainer};
 use crate::{Error, gather};
 
-/// Steps after which the ranks tell each other what they met, at the latest, however rare rows are.
+/// Steps after which the ranks exchange what they met, at the latest, however rare rows are.
 const SHARE_EVERY: u64 = 50;
 
 /// One rank's notes since the last row.
@@ -75,7 +75,7 @@ impl<'a> Journal<'a> {
         }
         let text = self.corrupt.take();
         let communicator = &mut trainer.communicator;
-        let lengths = gather::numbers(communicator, text.len() as u64).map_err(Error::Collective)?;
+        let lengths = gather::integers(communicator, text.len() as u64).map_err(Error::Collective)?;
         self.tell_corrupt(communicator, &text, &lengths).map_err(Error::Collective)?;
         self.corrupt.check()
     }

@@ -1,4 +1,4 @@
-//! What a resumed run tells its user: that it has nothing to do, or what a new length makes of its schedule.
+//! What a resumed run reports to its user: that it has nothing to do, or what a new length makes of its schedule.
 
 use config::{Length, RunConfig};
 use data::{ImageList, Sampler};

@@ -1,6 +1,6 @@
 //! Whether all ranks see the same images.
 //!
-//! Digests travel first. Where they differ, the digests of blocks tell in which 1,024 images, and their names which one.
+//! Digests travel first. Where they differ, the digests of blocks show in which 1,024 images, and their names which one.
 
 use collective::Communicator;
 use data::{BLOCK, Dataset, Digest, Fingerprint, Kind};

@@ -366,7 +366,7 @@ fn is_pax_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
 /// A tar ends with zeros; other bytes behind it are members of an archive that was put behind it.
 ///
 /// # Errors
-/// The machine's. Damage here costs no image, and is told.
+/// The machine's. Damage here costs no image, and is noted.
 fn note_of_rest(mut rest: impl Read) -> io::Result<Option<String>> {
     let mut block = [0; 1 << 13];
     // From the first byte on that is not zero.

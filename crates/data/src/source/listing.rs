@@ -515,7 +515,7 @@ fn empty_classes(
     let with_images: BTreeSet<Vec<u8>> = folders.iter().filter_map(|folder| class_of(&folder.path)).collect();
     let others = without_images.iter().map(|path| path.as_os_str().as_bytes()).chain(skipped.folders());
     let classes: BTreeSet<Vec<u8>> = others.filter_map(class_of).collect();
-    // What a class has takes a pass over everything skipped, and only of the first ones it is told.
+    // What a class has takes a pass over everything skipped, and the note names only the first ones.
     let what = |position: usize, class: &[u8]| match position {
         0..skipped::NAMED => skipped.within(&[base, class].concat()),
         _ => String::new(),

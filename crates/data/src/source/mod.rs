@@ -127,7 +127,7 @@ impl Dataset {
         Dataset::open_by(source, limits, None, Selection { as_version_0_1: true, ..Selection::default() })
     }
 
-    /// Opens a source to take its images in the order of a list, and tells how it differs from that.
+    /// Opens a source to take its images in the order of a list, and returns how it differs from that list.
     ///
     /// # Errors
     /// As of [`Dataset::open_within`], or [`Error::List`] if the list is damaged.

@@ -1,4 +1,4 @@
-//! What a listing leaves out, and how it is told: every member of a source is an image, or is counted here by its kind.
+//! What a listing leaves out, and how it is reported: every member of a source is an image, or is counted here by its kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -8,7 +8,7 @@ use std::path::Path;
 /// Endings, classes and paths that a sentence names before it counts the rest.
 pub const NAMED: usize = 8;
 
-/// Different endings that are told apart; others are counted together.
+/// Different endings that are counted separately; others are counted together.
 const ENDINGS: usize = 256;
 
 /// Why something is no image of the set.

@@ -18,11 +18,11 @@ fn opened(folders: &[&str], split: &str) -> Result<(Vec<String>, Dataset), Strin
         }
     });
     let [folder, tar] = outcomes;
-    let told = |outcome: &Result<(Vec<String>, Dataset), String>| match outcome {
+    let described = |outcome: &Result<(Vec<String>, Dataset), String>| match outcome {
         Ok((notes, dataset)) => (notes.clone(), paths(dataset), dataset.class_names().to_vec()),
         Err(message) => (vec![message.clone()], vec![], vec![]),
     };
-    assert_eq!(told(&folder), told(&tar), "folder and tar differ");
+    assert_eq!(described(&folder), described(&tar), "folder and tar differ");
     folder
 }
 
@@ -176,7 +176,7 @@ fn version_0_1_is_listed_as_it_listed() {
 }
 
 /// Opens a folder, and a tar, with these files.
-fn told(names: &[&str], split: &str) -> Result<(Vec<String>, String), String> {
+fn described(names: &[&str], split: &str) -> Result<(Vec<String>, String), String> {
     let root = tempfile::tempdir().unwrap();
     let files: Vec<_> = names.iter().map(|name| (*name, png(&image(2, 2, 1)))).collect();
     write_files(&root.path().join("set"), &files);
@@ -203,29 +203,32 @@ fn a_split_to_train_on_without_an_image_is_refused() {
         (&["set/Training/a/1.tif", "set/val/a/1.png"], "set/Training", "val"),
     ] {
         let expected = format!("SET/{folder}: {only_tif}; SET#{other} has images");
-        assert_eq!(told(names, ""), Err(expected));
+        assert_eq!(described(names, ""), Err(expected));
     }
-    assert_eq!(told(&["train/a/1.tif", "training/a/1.png"], "#train"), Err(format!("SET/train: {only_tif}")));
-    let (images, note) = told(&["train/1.png", "val/1.tif"], "").unwrap();
+    assert_eq!(
+        described(&["train/a/1.tif", "training/a/1.png"], "#train"),
+        Err(format!("SET/train: {only_tif}"))
+    );
+    let (images, note) = described(&["train/1.png", "val/1.tif"], "").unwrap();
     assert_eq!(images, ["train/1.png"]);
     assert_eq!(note, "SET holds train and val: taking train; SET#val is the other");
-    assert_eq!(told(&["train/a/1.tif", "val/a/1.png"], "#val").unwrap().0, ["val/a/1.png"]);
-    assert_eq!(told(&["a/1.png", "b/1.png"], "#/"), Err("SET has no /: it has a, b".to_owned()));
-    let (images, _) = told(&["train/1.tif", "bus/1.png"], "").unwrap();
+    assert_eq!(described(&["train/a/1.tif", "val/a/1.png"], "#val").unwrap().0, ["val/a/1.png"]);
+    assert_eq!(described(&["a/1.png", "b/1.png"], "#/"), Err("SET has no /: it has a, b".to_owned()));
+    let (images, _) = described(&["train/1.tif", "bus/1.png"], "").unwrap();
     assert_eq!(images, ["bus/1.png"], "a class may lack images");
 }
 
 #[test]
 fn images_beside_splits_are_left_out() {
-    let (images, note) = told(&["train/a/1.png", "val/a/1.png", "overview.png"], "").unwrap();
+    let (images, note) = described(&["train/a/1.png", "val/a/1.png", "overview.png"], "").unwrap();
     assert_eq!(images, ["train/a/1.png"]);
     assert_eq!(
         note,
         "SET holds train and val: taking train; SET#val is the other; images that lie in no folder are left out"
     );
-    let (images, note) = told(&["train/a/1.png", "overview.png"], "").unwrap();
+    let (images, note) = described(&["train/a/1.png", "overview.png"], "").unwrap();
     assert_eq!(images, ["train/a/1.png"]);
     assert_eq!(note, "SET holds train: taking train; images that lie in no folder are left out");
-    let (images, _) = told(&["val/1.png", "overview.png"], "").unwrap();
+    let (images, _) = described(&["val/1.png", "overview.png"], "").unwrap();
     assert_eq!(images, ["overview.png", "val/1.png"], "nothing says that there is a split to train on");
 }
