@@ -111,6 +111,7 @@ impl Session {
             slots: options.slots,
             device: "cpu".to_owned(),
             cores: options.cores.len() as u32,
+            ..AgentHello::default()
         };
         outbox
             .try_send(AgentUp { message: Some(agent_up::Message::Hello(hello)) })

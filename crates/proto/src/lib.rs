@@ -10,10 +10,19 @@ pub mod transport;
 pub use refusal::{MissingField, Refusal, one_line};
 
 /// Version of the protocol. Both sides state it; a different one is refused by name.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Descriptors of every service, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+include!(concat!(env!("OUT_DIR"), "/method.rs"));
+
+impl Method {
+    /// The method that a request of this path calls.
+    pub fn from_path(path: &str) -> Option<Method> {
+        Method::ALL.into_iter().find(|method| method.path() == path)
+    }
+}
 
 /// Messages and services of `himpun.v1`.
 #[allow(

@@ -166,7 +166,7 @@ impl Session {
 
     /// The group is formed and verified, and starts after `step` updates of `total_steps`.
     pub fn ready(&self, step: u64, total_steps: u64) {
-        let ready = Ready { step, total_steps };
+        let ready = Ready { step, total_steps, ..Ready::default() };
         self.shared.set_ready(ready);
         self.say(worker_up::Message::Ready(ready));
     }

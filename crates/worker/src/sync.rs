@@ -213,7 +213,7 @@ fn begin(
         images: Some(Digest { blake3: checkpoint::digest(&images).to_vec() }),
     };
     let response = session.block_on(client(session).begin(with_deadline(request, 0)))?;
-    let BeginCheckpointResponse { checkpoint_id, wants_images } = response.into_inner();
+    let BeginCheckpointResponse { checkpoint_id, wants_images, .. } = response.into_inner();
     if wants_images {
         let header = ShardHeader {
             fence: Some(session.fence().clone()),

@@ -81,7 +81,7 @@ impl CheckpointService for CheckpointSync {
         };
         let checkpoints = self.checkpoints.clone();
         let Begun { id, wants_images } = blocking(move || checkpoints.begin(plan)).await?;
-        Ok(Response::new(BeginCheckpointResponse { checkpoint_id: id, wants_images }))
+        Ok(Response::new(BeginCheckpointResponse { checkpoint_id: id, wants_images, committed: None }))
     }
 
     async fn put_shard(

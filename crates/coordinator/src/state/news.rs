@@ -116,6 +116,7 @@ impl Run {
             peers: peers.collect::<Option<_>>().expect("ranks are dealt once all members have attached"),
             checkpoint_step: self.record.checkpoint_step,
             accept_changed_data: self.record.accept_changed_data,
+            ..Assign::default()
         };
         self.to_worker(rank, incarnation, worker_down::Message::Assign(assign))
     }

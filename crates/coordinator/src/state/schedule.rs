@@ -78,7 +78,7 @@ impl State {
             };
             // An agent told nothing gives each worker its own cores, which is better than a mere number.
             let threads = run.record.threads.filter(|&threads| threads != agent.own_threads()).unwrap_or(0);
-            let assignment = WorkerAssignment { worker: Some(worker.clone()), threads, cores: Vec::new() };
+            let assignment = WorkerAssignment { worker: Some(worker.clone()), threads, ..WorkerAssignment::default() };
             orders.entry(place.agent).or_default().push(assignment);
             run.members.push(Member::new(worker, agent.hello.host.clone()));
         }

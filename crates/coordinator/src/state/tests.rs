@@ -73,6 +73,7 @@ impl World {
             slots,
             device: "cpu".to_owned(),
             cores: 2 * slots,
+            ..AgentHello::default()
         };
         self.input(Input::AgentJoined { hello, session: self.sessions });
     }

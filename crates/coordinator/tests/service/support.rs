@@ -118,7 +118,7 @@ impl Bench {
             assert_eq!((assign.rank as usize, assign.world_size), (rank, slots));
             assert_eq!(assign.peers.len(), slots as usize);
             let step = assign.checkpoint_step.unwrap_or(0);
-            worker.say(worker_up::Message::Ready(Ready { step, total_steps: 9 })).await;
+            worker.say(worker_up::Message::Ready(Ready { step, total_steps: 9, ..Ready::default() })).await;
         }
         let run_id = workers[0].fence.run_id.clone();
         self.until(&run_id, RunState::Running).await;
@@ -169,6 +169,7 @@ pub fn hello(id: &str, slots: u32) -> AgentHello {
         slots,
         device: "cpu".to_owned(),
         cores: slots,
+        ..AgentHello::default()
     }
 }
 
