@@ -12,11 +12,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::clock;
 
+/// Most bytes of a list of images. Its names share prefixes and are compressed to some ten bytes an image, so that this is a
+/// hundred million images; and a worker that goes on from the checkpoint reads all of it into memory.
+const MAX_IMAGES_BYTES: u64 = 1 << 30;
+
 /// The open checkpoints of all runs; at most one a run.
 #[derive(Clone, Default)]
 pub(crate) struct Checkpoints {
+    runs: Arc<Mutex<Runs>>,
+}
+
+#[derive(Default)]
+struct Runs {
     /// By run id.
-    open: Arc<Mutex<HashMap<String, Open>>>,
+    open: HashMap<String, Open>,
+    /// The last generation of each run that has ended: whatever it still begins comes too late.
+    ended: HashMap<String, u64>,
 }
 
 struct Open {
@@ -24,6 +35,7 @@ struct Open {
     fence: Fence,
     run_dir: PathBuf,
     keep: usize,
+    shard_limits: Vec<u64>,
     description: Description,
     staging: Staging,
 }
@@ -33,21 +45,29 @@ pub(crate) struct Plan {
     pub fence: Fence,
     pub run_dir: PathBuf,
     pub step: u64,
-    pub n_shards: usize,
+    /// Most bytes of each shard, one a rank.
+    pub shard_limits: Vec<u64>,
+    /// Whether the step may be committed already.
+    pub may_stand: bool,
     /// How many of the newest stay.
     pub keep: usize,
-    pub world_size: u32,
     pub config_toml: String,
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Digest of the list of images that the checkpoint names.
     pub images: Option<checkpoint::Digest>,
 }
 
-/// A checkpoint that is open.
-pub(crate) struct Begun {
-    pub id: String,
-    /// The run does not have the list of images yet.
-    pub wants_images: bool,
+/// What became of a checkpoint that was to begin.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It is open.
+    Open {
+        id: String,
+        /// The run does not have the list of images yet.
+        wants_images: bool,
+    },
+    /// It is committed already: there is nothing to write.
+    Stands(CheckpointInfo),
 }
 
 /// The part of a checkpoint that a message of the wire means.
@@ -66,6 +86,8 @@ pub(crate) enum Error {
     Chunk { part: Part, offset: u64, expected: u32, actual: u32 },
     #[error("{part} has {actual} bytes instead of the {expected} that its header states")]
     Length { part: Part, expected: u64, actual: u64 },
+    #[error("{part} would have {bytes} bytes, and {limit} are the most that this run's can come to")]
+    TooLarge { part: Part, bytes: u64, limit: u64 },
     #[error("the checkpoint of step {step} lacks {part}")]
     NoPart { step: u64, part: Part },
     #[error(transparent)]
@@ -79,40 +101,53 @@ pub(crate) enum Error {
 }
 
 impl Checkpoints {
-    /// Starts a checkpoint and names it. One of the same run that was not committed is given up.
+    /// Starts a checkpoint and names it, unless it stands already. One of the same run that was not committed is given up.
     pub fn begin(&self, plan: Plan) -> Result<Begun, Error> {
         self.discard(&plan.fence.run_id);
-        let staging = Staging::begin(&plan.run_dir, plan.step, plan.fence.generation, plan.n_shards)?;
+        if let Some(info) = standing(&plan) {
+            return Ok(Begun::Stands(info));
+        }
+        let n_shards = plan.shard_limits.len();
+        let staging = Staging::begin(&plan.run_dir, plan.step, plan.fence.generation, n_shards)?;
         let wants_images = plan.images.is_some_and(|digest| staging.want_images(&digest));
         let id =
             format!("step-{}.gen-{}.{}", plan.step, plan.fence.generation, uuid::Uuid::new_v4().simple());
         let description = Description {
             run_id: plan.fence.run_id.clone(),
-            world_size: plan.world_size,
-            config_digest: checkpoint::hex(&checkpoint::digest(plan.config_toml.as_bytes())),
+            world_size: n_shards as u32,
+            config_digest: config_digest(&plan),
             time_ns: 0,
             metadata: plan.metadata,
         };
-        let run_id = plan.fence.run_id.clone();
+        let (run_id, generation) = (plan.fence.run_id.clone(), plan.fence.generation);
         let open = Open {
             id: id.clone(),
             fence: plan.fence,
             run_dir: plan.run_dir,
             keep: plan.keep,
+            shard_limits: plan.shard_limits,
             description,
             staging,
         };
-        self.lock().insert(run_id, open);
-        Ok(Begun { id, wants_images })
+        let mut runs = self.lock();
+        if runs.ended.get(&run_id).is_some_and(|&ended| ended >= generation) {
+            drop(runs);
+            // The run has ended since this was admitted: nobody would remove it later.
+            open.staging.abort()?;
+            return Err(Error::NotOpen(id));
+        }
+        runs.open.insert(run_id, open);
+        Ok(Begun::Open { id, wants_images })
     }
 
-    /// Opens a part of an open checkpoint for writing.
-    pub fn part(&self, fence: &Fence, id: &str, part: Part) -> Result<ShardWriter, Error> {
-        let open = self.lock();
-        let staging = &find(&open, fence, id)?.staging;
+    /// Opens a part of an open checkpoint for writing; with it, the most bytes that it may have.
+    pub fn part(&self, fence: &Fence, id: &str, part: Part) -> Result<(ShardWriter, u64), Error> {
+        let runs = self.lock();
+        let Open { staging, shard_limits, .. } = runs.find(fence, id)?;
         Ok(match part {
-            Part::Shard(shard) => staging.shard(shard)?,
-            Part::Images => staging.images()?,
+            // A shard that the staging opens has a limit.
+            Part::Shard(shard) => (staging.shard(shard)?, shard_limits[shard]),
+            Part::Images => (staging.images()?, MAX_IMAGES_BYTES),
         })
     }
 
@@ -133,28 +168,57 @@ impl Checkpoints {
         Ok(self.take(fence, id)?.staging.abort()?)
     }
 
-    /// Gives up whatever a run has not committed.
-    pub fn discard(&self, run_id: &str) {
-        let Some(open) = self.lock().remove(run_id) else { return };
+    /// Gives up whatever a run that has ended has not committed, and what its generation may yet begin.
+    pub fn end(&self, run_id: &str, generation: u64) {
+        self.lock().ended.insert(run_id.to_owned(), generation);
+        self.discard(run_id);
+    }
+
+    fn discard(&self, run_id: &str) {
+        let Some(open) = self.lock().open.remove(run_id) else { return };
         if let Err(error) = open.staging.abort() {
             tracing::warn!(run_id, %error, "an unfinished checkpoint could not be removed");
         }
     }
 
     fn take(&self, fence: &Fence, id: &str) -> Result<Open, Error> {
-        let mut open = self.lock();
-        find(&open, fence, id)?;
-        Ok(open.remove(&fence.run_id).expect("it was found under the same lock"))
+        let mut runs = self.lock();
+        runs.find(fence, id)?;
+        Ok(runs.open.remove(&fence.run_id).expect("it was found under the same lock"))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
-        self.open.lock().expect("no holder of this lock panics")
+    fn lock(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().expect("no holder of this lock panics")
     }
 }
 
-fn find<'a>(open: &'a HashMap<String, Open>, fence: &Fence, id: &str) -> Result<&'a Open, Error> {
-    let found = open.get(&fence.run_id).filter(|open| open.id == id && open.fence == *fence);
-    found.ok_or_else(|| Error::NotOpen(id.to_owned()))
+impl Runs {
+    fn find(&self, fence: &Fence, id: &str) -> Result<&Open, Error> {
+        let found = self.open.get(&fence.run_id).filter(|open| open.id == id && open.fence == *fence);
+        found.ok_or_else(|| Error::NotOpen(id.to_owned()))
+    }
+}
+
+/// The checkpoint that stands where the plan's would, if it is of the same step, ranks, images and configuration: the run
+/// came from it or has written it, and has made no step since. One that cannot be read is written anew.
+fn standing(plan: &Plan) -> Option<CheckpointInfo> {
+    let path = plan.may_stand.then(|| checkpoint::checkpoint_dir(&plan.run_dir, plan.step))?;
+    let manifest = Manifest::read(&path).ok()?;
+    let list = checkpoint::images_of(&plan.run_dir, &manifest).map(|(_, digest)| digest);
+    let is_same = manifest.world_size as usize == plan.shard_limits.len()
+        && manifest.config_digest == config_digest(plan)
+        && list == plan.images.map(|digest| checkpoint::hex(&digest));
+    is_same.then(|| CheckpointInfo {
+        step: manifest.step,
+        path: path.to_string_lossy().into_owned(),
+        bytes: manifest.total_bytes(),
+        time_ns: manifest.time_ns,
+        world_size: manifest.world_size,
+    })
+}
+
+fn config_digest(plan: &Plan) -> String {
+    checkpoint::hex(&checkpoint::digest(plan.config_toml.as_bytes()))
 }
 
 /// The text of a committed checkpoint's manifest.
@@ -201,3 +265,6 @@ pub(crate) fn to_proto(info: &checkpoint::CheckpointInfo) -> CheckpointInfo {
         world_size: info.world_size,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use crate::service::agent::Agents;
 use crate::service::control::Control;
 use crate::service::sync::CheckpointSync;
 use crate::service::worker::Workers;
+use crate::state::SpawnKey;
 use crate::store::Store;
 
 /// How often the state hears that time passed: leases and patience are seconds.
@@ -72,7 +73,8 @@ impl Coordinator {
         })?;
         let incarnation = recovered.incarnation;
         let checkpoints = Checkpoints::default();
-        let (owner, ended) = Owner::start(store, recovered, checkpoints.clone())
+        let spawn_key = SpawnKey::new(*blake3::hash(&random()).as_bytes());
+        let (owner, ended) = Owner::start(store, recovered, checkpoints.clone(), spawn_key)
             .map_err(|source| Error::Io { what: "start a thread for", path: dir.clone(), source })?;
         tracing::info!(%address, dir = %dir.display(), incarnation, "coordinator started");
 
@@ -137,6 +139,11 @@ impl Running {
             None => Err(Error::Ended("server")),
         }
     }
+}
+
+/// 244 random bits.
+fn random() -> Vec<u8> {
+    [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(uuid::Uuid::into_bytes).concat()
 }
 
 fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {

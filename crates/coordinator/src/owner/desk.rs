@@ -14,7 +14,9 @@ use crate::checkpoints::Checkpoints;
 use crate::clock::{self, Clock};
 use crate::event_log::EventLog;
 use crate::run_dir::{self, RunDir};
-use crate::state::{Command, Entry, HEARTBEAT, Input, LEASE, News, Operation, Refused, State, Summary};
+use crate::state::{
+    Command, Entry, HEARTBEAT, Input, LEASE, News, Operation, Refused, SpawnKey, State, Summary,
+};
 use crate::store::{Recovered, Store};
 
 /// Lines that a follower of logs may be behind.
@@ -27,6 +29,7 @@ pub(super) struct Desk {
     clock: Clock,
     checkpoints: Checkpoints,
     incarnation: u64,
+    spawn_key: SpawnKey,
     sessions: u64,
     agents: HashMap<String, (u64, Outbox<AgentDown>)>,
     workers: HashMap<WorkerId, WorkerSession>,
@@ -48,13 +51,14 @@ struct Files {
 }
 
 impl Desk {
-    pub fn new(store: Store, incarnation: u64, checkpoints: Checkpoints) -> Desk {
+    pub fn new(store: Store, incarnation: u64, checkpoints: Checkpoints, spawn_key: SpawnKey) -> Desk {
         Desk {
-            state: State::new(incarnation, Vec::new(), HashMap::new()).0,
+            state: State::new(incarnation, Vec::new(), HashMap::new(), spawn_key.clone()).0,
             store,
             clock: Clock::start(),
             checkpoints,
             incarnation,
+            spawn_key,
             sessions: 0,
             agents: HashMap::new(),
             workers: HashMap::new(),
@@ -88,7 +92,8 @@ impl Desk {
             }
             self.events.insert(record.run_id.clone(), log);
         }
-        let (state, commands) = State::new(recovered.incarnation, recovered.runs, recovered.answers);
+        let Recovered { incarnation, runs, answers, .. } = recovered;
+        let (state, commands) = State::new(incarnation, runs, answers, self.spawn_key.clone());
         self.state = state;
         self.carry_out(commands)
     }
@@ -135,7 +140,7 @@ impl Desk {
                 let outcome = self.order(order)?;
                 reply(answer, outcome.map_err(CallError::from));
             }
-            Message::Logs(fence, worker, lines) => self.logs(&fence, &worker, lines)?,
+            Message::Logs(agent_id, fence, worker, lines) => self.logs(&agent_id, &fence, &worker, lines)?,
             Message::Watch(run, answer) => reply(answer, self.watch(&run).map_err(CallError::from)),
             Message::Tail(run, rank, answer) => reply(answer, self.tail(&run, rank).map_err(CallError::from)),
             Message::Read(look) => look(&self.state),
@@ -244,7 +249,8 @@ impl Desk {
         self.files.remove(run_id);
         self.workers.retain(|_, open| open.run_id != run_id);
         self.waiting.remove(run_id);
-        self.checkpoints.discard(run_id);
+        let generation = self.state.record(run_id).map_or(0, |record| record.generation);
+        self.checkpoints.end(run_id, generation);
         if let Some(log) = self.events.get(run_id) {
             log.close();
         }
@@ -404,8 +410,20 @@ impl Desk {
         Ok(Ok(answer(&self.state, command_id)))
     }
 
-    fn logs(&mut self, fence: &Fence, worker: &WorkerId, lines: Vec<String>) -> Result<(), Error> {
-        let Some(rank) = self.state.rank(fence, worker) else { return Ok(()) };
+    fn logs(
+        &mut self,
+        agent_id: &str,
+        fence: &Fence,
+        worker: &WorkerId,
+        lines: Vec<String>,
+    ) -> Result<(), Error> {
+        let rank = match self.state.rank(agent_id, fence, worker) {
+            Ok(rank) => rank as u32,
+            Err(refused) => {
+                tracing::debug!(agent_id, %refused, "log lines of no worker of this agent dropped");
+                return Ok(());
+            }
+        };
         if let Err(failed) = self.with_files(&fence.run_id, |files| files.dir.write_log(worker, &lines)) {
             self.handle(Input::FilesFailed { run_id: failed.run_id, why: failed.error.to_string() })?.ok();
         }

@@ -19,7 +19,7 @@ use crate::Error;
 use crate::checkpoints::Checkpoints;
 use crate::event_log::EventLog;
 use crate::run_dir;
-use crate::state::{IdempotencyKey, Input, Operation, Refused, RunRecord, State};
+use crate::state::{IdempotencyKey, Input, Operation, Refused, RunRecord, SpawnKey, State};
 use crate::store::{Recovered, Store};
 use desk::Desk;
 
@@ -85,7 +85,7 @@ enum Message {
     CloseWorker(Fence, WorkerId, u64),
     Submit(Box<Submission>, Answer<(String, String)>),
     Order(Order, Answer<Accepted>),
-    Logs(Fence, WorkerId, Vec<String>),
+    Logs(String, Fence, WorkerId, Vec<String>),
     Watch(String, Answer<EventLog>),
     Tail(String, Option<u32>, Answer<Tail>),
     Read(Box<dyn FnOnce(&State) + Send>),
@@ -104,11 +104,12 @@ impl Owner {
         store: Store,
         recovered: Recovered,
         checkpoints: Checkpoints,
+        spawn_key: SpawnKey,
     ) -> std::io::Result<(Owner, oneshot::Receiver<Result<(), Error>>)> {
         let (inbox, messages) = mpsc::channel(INBOX);
         let (end, ended) = oneshot::channel();
         std::thread::Builder::new().name("owner".to_owned()).spawn(move || {
-            let mut desk = Desk::new(store, recovered.incarnation, checkpoints);
+            let mut desk = Desk::new(store, recovered.incarnation, checkpoints, spawn_key);
             let outcome = desk.recover(recovered).and_then(|()| desk.serve(messages));
             // The directory is free for another coordinator before anybody hears that this one has ended.
             drop(desk);
@@ -155,8 +156,15 @@ impl Owner {
         self.ask(|answer| Message::Order(order, answer)).await
     }
 
-    pub async fn logs(&self, fence: Fence, worker: WorkerId, lines: Vec<String>) -> Result<(), CallError> {
-        self.inbox.send(Message::Logs(fence, worker, lines)).await.map_err(|_| CallError::Gone)
+    pub async fn logs(
+        &self,
+        agent_id: &str,
+        fence: Fence,
+        worker: WorkerId,
+        lines: Vec<String>,
+    ) -> Result<(), CallError> {
+        let message = Message::Logs(agent_id.to_owned(), fence, worker, lines);
+        self.inbox.send(message).await.map_err(|_| CallError::Gone)
     }
 
     pub async fn watch(&self, run: String) -> Result<EventLog, CallError> {

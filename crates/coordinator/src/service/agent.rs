@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{check_protocol, refusal};
 use crate::owner::{CallError, OUTBOX, Owner};
-use crate::state::{Exit, Input, News};
+use crate::state::{Exit, Input, Parting, Refused, Report};
 
 /// Serves [`AgentService`].
 pub(crate) struct Agents {
@@ -71,11 +71,11 @@ impl Session {
         };
         // From here on only the owner keeps the stream open.
         drop(outbox);
-        let why = match self.follow(&mut inbox, &agent_id, session).await {
-            Ok(()) => "it closed its session".to_owned(),
-            Err(status) => proto::one_line(&status),
+        let parting = match self.follow(&mut inbox, &agent_id, session).await {
+            Ok(()) => Parting::Closed,
+            Err(status) => Parting::Broken(proto::one_line(&status)),
         };
-        if let Err(error) = self.owner.tell(Input::AgentLost { agent_id, session, why }).await {
+        if let Err(error) = self.owner.tell(Input::AgentLost { agent_id, session, parting }).await {
             tracing::debug!(%error, "the end of an agent's session was not taken up");
         }
     }
@@ -94,21 +94,22 @@ impl Session {
                 Some(agent_up::Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
                 Some(agent_up::Message::Started(started)) => {
                     let (fence, worker) = identity(started.fence, started.worker)?;
-                    self.started(fence, worker, started.pid).await?;
+                    self.started(agent_id, fence, worker, started.pid).await?;
                 }
-                Some(agent_up::Message::Exited(exited)) => self.exited(exited).await?,
+                Some(agent_up::Message::Exited(exited)) => self.exited(agent_id, exited).await?,
                 Some(agent_up::Message::Logs(logs)) => {
                     let (fence, worker) = identity(logs.fence, logs.worker)?;
-                    self.owner.logs(fence, worker, logs.lines).await?;
+                    self.owner.logs(agent_id, fence, worker, logs.lines).await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn started(&self, fence: Fence, worker: WorkerId, pid: u32) -> Result<(), Status> {
-        let input = Input::Worker { fence: fence.clone(), worker, news: News::Started { pid } };
-        match self.owner.tell(input).await {
+    async fn started(&self, agent_id: &str, fence: Fence, worker: WorkerId, pid: u32) -> Result<(), Status> {
+        let (agent_id, report) = (agent_id.to_owned(), Report::Started { pid });
+        match self.owner.tell(Input::AgentReport { agent_id, fence: fence.clone(), worker, report }).await {
+            Err(CallError::Refused(refused @ Refused::NotYours { .. })) => Err(refused.into()),
             Err(CallError::Refused(refused)) => {
                 // A worker of a run that went on without it, or that has ended: it must not linger.
                 tracing::info!(run_id = fence.run_id, %refused, "worker of a former membership is stopped");
@@ -123,15 +124,17 @@ impl Session {
         }
     }
 
-    async fn exited(&self, exited: WorkerExited) -> Result<(), Status> {
+    async fn exited(&self, agent_id: &str, exited: WorkerExited) -> Result<(), Status> {
         let (fence, worker) = identity(exited.fence, exited.worker)?;
         let exit = match (exited.code, exited.signal) {
             (_, Some(signal)) => Exit::Signal(signal),
             (Some(code), None) => Exit::Code(code),
             (None, None) => return Err(MissingField("code or signal").into()),
         };
-        let news = News::Exited { exit, stderr_tail: exited.stderr_tail };
-        match self.owner.tell(Input::Worker { fence, worker, news }).await {
+        let report = Report::Exited { exit, stderr_tail: exited.stderr_tail };
+        let agent_id = agent_id.to_owned();
+        match self.owner.tell(Input::AgentReport { agent_id, fence, worker, report }).await {
+            Err(CallError::Refused(refused @ Refused::NotYours { .. })) => Err(refused.into()),
             // Its run ended without waiting for it.
             Err(CallError::Refused(refused)) => {
                 tracing::debug!(%refused, "late report of a worker's end");

@@ -72,6 +72,12 @@ impl From<Refused> for Status {
             Refused::Stale { .. } => (Code::FailedPrecondition, "stale_fence", ""),
             Refused::FromTheFuture { .. } => (Code::FailedPrecondition, "unknown_fence", ""),
             Refused::NotAMember { .. } => (Code::FailedPrecondition, "not_a_member", ""),
+            Refused::NotTheLeader { .. } => (Code::PermissionDenied, "not_rank_0", ""),
+            Refused::NotYours { .. } => (Code::PermissionDenied, "not_yours", ""),
+            Refused::Implausible { .. } => (Code::InvalidArgument, "implausible", ""),
+            Refused::StepGoesBack { .. } => (Code::FailedPrecondition, "step_goes_back", ""),
+            Refused::WrongShards { .. } => (Code::InvalidArgument, "bad_n_shards", ""),
+            Refused::NotReady { .. } => (Code::FailedPrecondition, "group_not_ready", ""),
             Refused::Ended { .. } => (Code::FailedPrecondition, "run_ended", ""),
             Refused::NotStarted { .. } => {
                 (Code::FailedPrecondition, "run_not_started", "try again when it runs")
@@ -86,8 +92,9 @@ impl From<Refused> for Status {
             Refused::NotAMember { generation, .. } => *generation,
             _ => 0,
         };
-        // An agent whose connection broke may be back before its old session is missed.
-        let retryable = matches!(refused, Refused::AgentConnected(_));
+        // An agent whose process is new has its id again once the lease of the one before is over; and a call of rank 0 may
+        // overtake, on a connection of its own, the word of the ranks that they are ready.
+        let retryable = matches!(refused, Refused::AgentConnected(_) | Refused::NotReady { .. });
         Refusal {
             code,
             message: refused.to_string(),
@@ -137,6 +144,7 @@ impl From<checkpoints::Error> for Status {
             Error::NotOpen(_) => (Code::FailedPrecondition, "checkpoint_not_open"),
             Error::Chunk { .. } => (Code::DataLoss, "damaged_chunk"),
             Error::Length { .. } => (Code::DataLoss, "wrong_length"),
+            Error::TooLarge { .. } => (Code::InvalidArgument, "too_large"),
             Error::NoPart { .. } => (Code::NotFound, "no_shard"),
             Error::Read { .. } => (Code::Internal, "checkpoint_io"),
             Error::Checkpoint(inner) => match inner {

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{blocking, refusal};
 use crate::checkpoints::{self, Begun, Checkpoints, Error, Plan};
 use crate::owner::Owner;
-use crate::state::Input;
+use crate::state::{CheckpointPlan, Input, State};
 
 /// Chunks between the network and the disk; HTTP/2's windows hold back the rest.
 const IN_FLIGHT: usize = 4;
@@ -36,9 +36,6 @@ impl CheckpointService for CheckpointSync {
     ) -> Result<Response<BeginCheckpointResponse>, Status> {
         let BeginCheckpointRequest { fence, step, n_shards, metadata_json, images } = request.into_inner();
         let fence = fence.ok_or(MissingField("fence"))?;
-        if n_shards == 0 {
-            return Err(MissingField("n_shards").into());
-        }
         let images = images.map(|digest| digest_of(&digest)).transpose()?;
         let bad_metadata =
             |error: serde_json::Error| Status::invalid_argument(format!("metadata_json: {error}"));
@@ -48,40 +45,38 @@ impl CheckpointService for CheckpointSync {
             serde_json::from_str(&metadata_json).map_err(bad_metadata)?
         };
         let plan_of = fence.clone();
-        let (config_toml, run_dir, world_size) = self
+        let CheckpointPlan { run_dir, config_toml, shard_limits, may_stand, .. } = self
             .owner
             .read(move |state| {
-                let (record, world_size) = state.admit(&plan_of)?;
-                Ok::<_, crate::state::Refused>((
-                    record.config_toml.clone(),
-                    record.run_dir.clone(),
-                    world_size,
-                ))
+                let nonce = leader(state, &plan_of);
+                state.admit_checkpoint(&plan_of, &nonce, step, n_shards)
             })
             .await??;
-        // One shard a rank at most: the number comes from the wire, and memory is set aside for it.
-        if n_shards as usize > world_size {
-            let message = format!("{n_shards} shards of a checkpoint by {world_size} ranks");
-            return Err(refusal(tonic::Code::InvalidArgument, "bad_n_shards", message, ""));
-        }
         let keep = config::RunConfig::from_toml(&config_toml)
             .map_err(|error| Status::internal(format!("the stored configuration: {error}")))?
             .checkpoint
             .keep;
         let plan = Plan {
-            fence,
+            fence: fence.clone(),
             run_dir: PathBuf::from(run_dir),
             step,
-            n_shards: n_shards as usize,
+            shard_limits,
+            may_stand,
             keep,
-            world_size: world_size as u32,
             config_toml,
             metadata,
             images,
         };
         let checkpoints = self.checkpoints.clone();
-        let Begun { id, wants_images } = blocking(move || checkpoints.begin(plan)).await?;
-        Ok(Response::new(BeginCheckpointResponse { checkpoint_id: id, wants_images, committed: None }))
+        Ok(Response::new(match blocking(move || checkpoints.begin(plan)).await? {
+            Begun::Open { id, wants_images } => {
+                BeginCheckpointResponse { checkpoint_id: id, wants_images, committed: None }
+            }
+            Begun::Stands(info) => {
+                self.owner.tell(Input::CheckpointStands { fence, info: info.clone() }).await?;
+                BeginCheckpointResponse { committed: Some(info), ..BeginCheckpointResponse::default() }
+            }
+        }))
     }
 
     async fn put_shard(
@@ -96,7 +91,10 @@ impl CheckpointService for CheckpointSync {
         self.admit(&fence).await?;
         let checkpoints = self.checkpoints.clone();
         let (id, part) = (header.checkpoint_id.clone(), checkpoints::part(header.shard, header.images));
-        let writer = blocking(move || checkpoints.part(&fence, &id, part)).await?;
+        let (writer, limit) = blocking(move || checkpoints.part(&fence, &id, part)).await?;
+        if header.total_bytes > limit {
+            return Err(Error::TooLarge { part, bytes: header.total_bytes, limit }.into());
+        }
         receive(inbox, writer, (part, header.total_bytes)).await.map(Response::new)
     }
 
@@ -168,6 +166,13 @@ impl CheckpointSync {
             self.owner.read(move |state| state.admit(&fence).map(|(record, _)| record.run_dir.clone()));
         Ok(PathBuf::from(run_dir.await??))
     }
+}
+
+/// The nonce of rank 0, for which a caller speaks until it proves who it is.
+fn leader(state: &State, fence: &Fence) -> String {
+    let members = state.status(&fence.run_id).map(|status| status.members).unwrap_or_default();
+    let worker = members.into_iter().next().and_then(|member| member.worker);
+    worker.map(|worker| worker.nonce).unwrap_or_default()
 }
 
 /// Writes chunks as they come; the receipt follows once the shard is on the disk and is what was sent.

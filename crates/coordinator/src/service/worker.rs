@@ -2,7 +2,7 @@
 
 use proto::MissingField;
 use proto::v1::worker_service_server::WorkerService;
-use proto::v1::{AttachRequest, AttachResponse, Fence, WorkerDown, WorkerId, WorkerUp, worker_up};
+use proto::v1::{AttachRequest, AttachResponse, Fence, Ready, WorkerDown, WorkerId, WorkerUp, worker_up};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -116,7 +116,9 @@ fn news(message: worker_up::Message) -> Option<News> {
     use worker_up::Message;
     Some(match message {
         Message::Heartbeat(beat) => News::Beat(beat.progress?),
-        Message::Ready(ready) => News::Ready { step: ready.step, total_steps: ready.total_steps },
+        Message::Ready(Ready { step, total_steps, shard_bytes }) => {
+            News::Ready { step, total_steps, shard_bytes }
+        }
         Message::Metrics(row) => News::Metrics(row),
         Message::Paused(paused) => News::Paused { paused: paused.paused, step: paused.step },
         Message::Finished(done) => News::Finished { step: done.step, stopped_early: done.stopped_early },

@@ -31,7 +31,7 @@ pub enum Input {
         /// Its session.
         session: u64,
         /// How the stream ended.
-        why: String,
+        parting: Parting,
     },
     /// A run whose directory is ready, with warnings for its events.
     Submitted(RunRecord, Option<IdempotencyKey>, Vec<String>),
@@ -48,7 +48,7 @@ pub enum Input {
         /// Repeats of it do nothing.
         key: Option<IdempotencyKey>,
     },
-    /// Something about a worker, from itself or from its agent.
+    /// Something about a worker, from itself.
     Worker {
         /// The membership that the message belongs to.
         fence: Fence,
@@ -57,11 +57,29 @@ pub enum Input {
         /// What.
         news: News,
     },
+    /// Something about a worker's process, from the agent that has to have started it.
+    AgentReport {
+        /// Whose session it came in.
+        agent_id: String,
+        /// The membership that the message belongs to.
+        fence: Fence,
+        /// Which worker.
+        worker: WorkerId,
+        /// What.
+        report: Report,
+    },
     /// A checkpoint stands under its name.
     CheckpointCommitted {
         /// The membership that took it.
         fence: Fence,
         /// What was taken.
+        info: CheckpointInfo,
+    },
+    /// A checkpoint that was asked for had been committed before: nothing was written.
+    CheckpointStands {
+        /// The membership that asked.
+        fence: Fence,
+        /// What stands.
         info: CheckpointInfo,
     },
     /// The run's files cannot be written: the run cannot go on.
@@ -75,6 +93,24 @@ pub enum Input {
     Tick,
     /// The coordinator is about to end.
     ShuttingDown,
+}
+
+/// How an agent's session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// The agent ended its stream itself: it gives up its id.
+    Closed,
+    /// In any other way, as this says: the agent may come back.
+    Broken(String),
+}
+
+impl std::fmt::Display for Parting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Parting::Closed => f.write_str("it closed its session"),
+            Parting::Broken(why) => f.write_str(why),
+        }
+    }
 }
 
 /// What a client names a mutating call by, so that a repeat of it does nothing.
@@ -109,21 +145,26 @@ impl Operation {
     }
 }
 
-/// What is new about a worker.
+/// What an agent reports of a process that it started.
 #[derive(Clone, Debug)]
-pub enum News {
-    /// Its process runs (from the agent).
+pub enum Report {
+    /// It runs.
     Started {
         /// Process id on its node.
         pid: u32,
     },
-    /// Its process is gone (from the agent): the authority on how it ended.
+    /// It is gone: the authority on how it ended.
     Exited {
         /// How.
         exit: Exit,
         /// Last lines of its stderr.
         stderr_tail: Vec<String>,
     },
+}
+
+/// What a worker says of itself, or rank 0 of the group.
+#[derive(Clone, Debug)]
+pub enum News {
     /// It listens for its peers.
     Attached {
         /// Where, "host:port".
@@ -143,17 +184,19 @@ pub enum News {
         step: u64,
         /// Updates of the whole run.
         total_steps: u64,
+        /// Predicted size of its shard of a checkpoint.
+        shard_bytes: u64,
     },
     /// Rank 0 logged a step.
     Metrics(MetricRow),
-    /// The group entered or left a pause.
+    /// From rank 0: the group entered or left a pause.
     Paused {
         /// Which.
         paused: bool,
         /// Completed updates.
         step: u64,
     },
-    /// Training ended as asked.
+    /// From rank 0: training ended as asked.
     Finished {
         /// Completed updates.
         step: u64,
@@ -294,6 +337,64 @@ pub enum Refused {
         /// Who asked.
         worker: String,
     },
+    /// Something that rank 0 alone says or does for the group, from another rank.
+    #[error("{what} of run {run_id} comes from rank {rank} and not from rank 0")]
+    NotTheLeader {
+        /// The run.
+        run_id: String,
+        /// Whose message it was.
+        rank: usize,
+        /// What was said.
+        what: &'static str,
+    },
+    /// A report on a worker from an agent that did not start it.
+    #[error("worker {worker} of run {run_id} is not one of agent {agent_id}")]
+    NotYours {
+        /// The run.
+        run_id: String,
+        /// The worker.
+        worker: String,
+        /// Who reported.
+        agent_id: String,
+    },
+    /// What the run cannot have come to.
+    #[error("not plausible of run {run_id}: {what}")]
+    Implausible {
+        /// The run.
+        run_id: String,
+        /// What was said, and what it contradicts.
+        what: String,
+    },
+    /// A checkpoint of a step before the last one saved.
+    #[error(
+        "run {run_id} has a checkpoint of step {saved} or came from it, and takes none of step {step} any more"
+    )]
+    StepGoesBack {
+        /// The run.
+        run_id: String,
+        /// The step that was to be saved.
+        step: u64,
+        /// The last one that is.
+        saved: u64,
+    },
+    /// A checkpoint of another number of shards than the run has ranks.
+    #[error("{n_shards} shards of a checkpoint by {world_size} ranks")]
+    WrongShards {
+        /// As asked for.
+        n_shards: u32,
+        /// Ranks of the run.
+        world_size: usize,
+    },
+    /// A checkpoint before all ranks have said what they will write.
+    #[error("{n_ready} of {world_size} ranks of run {run_id} are ready")]
+    NotReady {
+        /// The run.
+        run_id: String,
+        /// How many are.
+        n_ready: usize,
+        /// Ranks of the run.
+        world_size: usize,
+    },
     /// Too late.
     #[error("run {run_id} has ended: {outcome}")]
     Ended {
@@ -313,8 +414,8 @@ pub enum Refused {
     /// The id is taken.
     #[error("there is a run `{0}` already")]
     RunExists(String),
-    /// Two agents with one id, or one that came back before it was missed.
-    #[error("an agent with the id `{0}` is connected")]
+    /// Another process had the id so shortly before that its lease lasts.
+    #[error("the agent id `{0}` belongs to another process, which is connected or was until just now")]
     AgentConnected(String),
 }
 

@@ -1,11 +1,13 @@
 //! What happens to runs, as a function: an input and the time go in, commands come out.
 //!
 //! No clock, no files, no network, no async. `input` holds everything that crosses the border; `schedule`
-//! deals slots to queued runs; `news` follows the workers of a run; `verdict` says who is to blame when one
-//! fails; `orders` carries out what operators ask, and `timer` asks for a checkpoint when it is time for one.
+//! deals slots to queued runs; `news` follows the workers of a run, `admission` says what the present members may say and
+//! save, and `secrets` what they prove themselves by; `verdict` says who is to blame when a run fails; `orders` carries out
+//! what operators ask, and `timer` asks for a checkpoint when it is time for one.
 //! The owner (`crate::owner`) carries the commands out in their order, so that whatever is announced was
 //! stored before.
 
+mod admission;
 mod agents;
 mod input;
 mod news;
@@ -13,6 +15,7 @@ mod orders;
 mod record;
 mod run;
 mod schedule;
+mod secrets;
 mod timer;
 mod verdict;
 
@@ -26,13 +29,18 @@ use proto::v1::{
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+pub use admission::{Admitted, CheckpointPlan};
 pub use agents::{HEARTBEAT, LEASE};
-pub use input::{Command, Entry, Exit, Failure, IdempotencyKey, Input, Membership, News, Operation, Refused};
+pub use input::{
+    Command, Entry, Exit, Failure, IdempotencyKey, Input, Membership, News, Operation, Parting, Refused,
+    Report,
+};
 pub use record::{RunRecord, Stage, Summary};
 pub use run::state_name;
+pub use secrets::SpawnKey;
 pub use verdict::{GRACE, how_to_go_on};
 
-use agents::Agent;
+use agents::{Agent, Binding};
 use run::{Phase, Run, Verdict};
 
 /// How long workers have to end by themselves once their run's end is decided; then they are killed, and
@@ -52,8 +60,11 @@ const HELD_UP: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct State {
     incarnation: u64,
+    spawn_key: SpawnKey,
     /// In order of joining: ranks and slots are dealt in this order.
     agents: Vec<Agent>,
+    /// Of agents that are gone and may come back: no other process gets their ids meanwhile.
+    departed: Vec<Binding>,
     /// In order of submission.
     runs: Vec<Run>,
     answers: HashMap<IdempotencyKey, String>,
@@ -68,10 +79,19 @@ impl State {
         incarnation: u64,
         records: Vec<RunRecord>,
         answers: HashMap<IdempotencyKey, String>,
+        spawn_key: SpawnKey,
     ) -> (State, Vec<Command>) {
-        let runs = records.into_iter().map(Run::new).collect();
-        let heard = Duration::ZERO;
-        let mut state = State { incarnation, agents: Vec::new(), runs, answers, heard, shutting_down: false };
+        let runs = records.into_iter().map(|record| Run::new(record, spawn_key.clone())).collect();
+        let mut state = State {
+            incarnation,
+            spawn_key,
+            agents: Vec::new(),
+            departed: Vec::new(),
+            runs,
+            answers,
+            heard: Duration::ZERO,
+            shutting_down: false,
+        };
         let mut out = Vec::new();
         for run in state.runs.iter_mut().filter(|run| run.record.stage == Stage::Active) {
             let reason = format!("coordinator restarted while the run was active; {}", run.how_to_go_on());
@@ -91,11 +111,11 @@ impl State {
             Input::AgentJoined { hello, session } => self.agent_joined(hello, session, now, &mut out)?,
             Input::AgentBeat { agent_id, session } => {
                 if let Some(agent) = self.agent_mut(&agent_id).filter(|agent| agent.session == session) {
-                    agent.last_beat = now;
+                    agent.binding.last_beat = now;
                 }
             }
-            Input::AgentLost { agent_id, session, why } => {
-                self.agent_lost(&agent_id, session, &why, now, &mut out)
+            Input::AgentLost { agent_id, session, parting } => {
+                self.agent_lost(&agent_id, session, &parting, now, &mut out)
             }
             Input::Submitted(record, key, warnings) => self.submitted(record, key, warnings, &mut out)?,
             Input::Ordered { run_id, order, actor, command_id, key } => {
@@ -106,9 +126,13 @@ impl State {
                 )?;
             }
             Input::Worker { fence, worker, news } => self.news(&fence, &worker, news, now, &mut out)?,
+            Input::AgentReport { agent_id, fence, worker, report } => {
+                self.report(&agent_id, (&fence, &worker), report, now, &mut out)?
+            }
             Input::CheckpointCommitted { fence, info } => {
                 self.checkpoint_committed(&fence, info, now, &mut out)?
             }
+            Input::CheckpointStands { fence, info } => self.checkpoint_stands(&fence, info, now, &mut out)?,
             Input::FilesFailed { run_id, why } => {
                 let incarnation = self.incarnation;
                 if let Some(run) = self.runs.iter_mut().find(|run| run.id() == run_id && run.is_active()) {
@@ -187,23 +211,6 @@ impl State {
         self.agents.iter().map(info).collect()
     }
 
-    /// The rank of a worker in the run's present generation.
-    pub fn rank(&self, fence: &Fence, worker: &proto::v1::WorkerId) -> Option<u32> {
-        let run = self.runs.iter().find(|run| run.id() == fence.run_id)?;
-        run.members.iter().position(|member| member.worker == *worker).map(|rank| rank as u32)
-    }
-
-    /// The record and world size of the run that a fence belongs to.
-    ///
-    /// # Errors
-    /// If the fence is of another membership than the present one.
-    pub fn admit(&self, fence: &Fence) -> Result<(&RunRecord, usize), Refused> {
-        let run = self.runs.iter().find(|run| run.id() == fence.run_id);
-        let run = run.ok_or_else(|| Refused::UnknownRun(fence.run_id.clone()))?;
-        run.check_fence(fence, self.incarnation)?;
-        Ok((&run.record, run.members.len()))
-    }
-
     /// A checkpoint of the present generation that already holds the last update known of.
     pub fn fresh_checkpoint(&self, run_id: &str) -> Option<&CheckpointInfo> {
         let run = self.runs.iter().find(|run| run.id() == run_id)?;
@@ -216,38 +223,25 @@ impl State {
         let gap = now.saturating_sub(self.heard);
         self.heard = now;
         if gap > HELD_UP {
-            self.agents.iter_mut().for_each(|agent| agent.last_beat += gap);
+            let bindings = self.agents.iter_mut().map(|agent| &mut agent.binding).chain(&mut self.departed);
+            bindings.for_each(|binding| binding.last_beat += gap);
             self.runs.iter_mut().for_each(|run| run.excuse(gap));
         }
     }
 
-    fn agent_mut(&mut self, agent_id: &str) -> Option<&mut Agent> {
-        self.agents.iter_mut().find(|agent| agent.hello.agent_id == agent_id)
-    }
-
-    fn agent_joined(
+    /// An agent's workers do not outlive its session: whatever they still do, their run has failed.
+    fn agent_lost(
         &mut self,
-        hello: proto::v1::AgentHello,
+        agent_id: &str,
         session: u64,
+        parting: &Parting,
         now: Duration,
         out: &mut Vec<Command>,
-    ) -> Result<(), Refused> {
-        if let Some(agent) = self.agent_mut(&hello.agent_id) {
-            if !agent.is_overdue(now) {
-                return Err(Refused::AgentConnected(hello.agent_id));
-            }
-            let old = agent.session;
-            self.agent_lost(&hello.agent_id, old, "it connected anew", now, out);
-        }
-        self.agents.push(Agent::new(hello, session, now));
-        Ok(())
-    }
-
-    /// An agent's workers do not outlive its session: whatever they still do, their run has failed.
-    fn agent_lost(&mut self, agent_id: &str, session: u64, why: &str, now: Duration, out: &mut Vec<Command>) {
+    ) {
         let known = |agent: &Agent| agent.hello.agent_id == agent_id && agent.session == session;
         let Some(position) = self.agents.iter().position(known) else { return };
-        self.agents.remove(position);
+        let agent = self.agents.remove(position);
+        self.agent_left(agent, parting);
         out.push(Command::DropAgent { agent_id: agent_id.to_owned(), session });
         let incarnation = self.incarnation;
         for run in self.runs.iter_mut().filter(|run| run.is_active()) {
@@ -259,7 +253,7 @@ impl State {
             if lost.is_empty() {
                 continue;
             }
-            out.push(run.note(Severity::Warn, format!("agent {agent_id} was lost: {why}"), None));
+            out.push(run.note(Severity::Warn, format!("agent {agent_id} was lost: {parting}"), None));
             for rank in lost {
                 run.members[rank].exit = Some(Exit::AgentLost);
                 run.suspect(rank, now);
@@ -287,7 +281,7 @@ impl State {
             out.push(Command::Remember(key.clone(), record.run_id.clone()));
             self.answers.insert(key, record.run_id.clone());
         }
-        let run = Run::new(record);
+        let run = Run::new(record, self.spawn_key.clone());
         let how = match run.record.checkpoint_step {
             Some(step) => format!("resumed from the checkpoint of step {step}"),
             None => "submitted".to_owned(),
@@ -305,12 +299,8 @@ impl State {
         now: Duration,
         out: &mut Vec<Command>,
     ) -> Result<(), Refused> {
-        self.admit(fence)?;
-        let run = self.runs.iter_mut().find(|run| run.id() == fence.run_id).expect("the fence was admitted");
-        run.record.last_checkpoint.clone_from(&info.path);
-        run.checkpoint = Some(info.clone());
-        run.wanted.checkpoint = false;
-        run.timer.restart(now, info.step);
+        let run = self.admitted_mut(fence)?;
+        run.has_saved(info.clone(), now);
         let kind = proto::v1::CheckpointEvent { step: info.step, path: info.path.clone(), bytes: info.bytes };
         out.push(run.note(
             Severity::Info,
@@ -318,6 +308,19 @@ impl State {
             Some(event::Kind::Checkpoint(kind)),
         ));
         out.push(Command::Persist(run.record.clone()));
+        out.push(Command::CheckpointTaken(fence.run_id.clone(), info));
+        Ok(())
+    }
+
+    /// Whoever waits for a checkpoint of the step that is saved already is answered with that one.
+    fn checkpoint_stands(
+        &mut self,
+        fence: &Fence,
+        info: CheckpointInfo,
+        now: Duration,
+        out: &mut Vec<Command>,
+    ) -> Result<(), Refused> {
+        self.admitted_mut(fence)?.has_saved(info.clone(), now);
         out.push(Command::CheckpointTaken(fence.run_id.clone(), info));
         Ok(())
     }
@@ -331,8 +334,9 @@ impl State {
             .collect();
         for (agent_id, session) in overdue {
             let why = format!("no heartbeat for {} s", LEASE.as_secs());
-            self.agent_lost(&agent_id, session, &why, now, out);
+            self.agent_lost(&agent_id, session, &Parting::Broken(why), now, out);
         }
+        self.departed.retain(|binding| !binding.has_expired(now));
         let incarnation = self.incarnation;
         for run in self.runs.iter_mut().filter(|run| run.is_active()) {
             run.judge(incarnation, now, out);
@@ -378,6 +382,14 @@ impl Run {
         if !self.suspects.contains(&(rank as u32)) {
             self.suspects.push(rank as u32);
         }
+    }
+
+    /// The checkpoint holds this generation's newest step that is saved.
+    fn has_saved(&mut self, info: CheckpointInfo, now: Duration) {
+        self.record.last_checkpoint.clone_from(&info.path);
+        self.wanted.checkpoint = false;
+        self.timer.restart(now, info.step);
+        self.checkpoint = Some(info);
     }
 
     /// Decides what time and the members' reports now allow to decide.

@@ -3,7 +3,7 @@
 use proto::v1::{Assign, Fence, MemberChanged, Severity, WorkerId, event, worker_down};
 use std::time::Duration;
 
-use super::input::{Command, Exit, News, Refused};
+use super::input::{Command, Exit, News, Refused, Report};
 use super::record::Stage;
 use super::run::{Member, Phase, Run, Verdict};
 use super::{State, verdict};
@@ -18,11 +18,33 @@ impl State {
         out: &mut Vec<Command>,
     ) -> Result<(), Refused> {
         let incarnation = self.incarnation;
-        let run = self.runs.iter_mut().find(|run| run.id() == fence.run_id);
-        let run = run.ok_or_else(|| Refused::UnknownRun(fence.run_id.clone()))?;
-        run.check_fence(fence, incarnation)?;
+        let run = self.admitted_mut(fence)?;
         let rank = run.rank_of(worker)?;
+        run.check(rank, &news)?;
         run.take_up(rank, news, now, incarnation, out);
+        run.judge(incarnation, now, out);
+        Ok(())
+    }
+
+    /// Takes up what agent `agent_id` says of a worker, given by its fence and id.
+    pub(super) fn report(
+        &mut self,
+        agent_id: &str,
+        (fence, worker): (&Fence, &WorkerId),
+        report: Report,
+        now: Duration,
+        out: &mut Vec<Command>,
+    ) -> Result<(), Refused> {
+        let incarnation = self.incarnation;
+        let run = self.admitted_mut(fence)?;
+        let rank = run.rank_for(agent_id, worker)?;
+        match report {
+            Report::Started { pid } => {
+                run.members[rank].pid = pid;
+                out.push(run.member_note(rank, "started"));
+            }
+            Report::Exited { exit, stderr_tail } => run.has_exited(rank, exit, stderr_tail, now, out),
+        }
         run.judge(incarnation, now, out);
         Ok(())
     }
@@ -33,10 +55,6 @@ impl Run {
         let name = self.name_of(rank);
         let member = &mut self.members[rank];
         match news {
-            News::Started { pid } => {
-                member.pid = pid;
-                out.push(self.member_note(rank, "started"));
-            }
             News::Attached { data_address, pid } => {
                 member.pid = pid;
                 member.data_address = Some(data_address);
@@ -57,14 +75,19 @@ impl Run {
             }
             News::Beat(progress) => {
                 member.progress = Some(progress);
-                self.record.summary.step = self.record.summary.step.max(progress.step);
+                // Before the run's length is known, no step can be told from an impossible one.
+                if self.last_step().is_some() {
+                    self.record.summary.step = self.record.summary.step.max(progress.step);
+                }
             }
             // Said again in a session that was opened again.
             News::Ready { .. } if member.ready => {}
-            News::Ready { step, total_steps } => {
+            News::Ready { step: _, total_steps, shard_bytes } => {
                 member.ready = true;
-                self.record.summary.total_steps = total_steps;
-                self.record.summary.step = step;
+                member.shard_bytes = shard_bytes;
+                if rank == 0 {
+                    self.record.summary.total_steps = total_steps;
+                }
                 self.run_when_ready(incarnation, now, out);
             }
             News::Metrics(row) => {
@@ -86,15 +109,24 @@ impl Run {
                     out.push(self.note(severity, text, None));
                 }
             }
-            News::Exited { exit, stderr_tail } => {
-                member.exit = Some(exit);
-                member.stderr_tail = stderr_tail;
-                out.push(self.member_note(rank, &describe(exit)));
-                let all_gone = self.members.iter().all(|member| member.exit.is_some());
-                if exit != Exit::Code(0) || all_gone {
-                    self.suspect(rank, now);
-                }
-            }
+        }
+    }
+
+    fn has_exited(
+        &mut self,
+        rank: usize,
+        exit: Exit,
+        stderr_tail: Vec<String>,
+        now: Duration,
+        out: &mut Vec<Command>,
+    ) {
+        let member = &mut self.members[rank];
+        member.exit = Some(exit);
+        member.stderr_tail = stderr_tail;
+        out.push(self.member_note(rank, &describe(exit)));
+        let all_gone = self.members.iter().all(|member| member.exit.is_some());
+        if exit != Exit::Code(0) || all_gone {
+            self.suspect(rank, now);
         }
     }
 
@@ -116,7 +148,7 @@ impl Run {
             peers: peers.collect::<Option<_>>().expect("ranks are dealt once all members have attached"),
             checkpoint_step: self.record.checkpoint_step,
             accept_changed_data: self.record.accept_changed_data,
-            ..Assign::default()
+            group_key: self.spawn_key.group_key(&self.fence(incarnation)).to_vec(),
         };
         self.to_worker(rank, incarnation, worker_down::Message::Assign(assign))
     }
@@ -128,6 +160,9 @@ impl Run {
             out.push(Command::Persist(self.record.clone()));
             out.push(self.state_note());
             self.give_pending(incarnation, now, out);
+            if let Some((step, stopped_early)) = self.early_end.take() {
+                self.finished(step, stopped_early, incarnation, now, out);
+            }
         }
     }
 
@@ -149,6 +184,10 @@ impl Run {
         now: Duration,
         out: &mut Vec<Command>,
     ) {
+        if matches!(self.phase, Phase::Starting { .. } | Phase::Forming) {
+            self.early_end = Some((step, stopped_early));
+            return;
+        }
         self.record.summary.step = step;
         let verdict = if stopped_early {
             verdict::stopped(format!("stopped after step {step}, as asked"))

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use super::input::{Command, Entry, Exit, Failure, Membership, Operation, Refused};
 use super::record::{RunRecord, Stage};
+use super::secrets::SpawnKey;
 use super::timer::Timer;
 
 /// A run and what is known of it now.
 #[derive(Debug)]
 pub(super) struct Run {
     pub record: RunRecord,
+    /// The coordinator's: its groups' keys are derived from it.
+    pub spawn_key: SpawnKey,
     pub phase: Phase,
     /// In rank order; empty until the first generation is dealt.
     pub members: Vec<Member>,
@@ -22,6 +25,8 @@ pub(super) struct Run {
     pub pending: Vec<(Operation, String)>,
     /// What rank 0 was told since, as far as it is not known to have heard it.
     pub wanted: Wanted,
+    /// The end of training, `(step, stopped early)`, where rank 0's word of it overtook that another rank is ready.
+    pub early_end: Option<(u64, bool)>,
     /// When the first sign of trouble was seen: others may name its cause better.
     pub troubled: Option<Duration>,
     /// Ranks in the order in which something went wrong with them.
@@ -87,6 +92,8 @@ pub(super) struct Member {
     pub data_address: Option<String>,
     pub connected: bool,
     pub ready: bool,
+    /// Predicted size of its shard of a checkpoint, once it is ready.
+    pub shard_bytes: u64,
     pub progress: Option<Progress>,
     pub failure: Option<Failure>,
     pub exit: Option<Exit>,
@@ -102,6 +109,7 @@ impl Member {
             data_address: None,
             connected: false,
             ready: false,
+            shard_bytes: 0,
             progress: None,
             failure: None,
             exit: None,
@@ -121,15 +129,17 @@ impl Member {
 }
 
 impl Run {
-    pub fn new(record: RunRecord) -> Run {
+    pub fn new(record: RunRecord, spawn_key: SpawnKey) -> Run {
         let phase = if record.stage.has_ended() { Phase::Ended } else { Phase::Queued };
         let timer = Timer::of(&record.config_toml);
         Run {
             record,
+            spawn_key,
             phase,
             members: Vec::new(),
             pending: Vec::new(),
             wanted: Wanted::default(),
+            early_end: None,
             troubled: None,
             suspects: Vec::new(),
             checkpoint: None,
@@ -191,11 +201,13 @@ impl Run {
 
     /// Rank of a member of the present generation.
     pub fn rank_of(&self, worker: &WorkerId) -> Result<usize, Refused> {
-        self.members.iter().position(|member| member.worker == *worker).ok_or_else(|| Refused::NotAMember {
-            run_id: self.record.run_id.clone(),
-            generation: self.record.generation,
-            worker: worker.to_string(),
-        })
+        let rank = self.members.iter().position(|member| member.worker == *worker);
+        rank.ok_or_else(|| self.not_a_member(worker.to_string()))
+    }
+
+    pub fn not_a_member(&self, worker: String) -> Refused {
+        let (run_id, generation) = (self.record.run_id.clone(), self.record.generation);
+        Refused::NotAMember { run_id, generation, worker }
     }
 
     /// "rank 1 on host-a", as every message for people names a worker.

@@ -63,7 +63,7 @@ impl State {
         let run = &mut self.runs[index];
         run.record.generation += 1;
         run.record.stage = Stage::Active;
-        run.record.summary.step = run.record.checkpoint_step.unwrap_or(0);
+        run.record.summary.step = run.first_step();
         let fence = run.fence(incarnation);
         run.phase = Phase::Starting { until: now + START_LIMIT };
         run.members.clear();
@@ -71,14 +71,15 @@ impl State {
         for place in slots {
             let agent = &mut self.agents[place.agent];
             agent.taken.insert(place.slot);
-            let worker = WorkerId {
-                agent_id: agent.hello.agent_id.clone(),
-                slot: place.slot,
-                nonce: format!("{}.{incarnation}.{}.{}", fence.run_id, fence.generation, place.slot),
-            };
+            let (agent_id, slot) = (agent.hello.agent_id.clone(), place.slot);
+            // No id holds the separator: no two workers of this coordinator have the same nonce.
+            let nonce = format!("{}/{incarnation}/{}/{agent_id}/{slot}", fence.run_id, fence.generation);
+            let secret = self.spawn_key.worker_secret(&nonce).to_vec();
+            let worker = WorkerId { agent_id, slot, nonce };
             // An agent told nothing gives each worker its own cores, which is better than a mere number.
             let threads = run.record.threads.filter(|&threads| threads != agent.own_threads()).unwrap_or(0);
-            let assignment = WorkerAssignment { worker: Some(worker.clone()), threads, ..WorkerAssignment::default() };
+            let cores = Vec::new();
+            let assignment = WorkerAssignment { worker: Some(worker.clone()), threads, cores, secret };
             orders.entry(place.agent).or_default().push(assignment);
             run.members.push(Member::new(worker, agent.hello.host.clone()));
         }

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use super::*;
 
+mod agents;
+mod checkpoints;
+mod leader;
 mod timer;
 
 /// A state with its clock and everything that it commanded since it was last looked at.
@@ -22,7 +25,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let state = State::new(7, Vec::new(), HashMap::new()).0;
+        let state = State::new(7, Vec::new(), HashMap::new(), key()).0;
         World { state, now: Duration::ZERO, sessions: 0, commands: Vec::new() }
     }
 
@@ -31,7 +34,7 @@ impl World {
         let mut world = World::forming(slots);
         let workers: u32 = slots.iter().sum();
         for rank in 0..workers as usize {
-            world.news(rank, News::Ready { step: 0, total_steps: 9 });
+            world.news(rank, ready());
         }
         assert_eq!(world.run_state("run"), RunState::Running);
         world.commands.clear();
@@ -64,6 +67,11 @@ impl World {
     }
 
     fn join(&mut self, name: &str, slots: u32) {
+        self.try_join(name, slots, "a secret").unwrap();
+    }
+
+    /// A process with this secret asks to be taken in, in a session of its own.
+    fn try_join(&mut self, name: &str, slots: u32, secret: &str) -> Result<(), Refused> {
         self.sessions += 1;
         let hello = AgentHello {
             protocol: proto::PROTOCOL,
@@ -73,9 +81,9 @@ impl World {
             slots,
             device: "cpu".to_owned(),
             cores: 2 * slots,
-            ..AgentHello::default()
+            secret: secret.as_bytes().to_vec(),
         };
-        self.input(Input::AgentJoined { hello, session: self.sessions });
+        self.try_input(Input::AgentJoined { hello, session: self.sessions })
     }
 
     fn submit(&mut self, run_id: &str, workers: u32) {
@@ -86,7 +94,7 @@ impl World {
         self.input(Input::AgentLost {
             agent_id: name.to_owned(),
             session,
-            why: "its stream ended".to_owned(),
+            parting: Parting::Broken("its stream broke".to_owned()),
         });
     }
 
@@ -99,14 +107,19 @@ impl World {
         self.state.status("run").unwrap().members[rank].worker.clone().unwrap()
     }
 
-    fn try_news(&mut self, rank: usize, news: News) -> Result<(), Refused> {
-        let input = Input::Worker { fence: self.fence(), worker: self.worker(rank), news };
-        self.try_input(input)
+    fn try_news(&mut self, rank: usize, said: impl Into<Said>) -> Result<(), Refused> {
+        let (fence, worker) = (self.fence(), self.worker(rank));
+        self.try_input(match said.into() {
+            Said::Worker(news) => Input::Worker { fence, worker, news },
+            Said::Agent(report) => {
+                Input::AgentReport { agent_id: worker.agent_id.clone(), fence, worker, report }
+            }
+        })
     }
 
     #[track_caller]
-    fn news(&mut self, rank: usize, news: News) {
-        self.try_news(rank, news).unwrap();
+    fn news(&mut self, rank: usize, said: impl Into<Said>) {
+        self.try_news(rank, said).unwrap();
     }
 
     fn order(&mut self, order: Operation) -> Result<(), Refused> {
@@ -192,6 +205,35 @@ impl World {
     }
 }
 
+/// What is new about a worker, from itself or from its agent.
+#[derive(Clone)]
+enum Said {
+    Worker(News),
+    Agent(Report),
+}
+
+impl From<News> for Said {
+    fn from(news: News) -> Said {
+        Said::Worker(news)
+    }
+}
+
+impl From<Report> for Said {
+    fn from(report: Report) -> Said {
+        Said::Agent(report)
+    }
+}
+
+/// No coordinator's.
+fn key() -> SpawnKey {
+    SpawnKey::new([3; 32])
+}
+
+/// Of a run of nine steps from its beginning.
+fn ready() -> News {
+    News::Ready { step: 0, total_steps: 9, shard_bytes: 100 }
+}
+
 fn record(run_id: &str, workers: u32) -> RunRecord {
     RunRecord {
         run_id: run_id.to_owned(),
@@ -210,21 +252,22 @@ fn record(run_id: &str, workers: u32) -> RunRecord {
     }
 }
 
-fn killed() -> News {
-    News::Exited { exit: Exit::Signal(9), stderr_tail: vec!["last words".to_owned()] }
+fn killed() -> Said {
+    Said::Agent(Report::Exited { exit: Exit::Signal(9), stderr_tail: vec!["last words".to_owned()] })
 }
 
-fn exited(code: i32) -> News {
-    News::Exited { exit: Exit::Code(code), stderr_tail: vec![format!("code {code}")] }
+fn exited(code: i32) -> Said {
+    Said::Agent(Report::Exited { exit: Exit::Code(code), stderr_tail: vec![format!("code {code}")] })
 }
 
-fn failed(exit_code: i32, error: &str) -> News {
+fn failed(exit_code: i32, error: &str) -> Said {
     let hint = "do better".to_owned();
-    News::Failed(Failure { exit_code, error: error.to_owned(), hint, peer: false })
+    News::Failed(Failure { exit_code, error: error.to_owned(), hint, peer: false }).into()
 }
 
-fn lost_peer() -> News {
+fn lost_peer() -> Said {
     News::Failed(Failure { exit_code: 75, error: "peer gone".to_owned(), hint: String::new(), peer: true })
+        .into()
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -276,7 +319,7 @@ fn a_run_from_submission_to_its_end() {
 
     for rank in 0..3 {
         assert_eq!(world.run_state("run"), RunState::Forming);
-        world.news(rank, News::Ready { step: 0, total_steps: 9 });
+        world.news(rank, ready());
     }
     assert_eq!(world.run_state("run"), RunState::Running);
     let loss = Metric { name: "loss".to_owned(), value: Some(metric::Value::Number(3.5)) };
@@ -316,7 +359,7 @@ fn a_worker_that_does_not_end_by_itself_is_killed() {
 
 /// Two ranks on two agents; ends must come within `wait` of the last news, with this code and this reason.
 #[track_caller]
-fn check_failure(news: &[(usize, News)], wait: Duration, exit_code: i32, reason: &str) {
+fn check_failure(news: &[(usize, Said)], wait: Duration, exit_code: i32, reason: &str) {
     let mut world = World::running(&[1, 1]);
     for (rank, news) in news {
         // What a worker reports while its run is ending is taken up as well.
@@ -340,21 +383,21 @@ fn check_failure(news: &[(usize, News)], wait: Duration, exit_code: i32, reason:
 
 #[test]
 fn the_cause_is_named_in_whatever_order_it_is_heard() {
-    use News::Disconnected;
+    let gone = || Said::Worker(News::Disconnected);
     let zero = Duration::ZERO;
     let killed_1 = "rank 1 (worker b/0 on host-b) was killed by SIGKILL";
-    check_failure(&[(1, Disconnected), (1, killed())], zero, 1, killed_1);
-    check_failure(&[(1, killed()), (1, Disconnected)], zero, 1, killed_1);
-    check_failure(&[(0, lost_peer()), (1, Disconnected), (1, killed())], zero, 1, killed_1);
+    check_failure(&[(1, gone()), (1, killed())], zero, 1, killed_1);
+    check_failure(&[(1, killed()), (1, gone())], zero, 1, killed_1);
+    check_failure(&[(0, lost_peer()), (1, gone()), (1, killed())], zero, 1, killed_1);
     check_failure(
-        &[(0, lost_peer()), (0, Disconnected), (0, exited(75)), (1, Disconnected), (1, killed())],
+        &[(0, lost_peer()), (0, gone()), (0, exited(75)), (1, gone()), (1, killed())],
         zero,
         1,
         killed_1,
     );
     // The exit of the one that lost its peer comes before its message.
     check_failure(
-        &[(0, exited(75)), (0, lost_peer()), (0, Disconnected), (1, Disconnected), (1, killed())],
+        &[(0, exited(75)), (0, lost_peer()), (0, gone()), (1, gone()), (1, killed())],
         zero,
         1,
         killed_1,
@@ -364,42 +407,35 @@ fn the_cause_is_named_in_whatever_order_it_is_heard() {
 
     let own = "rank 0 (worker a/0 on host-a) failed: the loss of step 3 is NaN";
     let nan = || failed(3, "the loss of step 3 is NaN");
-    check_failure(&[(0, nan()), (0, Disconnected), (0, exited(3))], zero, 3, own);
+    check_failure(&[(0, nan()), (0, gone()), (0, exited(3))], zero, 3, own);
     check_failure(
-        &[
-            (0, nan()),
-            (1, lost_peer()),
-            (1, Disconnected),
-            (1, exited(75)),
-            (0, exited(3)),
-            (0, Disconnected),
-        ],
+        &[(0, nan()), (1, lost_peer()), (1, gone()), (1, exited(75)), (0, exited(3)), (0, gone())],
         zero,
         3,
         own,
     );
-    check_failure(&[(1, lost_peer()), (0, exited(3)), (0, nan()), (0, Disconnected)], zero, 3, own);
+    check_failure(&[(1, lost_peer()), (0, exited(3)), (0, nan()), (0, gone())], zero, 3, own);
     check_failure(&[(0, nan())], 4 * SECOND, 3, own);
     check_failure(
-        &[(0, failed(1, "no such file")), (0, exited(1)), (0, Disconnected)],
+        &[(0, failed(1, "no such file")), (0, exited(1)), (0, gone())],
         zero,
         1,
         "failed: no such file",
     );
-    check_failure(&[(0, failed(101, "x")), (0, exited(101)), (0, Disconnected)], zero, 1, "failed: x");
+    check_failure(&[(0, failed(101, "x")), (0, exited(101)), (0, gone())], zero, 1, "failed: x");
 
     check_failure(
-        &[(1, Disconnected), (1, exited(101))],
+        &[(1, gone()), (1, exited(101))],
         zero,
         1,
         "rank 1 (worker b/0 on host-b) exited with code 101",
     );
-    check_failure(&[(1, Disconnected), (1, exited(2))], zero, 2, "exited with code 2");
-    let gone = [(0, Disconnected), (0, exited(0)), (1, Disconnected), (1, exited(0))];
-    check_failure(&gone, zero, 1, "all workers ended before the run did");
+    check_failure(&[(1, gone()), (1, exited(2))], zero, 2, "exited with code 2");
+    let all = [(0, gone()), (0, exited(0)), (1, gone()), (1, exited(0))];
+    check_failure(&all, zero, 1, "all workers ended before the run did");
     // Nobody names the cause.
     check_failure(&[(0, lost_peer())], 4 * SECOND, 1, "rank 0 (worker a/0 on host-a) lost a peer: peer gone");
-    check_failure(&[(0, Disconnected)], 4 * SECOND, 1, "rank 0 (worker a/0 on host-a) lost its connection");
+    check_failure(&[(0, gone())], 4 * SECOND, 1, "rank 0 (worker a/0 on host-a) lost its connection");
 }
 
 #[test]
@@ -430,7 +466,7 @@ fn a_failure_aborts_the_others_and_carries_the_log() {
 fn a_checkpoint_to_go_on_from_is_named_only_where_there_is_one() {
     let ends: [fn(&mut World); 4] = [
         |world| world.news(1, killed()),
-        |world| world.news(1, News::Exited { exit: Exit::Signal(15), stderr_tail: Vec::new() }),
+        |world| world.news(1, Report::Exited { exit: Exit::Signal(15), stderr_tail: Vec::new() }),
         |world| world.lose("b", 2),
         |world| world.input(Input::ShuttingDown),
     ];
@@ -562,11 +598,11 @@ fn what_a_broken_session_may_have_swallowed_is_said_again() {
     world.news(1, News::Connected);
     assert!(matches!(&world.sent()[..], [(1, worker_down::Message::Assign(assign))] if assign.rank == 1));
     for rank in [0, 1, 1] {
-        world.news(rank, News::Ready { step: 0, total_steps: 9 });
+        world.news(rank, ready());
     }
     world.news(0, News::Metrics(MetricRow { step: 3, values: Vec::new() }));
     // A rank repeats that it is ready, for the same reason; that does not set the run back.
-    world.news(0, News::Ready { step: 0, total_steps: 9 });
+    world.news(0, ready());
     assert_eq!(world.state.status("run").unwrap().step, 3);
 
     let reconnect = |world: &mut World| {
@@ -615,7 +651,7 @@ fn fences() {
     assert_eq!(world.run_state("run"), RunState::Running);
 
     let predecessor = WorkerId { nonce: "old".to_owned(), ..worker };
-    let input = Input::Worker { fence: world.fence(), worker: predecessor, news: killed() };
+    let input = Input::Worker { fence: world.fence(), worker: predecessor, news: News::Connected };
     assert!(matches!(world.try_input(input), Err(Refused::NotAMember { .. })));
     let info = CheckpointInfo { step: 3, ..CheckpointInfo::default() };
     let stale = Fence { generation: 0, ..world.fence() };
@@ -728,7 +764,7 @@ fn orders_before_the_group_is_formed_are_given_when_it_is() {
     let mut world = World::forming(&[1]);
     world.order(Operation::Stop).unwrap();
     assert_eq!(world.orders(), []);
-    world.news(0, News::Ready { step: 0, total_steps: 9 });
+    world.news(0, ready());
     assert_eq!(world.orders(), [(0, Kind::Stop)]);
     assert_eq!(world.run_state("run"), RunState::Stopping);
 }
@@ -791,7 +827,7 @@ fn a_restart_fails_active_runs_and_goes_on_with_queued_ones() {
     done.stage = Stage::Finished;
     done.exit_code = Some(0);
     let records = vec![active, done, record("queued", 1)];
-    let (state, commands) = State::new(8, records, HashMap::new());
+    let (state, commands) = State::new(8, records, HashMap::new(), key());
     let mut world = World { state, now: Duration::ZERO, sessions: 0, commands };
     assert_eq!(world.run_state("active"), RunState::Failed);
     let ended = world.ended().unwrap();

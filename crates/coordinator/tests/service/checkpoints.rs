@@ -1,6 +1,6 @@
 //! Checkpoint sync, and what it refuses.
 
-use crate::support::{Bench, assert_refused, collect, shard, tensors};
+use crate::support::{Bench, SHARD_BYTES, assert_refused, collect, shard, tensors};
 use proto::Refusal;
 use proto::v1::put_shard_message::Message;
 use proto::v1::*;
@@ -211,4 +211,32 @@ async fn an_unfinished_checkpoint_is_gone_with_its_run_and_old_ones_are_retired(
     let listed = ListCheckpointsRequest { run_id: "run".to_owned() };
     let listed = bench.control().list_checkpoints(listed).await.unwrap().into_inner().checkpoints;
     assert_eq!(listed.iter().map(|info| info.step).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_saved_is_not_sent_again_and_none_goes_back() {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(1).await;
+    let fence = workers[0].fence.clone();
+    let saved = bench.checkpoint(&fence, 5, b"weights").await.unwrap();
+    let begin = async |step| {
+        let fence = Some(fence.clone());
+        let request = BeginCheckpointRequest { fence, step, n_shards: 1, ..Default::default() };
+        let begun = bench.checkpoints().begin(request).await;
+        begun.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
+    };
+    let stands = begin(5).await.unwrap();
+    assert_eq!((stands.committed, stands.checkpoint_id.as_str()), (Some(saved), ""));
+    let earlier = begin(4).await.unwrap_err();
+    assert_refused(&earlier, Code::FailedPrecondition, "step_goes_back", "of step 5");
+    let beyond = begin(10).await.unwrap_err();
+    assert_refused(&beyond, Code::InvalidArgument, "implausible", "the last is 9");
+
+    let begun = begin(6).await.unwrap();
+    assert_eq!(begun.committed, None);
+    let mut messages = shard(fence.clone(), &begun.checkpoint_id, 0, b"weights");
+    let Message::Header(header) = &mut messages[0] else { panic!("no header") };
+    header.total_bytes = 2 * SHARD_BYTES + 1;
+    let large = bench.put(messages).await.unwrap_err();
+    assert_refused(&large, Code::InvalidArgument, "too_large", "shard 0 would have 4194305 bytes");
 }

@@ -9,6 +9,7 @@ use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::*;
 use proto::{PROTOCOL, Refusal, transport};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -18,6 +19,9 @@ use tonic::{Code, Status, Streaming};
 
 /// Longest wait for anything that a test expects.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Size that every rank predicts for its shards.
+pub const SHARD_BYTES: u64 = 1 << 21;
 
 /// A configuration of which checkpoints are kept, and nothing trained.
 pub const CONFIG: &str = "[run]\nsteps = 9\n[train]\nglobal_batch = 8\n[checkpoint]\nkeep = 2\n";
@@ -118,7 +122,8 @@ impl Bench {
             assert_eq!((assign.rank as usize, assign.world_size), (rank, slots));
             assert_eq!(assign.peers.len(), slots as usize);
             let step = assign.checkpoint_step.unwrap_or(0);
-            worker.say(worker_up::Message::Ready(Ready { step, total_steps: 9, ..Ready::default() })).await;
+            let ready = Ready { step, total_steps: 9, shard_bytes: SHARD_BYTES };
+            worker.say(worker_up::Message::Ready(ready)).await;
         }
         let run_id = workers[0].fence.run_id.clone();
         self.until(&run_id, RunState::Running).await;
@@ -132,21 +137,24 @@ impl Bench {
         response.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
     }
 
-    /// Begins, fills and commits a checkpoint of one shard.
+    /// Begins, fills and commits a checkpoint, whose shards are all of these bytes.
     pub async fn checkpoint(
         &self,
         fence: &Fence,
         step: u64,
         bytes: &[u8],
     ) -> Result<CheckpointInfo, Refusal> {
+        let n_shards = self.status(&fence.run_id).await.world_size;
         let fence = Some(fence.clone());
         let metadata_json = r#"{"threads":3}"#.to_owned();
         let begin =
-            BeginCheckpointRequest { fence: fence.clone(), step, n_shards: 1, metadata_json, images: None };
+            BeginCheckpointRequest { fence: fence.clone(), step, n_shards, metadata_json, images: None };
         let begun = self.checkpoints().begin(begin).await.map_err(|status| Refusal::from(&status))?;
         let checkpoint_id = begun.into_inner().checkpoint_id;
-        let receipt = self.put(shard(fence.clone().unwrap(), &checkpoint_id, 0, bytes)).await?;
-        assert_eq!(receipt.durable_bytes, bytes.len() as u64);
+        for index in 0..n_shards {
+            let receipt = self.put(shard(fence.clone().unwrap(), &checkpoint_id, index, bytes)).await?;
+            assert_eq!(receipt.durable_bytes, bytes.len() as u64);
+        }
         let commit = CommitCheckpointRequest { fence, checkpoint_id };
         let committed = self.checkpoints().commit(commit).await;
         committed.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
@@ -160,7 +168,10 @@ async fn start(dir: &Path) -> (Running, Channel) {
     (running, channel)
 }
 
+/// Of a process of its own.
 pub fn hello(id: &str, slots: u32) -> AgentHello {
+    static PROCESSES: AtomicU64 = AtomicU64::new(0);
+    let process = PROCESSES.fetch_add(1, Ordering::Relaxed);
     AgentHello {
         protocol: PROTOCOL,
         version: "0".to_owned(),
@@ -169,7 +180,7 @@ pub fn hello(id: &str, slots: u32) -> AgentHello {
         slots,
         device: "cpu".to_owned(),
         cores: slots,
-        ..AgentHello::default()
+        secret: [process.to_le_bytes(); 2].concat(),
     }
 }
 

@@ -8,7 +8,11 @@ fn with_a_minute() -> World {
     let mut world = World::new();
     world.join("a", 2);
     let config_toml = "[checkpoint]\nevery_minutes = 1\n".to_owned();
-    world.input(Input::Submitted(RunRecord { config_toml, ..record("run", 2) }, None, Vec::new()));
+    world.input(Input::Submitted(
+        RunRecord { config_toml, checkpoint_step: Some(7), ..record("run", 2) },
+        None,
+        Vec::new(),
+    ));
     // Waiting for the group counts for nothing.
     world.wait(100 * SECOND);
     for rank in 0..2 {
@@ -16,7 +20,7 @@ fn with_a_minute() -> World {
         world.news(rank, News::Connected);
     }
     for rank in 0..2 {
-        world.news(rank, News::Ready { step: 7, total_steps: 999 });
+        world.news(rank, News::Ready { step: 7, total_steps: 999, shard_bytes: 0 });
     }
     world.commands.clear();
     world
