@@ -164,9 +164,10 @@ impl Session {
         }
     }
 
-    /// The group is formed and verified, and starts after `step` updates of `total_steps`.
-    pub fn ready(&self, step: u64, total_steps: u64) {
-        let ready = Ready { step, total_steps, ..Ready::default() };
+    /// The group is formed and verified, and starts after `step` updates of `total_steps`. This rank's shard of a checkpoint
+    /// will have about `shard_bytes`.
+    pub fn ready(&self, step: u64, total_steps: u64, shard_bytes: u64) {
+        let ready = Ready { step, total_steps, shard_bytes };
         self.shared.set_ready(ready);
         self.say(worker_up::Message::Ready(ready));
     }

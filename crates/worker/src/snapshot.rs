@@ -4,7 +4,7 @@
 //! bytes. What only one rank holds (slots of a bank) that rank writes. Reading goes through the tensors one by one, in
 //! any order, whatever the world size was that wrote them: a rank takes what is its own and keeps nothing else.
 
-use checkpoint::{Dtype, Error, State, Tensor};
+use checkpoint::{Dtype, Error, ShardEncoder, State, Tensor};
 use collective::Communicator;
 use engine::models::BatchNormScope;
 use engine::network::Network;
@@ -52,7 +52,6 @@ impl<'a> Parts<'a> {
     }
 
     /// The parts of a trainer that is not used meanwhile.
-    #[cfg(test)]
     pub fn of(trainer: &'a Trainer) -> Parts<'a> {
         let Trainer { network, optimizer, momentum, objective, .. } = trainer;
         Parts::new(network, optimizer, momentum.as_ref(), objective)
@@ -72,6 +71,14 @@ impl<'a> Parts<'a> {
         shard.extend(sharded.into_iter().map(tensor_of));
         shard
     }
+}
+
+/// Bytes of this rank's shard of a checkpoint of the trainer as it is: all its state is allocated from the start, so that
+/// its later shards are as large.
+pub fn shard_bytes(trainer: &Trainer) -> u64 {
+    let parts = Parts::of(trainer);
+    let shard = parts.shard(trainer.communicator.rank(), trainer.communicator.world_size());
+    ShardEncoder::new(&shard).total_bytes()
 }
 
 /// Loads a trainer from a checkpoint, tensor by tensor.

@@ -5,6 +5,7 @@
 
 use checkpoint::{Manifest, ShardDecoder, ShardEncoder, Tensor};
 use collective::Communicator;
+use proto::Refusal;
 use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use proto::v1::put_shard_message::Message;
@@ -34,6 +35,11 @@ const CHUNKS_AHEAD: usize = 4;
 /// A shard's deadline is that of a call, and what its bytes take at this rate.
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
+/// How often a checkpoint is begun that the coordinator cannot take yet, and the pause between: rank 0's call may overtake
+/// the ranks' word that they are ready, on connections of their own.
+const READY_ATTEMPTS: usize = 100;
+const READY_PAUSE: Duration = Duration::from_millis(50);
+
 /// What rank 0 says of a checkpoint beside its shards.
 pub struct Description {
     /// What the manifest records of the run.
@@ -43,7 +49,7 @@ pub struct Description {
 }
 
 /// Streams this rank's `shard` of the checkpoint of `step` to the coordinator; collective. A few chunks of it are copied
-/// at a time.
+/// at a time. A checkpoint of this step that the coordinator has already is not sent again.
 ///
 /// `description` is rank 0's. Returns `false`, on every rank,
 /// if the coordinator could not be reached: the checkpoint can be tried again.
@@ -59,10 +65,13 @@ pub fn save(
 ) -> Result<bool, Error> {
     let leader = communicator.rank() == 0;
     let world_size = communicator.world_size();
-    let begun =
-        description.map_or(Ok(String::new()), |description| begin(session, step, world_size, description));
+    let begun = description.map_or(Ok(None), |description| begin(session, step, world_size, description));
     let Some(id) = agreed(communicator, begun, step)? else { return Ok(false) };
-    let id = broadcast_text(communicator, id)?;
+    // No checkpoint's name is empty: that is how the others learn that there is none to fill.
+    let id = broadcast_text(communicator, id.unwrap_or_default())?;
+    if id.is_empty() {
+        return Ok(true);
+    }
 
     let encoder = ShardEncoder::new(shard);
     let header = ShardHeader {
@@ -199,12 +208,14 @@ fn agreed<T>(communicator: &mut Communicator, own: Result<T, Status>, step: u64)
     }
 }
 
+/// Begins a checkpoint, and sends the list of images if the run does not have it; the checkpoint's name, or nothing if this
+/// step is committed already.
 fn begin(
     session: &Session,
     step: u64,
     world_size: usize,
     Description { metadata, images }: Description,
-) -> Result<String, Status> {
+) -> Result<Option<String>, Status> {
     let request = BeginCheckpointRequest {
         fence: Some(session.fence().clone()),
         step,
@@ -212,8 +223,11 @@ fn begin(
         metadata_json: serde_json::Value::Object(metadata).to_string(),
         images: Some(Digest { blake3: checkpoint::digest(&images).to_vec() }),
     };
-    let response = session.block_on(client(session).begin(with_deadline(request, 0)))?;
-    let BeginCheckpointResponse { checkpoint_id, wants_images, .. } = response.into_inner();
+    let BeginCheckpointResponse { checkpoint_id, wants_images, committed } =
+        session.block_on(begin_when_ready(session, request))?;
+    if committed.is_some() {
+        return Ok(None);
+    }
     if wants_images {
         let header = ShardHeader {
             fence: Some(session.fence().clone()),
@@ -224,7 +238,21 @@ fn begin(
         };
         put(session, header, Upload::List { bytes: &images, sent: 0 })?;
     }
-    Ok(checkpoint_id)
+    Ok(Some(checkpoint_id))
+}
+
+async fn begin_when_ready(
+    session: &Session,
+    request: BeginCheckpointRequest,
+) -> Result<BeginCheckpointResponse, Status> {
+    let is_early = |status: &Status| Refusal::from(status).reason == "group_not_ready";
+    for _ in 1..READY_ATTEMPTS {
+        match client(session).begin(with_deadline(request.clone(), 0)).await {
+            Err(status) if is_early(&status) => tokio::time::sleep(READY_PAUSE).await,
+            answer => return Ok(answer?.into_inner()),
+        }
+    }
+    Ok(client(session).begin(with_deadline(request, 0)).await?.into_inner())
 }
 
 /// What travels in chunks.

@@ -15,7 +15,7 @@ use crate::journal::{Journal, Loss};
 use crate::plan::{self, Compute, Plan};
 use crate::session::Session;
 use crate::step::StepBatch;
-use crate::{Error, model, same_data, sync};
+use crate::{Error, model, same_data, snapshot, sync};
 
 /// Where a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub fn train(
     if let Some(manifest) = &manifest {
         checkpoints.restore(&mut trainer, manifest, past.as_ref())?;
     }
-    session.ready(start, plan.total_steps());
+    session.ready(start, plan.total_steps(), snapshot::shard_bytes(&trainer));
     if manifest.is_none() && config.checkpoint.at_start {
         // No other can make up for it: there is no second start.
         checkpoints.save_finally(&mut trainer, 0)?;

@@ -254,8 +254,8 @@ fn the_end_of_the_run_breaks_no_collective_that_is_under_way() {
 fn a_coordinator_that_comes_back_in_time_hears_what_was_said_meanwhile() {
     let coordinator = Coordinator::start();
     let (session, abort, down) = coordinator.session(PATIENCE);
-    session.ready(7, 9);
-    let ready = worker_up::Message::Ready(Ready { step: 7, total_steps: 9, ..Ready::default() });
+    session.ready(7, 9, 11);
+    let ready = worker_up::Message::Ready(Ready { step: 7, total_steps: 9, shard_bytes: 11 });
     assert_eq!(coordinator.message(), ready);
     break_off(&down);
     loop {

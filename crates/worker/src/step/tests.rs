@@ -3,11 +3,12 @@
 mod accumulation;
 mod calculus;
 mod shuffle;
+mod sizes;
 
 use super::*;
 use crate::fixtures;
 use crate::plan::{self, Plan};
-use crate::snapshot::{Parts, Restoration};
+use crate::snapshot::{Parts, Restoration, shard_bytes};
 use crate::train::step_batch;
 use checkpoint::{Dtype, Tensor};
 use config::RunConfig;
@@ -79,7 +80,8 @@ enum Fault {
 }
 
 /// What a rank has seen: its losses and other metrics, the images that it could not encode anew, how often it failed, all
-/// that a checkpoint would hold of it, its shard of that, and the exchanges of the small communicator after each step.
+/// that a checkpoint would hold of it, its shard of that, the size that it predicted for it before its first step, and the
+/// exchanges of the small communicator after each step.
 struct Seen {
     losses: Vec<f64>,
     metrics: Vec<Vec<(&'static str, f64)>>,
@@ -87,6 +89,7 @@ struct Seen {
     failures: usize,
     state: BTreeMap<String, Vec<u8>>,
     shard: Vec<Tensor<'static>>,
+    predicted_bytes: u64,
     sequences: Vec<u64>,
 }
 
@@ -148,6 +151,7 @@ impl<'a> Episode<'a> {
             self.from.iter().for_each(|tensor| restoration.take(tensor).unwrap());
             restoration.finish().unwrap();
         }
+        let predicted_bytes = shard_bytes(&trainer);
         let options = plan.loader_options(self.steps.start);
         let mut loader = Loader::new(plan.dataset.clone(), plan.augmentation.clone(), options).unwrap();
         let (mut losses, mut metrics, mut corrupt) = (Vec::new(), Vec::new(), BTreeSet::new());
@@ -180,7 +184,8 @@ impl<'a> Episode<'a> {
         }
         let parts = Parts::of(&trainer);
         let shard = parts.shard(rank, self.world_size).into_iter().map(Tensor::into_owned).collect();
-        Seen { losses, metrics, corrupt, failures, state: state(&trainer), shard, sequences }
+        let state = state(&trainer);
+        Seen { losses, metrics, corrupt, failures, state, shard, predicted_bytes, sequences }
     }
 }
 
