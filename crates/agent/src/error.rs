@@ -3,15 +3,9 @@
 /// Why an agent cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The coordinator's address is not one.
-    #[error("`{address}` is not a host and a port")]
-    Address {
-        /// What was given.
-        address: String,
-        /// What is wrong with it.
-        #[source]
-        source: tonic::transport::Error,
-    },
+    /// Neither side knows the other.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
     /// The coordinator will not have this agent; trying again would not change that.
     #[error("the coordinator at {coordinator} refused this agent: {}", refusal.message)]
     Refused {

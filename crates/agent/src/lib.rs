@@ -18,6 +18,7 @@ mod session;
 mod spawn;
 mod supervise;
 
+use identity::Access;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,8 @@ pub use error::Error;
 pub struct Options {
     /// The coordinator, "host:port".
     pub coordinator: String,
+    /// How this agent proves itself to it.
+    pub access: Access,
     /// Names this agent among all others; the same again after a restart.
     pub agent_id: String,
     /// Name of the node, for people.

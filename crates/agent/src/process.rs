@@ -144,7 +144,7 @@ mod tests {
 
     async fn run(script: &str) -> Running {
         let spawner = Spawner::start().unwrap();
-        let child = spawner.spawn(Path::new("/bin/sh"), &["-c".into(), script.into()]).await.unwrap();
+        let child = spawner.spawn(Path::new("/bin/sh"), &["-c".into(), script.into()], b"").await.unwrap();
         let identity = Identity {
             fence: Fence { run_id: "r".into(), incarnation: 1, generation: 1 },
             worker: WorkerId { agent_id: "a".into(), slot: 0, nonce: "n".into() },

@@ -1,7 +1,10 @@
 //! The agent's conversation with the coordinator: one stream, opened again whenever it breaks.
 
+use identity::{Connection, Seal, WorkerSecret};
 use proto::v1::agent_service_client::AgentServiceClient;
-use proto::v1::{AgentDown, AgentHeartbeat, AgentHello, AgentUp, LogBatch, agent_down, agent_up};
+use proto::v1::{
+    AgentDown, AgentHeartbeat, AgentHello, AgentUp, LogBatch, StartWorkers, agent_down, agent_up,
+};
 use proto::{PROTOCOL, Refusal, transport};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -39,17 +42,16 @@ pub(crate) async fn serve(
     logs: &mut mpsc::Receiver<LogBatch>,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let endpoint = transport::endpoint(&options.coordinator)
-        .map_err(|source| Error::Address { address: options.coordinator.clone(), source })?;
+    // Names this process: nobody else takes its id while its lease lasts.
+    let secret = WorkerSecret::random();
     let mut backoff = Backoff::default();
     let mut reachable = true;
+    // The coordinator has been reached before.
+    let mut known = false;
     loop {
         let attempt = async {
-            let channel =
-                endpoint.connect().await.map_err(|error| Status::unavailable(proto::one_line(&error)))?;
-            let client =
-                AgentServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
-            Session::open(client, options).await
+            let connection = options.access.connect(&options.coordinator).await?;
+            Ok::<_, Failed>(Session::open(connection, options, &secret).await?)
         };
         let opened = tokio::select! {
             opened = attempt => opened,
@@ -63,15 +65,20 @@ pub(crate) async fn serve(
                     "session opened"
                 );
                 backoff.succeeded();
-                reachable = true;
-                session.follow(supervisor, logs, shutdown).await
+                (reachable, known) = (true, true);
+                session.follow(supervisor, logs, shutdown).await.map_err(Failed::from)
             }
-            Err(status) => Err(status),
+            Err(failed) => Err(failed),
         };
         let why = match outcome {
             Ok(End::Left) => return Ok(()),
             Ok(End::Closed) => "it closed the session".to_owned(),
-            Err(status) => {
+            // A stranger may hold the port of a coordinator that is being started again: workers do not end because of it.
+            Err(Failed::Unproven(error)) if error.is_transient() || (known && error.is_strangers()) => {
+                proto::one_line(&error)
+            }
+            Err(Failed::Unproven(error)) => return Err(error.into()),
+            Err(Failed::Call(status)) => {
                 let refusal = Refusal::from(&status);
                 // Only a coordinator that understood and said no ends the agent; what a network or a
                 // restart can cause does not.
@@ -92,16 +99,37 @@ pub(crate) async fn serve(
     }
 }
 
+/// Why there is no session.
+enum Failed {
+    /// Neither side knows the other.
+    Unproven(identity::Error),
+    /// The call failed.
+    Call(Status),
+}
+
+impl From<identity::Error> for Failed {
+    fn from(error: identity::Error) -> Failed {
+        Failed::Unproven(error)
+    }
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Failed {
+        Failed::Call(status)
+    }
+}
+
 struct Session {
     outbox: mpsc::Sender<AgentUp>,
     inbox: tonic::Streaming<AgentDown>,
+    seal: Seal,
 }
 
 impl Session {
-    async fn open(
-        mut client: AgentServiceClient<tonic::transport::Channel>,
-        options: &Options,
-    ) -> Result<Self, Status> {
+    async fn open(connection: Connection, options: &Options, secret: &WorkerSecret) -> Result<Self, Status> {
+        let seal = connection.seal();
+        let mut client = AgentServiceClient::new(connection.channel)
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = AgentHello {
             protocol: PROTOCOL,
@@ -111,13 +139,13 @@ impl Session {
             slots: options.slots,
             device: "cpu".to_owned(),
             cores: options.cores.len() as u32,
-            ..AgentHello::default()
+            secret: seal.apply(&options.agent_id, &secret.0),
         };
         outbox
             .try_send(AgentUp { message: Some(agent_up::Message::Hello(hello)) })
             .expect("a new channel has room and its receiver stands above");
         let inbox = client.session(ReceiverStream::new(messages)).await?.into_inner();
-        Ok(Self { outbox, inbox })
+        Ok(Self { outbox, inbox, seal })
     }
 
     async fn follow(
@@ -144,10 +172,11 @@ impl Session {
                             beat = heartbeats(Duration::from_millis(welcome.heartbeat_ms.max(1).into()));
                         }
                         Some(agent_down::Message::Start(order)) if leaving => {
-                            tracing::info!(?order, "order to start workers ignored: this agent is leaving");
+                            let run_id = order.fence.map(|fence| fence.run_id);
+                            tracing::info!(run_id, "order to start workers ignored: this agent is leaving");
                         }
                         Some(agent_down::Message::Start(order)) => {
-                            for report in supervisor.start(order).await {
+                            for report in supervisor.start(opened(order, &self.seal)).await {
                                 self.send(report).await?;
                             }
                         }
@@ -195,6 +224,17 @@ impl Session {
             tracing::debug!("the coordinator did not close the session");
         }
     }
+}
+
+/// Workers' secrets travel as the connection has it.
+fn opened(mut order: StartWorkers, seal: &Seal) -> StartWorkers {
+    for assignment in &mut order.workers {
+        let label = assignment.worker.as_ref().map_or("", |worker| &worker.nonce);
+        // What is longer than a secret is none, and the worker says so.
+        assignment.secret.truncate(32);
+        assignment.secret = seal.apply(label, &assignment.secret);
+    }
+    order
 }
 
 fn heartbeats(period: Duration) -> tokio::time::Interval {

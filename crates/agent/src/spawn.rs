@@ -10,10 +10,11 @@ use nix::unistd::{Pid, getpid, getppid};
 use std::io;
 use std::process::Stdio;
 use std::sync::mpsc;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-/// Environment that workers inherit, besides variables whose name begins with [`OWN_PREFIX`].
+/// Environment that workers inherit. None of Himpun's own: some name the secrets of whoever started the agent.
 const INHERITED: [&str; 11] = [
     "PATH",
     "HOME",
@@ -27,7 +28,6 @@ const INHERITED: [&str; 11] = [
     "RUST_BACKTRACE",
     "NO_COLOR",
 ];
-const OWN_PREFIX: &str = "HIMPUN_";
 
 struct Request {
     command: Command,
@@ -54,17 +54,24 @@ impl Spawner {
         Ok(Spawner { requests })
     }
 
-    /// Runs `program arguments` as `himpun` in a process group of its own, with its outputs piped.
-    pub async fn spawn(&self, program: &std::path::Path, arguments: &[String]) -> io::Result<Child> {
+    /// Runs `program arguments` as `himpun` in a process group of its own, with its outputs piped and `input` to read: only
+    /// parent and child have that descriptor.
+    pub async fn spawn(
+        &self,
+        program: &std::path::Path,
+        arguments: &[String],
+        input: &[u8],
+    ) -> io::Result<Child> {
         let mut command = Command::new(program);
         command
             .arg0("himpun")
             .args(arguments)
             .env_clear()
-            .envs(std::env::vars_os().filter(|(name, _)| {
-                name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with(OWN_PREFIX))
-            }))
-            .stdin(Stdio::null())
+            .envs(
+                std::env::vars_os()
+                    .filter(|(name, _)| name.to_str().is_some_and(|name| INHERITED.contains(&name))),
+            )
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -73,7 +80,13 @@ impl Spawner {
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the spawning thread has ended");
         self.requests.send(Request { command, reply }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let mut child = answer.await.map_err(|_| gone())??;
+        let mut pipe = child.stdin.take().expect("the input is piped");
+        // A pipe holds more than this at once; a child that has ended reads none of it, which its exit tells.
+        if let Err(error) = pipe.write_all(input).await {
+            tracing::debug!(%error, "a worker did not read its input");
+        }
+        Ok(child)
     }
 }
 
@@ -105,7 +118,7 @@ mod tests {
     #[tokio::test]
     async fn children_die_with_the_thread_that_forked_them() {
         let spawner = Spawner::start().unwrap();
-        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell("exec sleep 600")).await.unwrap();
+        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell("exec sleep 600"), b"").await.unwrap();
         assert!(child.try_wait().unwrap().is_none());
         drop(spawner);
         assert_eq!(child.wait().await.unwrap().signal(), Some(Signal::SIGKILL as i32));
@@ -117,7 +130,7 @@ mod tests {
         let spawner = Spawner::start().unwrap();
         let inode = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
         let script = "tr '\\0' ' ' < /proc/$$/cmdline; echo; cut -d' ' -f1,5 /proc/$$/stat; for fd in /proc/$$/fd/*; do readlink $fd || true; done";
-        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell(script)).await.unwrap();
+        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell(script), b"").await.unwrap();
         let pid = child.id().unwrap();
         let mut out = String::new();
         child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
@@ -125,7 +138,7 @@ mod tests {
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines[0].starts_with("himpun -c "), "{out}");
         assert_eq!(lines[1], format!("{pid} {pid}"));
-        assert_eq!(lines[2], "/dev/null", "{out}");
+        assert!(lines[2].starts_with("pipe:"), "{out}");
         // Nothing of this process: neither its listener nor the runtime's poller.
         assert!(!lines.contains(&inode.to_str().unwrap()), "{out}");
         assert!(!out.contains("eventpoll"), "{out}");
@@ -134,7 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_an_error() {
-        let error = Spawner::start().unwrap().spawn(Path::new("/nonexistent"), &[]).await.unwrap_err();
+        let error = Spawner::start().unwrap().spawn(Path::new("/nonexistent"), &[], b"").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,5 +1,6 @@
 //! Which workers run on this node, and what the coordinator's orders mean for them.
 
+use identity::{Access, Secret, Spawn};
 use proto::v1::agent_up::Message;
 use proto::v1::{
     AgentUp, Fence, LogBatch, StartWorkers, StopWorkers, WorkerAssignment, WorkerExited, WorkerStarted,
@@ -32,6 +33,7 @@ pub(crate) struct Supervisor {
     spawner: Spawner,
     program: PathBuf,
     coordinator: String,
+    access: Access,
     slots: u32,
     cores: Vec<usize>,
     data_roots: Vec<String>,
@@ -60,6 +62,7 @@ impl Supervisor {
             spawner: Spawner::start().map_err(Error::Spawner)?,
             program: options.program.clone(),
             coordinator: options.coordinator.clone(),
+            access: options.access.clone(),
             slots: options.slots,
             cores: options.cores.clone(),
             data_roots: options.data_roots.clone(),
@@ -93,6 +96,7 @@ impl Supervisor {
         started_together: usize,
     ) -> Option<AgentUp> {
         let share = self.share(&assignment);
+        let input = self.spawn_input(&assignment.secret);
         let Some(worker) = assignment.worker else {
             tracing::warn!("assignment without a worker ignored");
             return None;
@@ -104,7 +108,11 @@ impl Supervisor {
         arguments.extend(self.data_roots.iter().flat_map(|root| ["--data-root".to_owned(), root.clone()]));
         arguments.extend(["--share".to_owned(), started_together.to_string()]);
         let identity = Identity { fence: fence.clone(), worker };
-        match self.spawner.spawn(&self.program, &arguments).await {
+        let spawned = match input {
+            Ok(input) => self.spawner.spawn(&self.program, &arguments, &input).await,
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        match spawned {
             Ok(child) => {
                 let (stops, inbox) = mpsc::channel(4);
                 let pid = child.id().expect("a child that nobody has waited for has an id");
@@ -126,6 +134,17 @@ impl Supervisor {
                 Some(AgentUp { message: Some(Message::Exited(exited)) })
             }
         }
+    }
+
+    /// What a worker knows the coordinator by, and proves itself by.
+    fn spawn_input(&self, secret: &[u8]) -> Result<Vec<u8>, identity::Error> {
+        let trust = self.access.trust()?;
+        let secret = secret.try_into().map(Secret).map_err(|_| identity::Error::Malformed {
+            path: PathBuf::from("the order to start a worker"),
+            what: "one with a secret of 16 bytes",
+            reason: format!("it has {}", secret.len()),
+        })?;
+        Ok(serde_json::to_vec(&Spawn { trust, secret }).expect("strings are JSON"))
     }
 
     /// What the coordinator chose, or this node's own partition where it left the choice open.

@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use std::future::Future;
 
 use crate::commands::{
-    agent, bench, checkpoint, completions, coordinator, data, doctor, embed, eval, export, logs, pause,
-    presets, resume, runs, status, stop, submit, train, watch, worker,
+    agent, bench, certs, checkpoint, completions, coordinator, data, doctor, embed, eval, export, logs,
+    pause, presets, resume, runs, status, stop, submit, train, watch, worker,
 };
 use crate::failure::{Exit, Failure};
 
@@ -38,6 +38,8 @@ pub enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     #[command(subcommand)]
+    Certs(certs::Command),
+    #[command(subcommand)]
     Eval(eval::Command),
     Embed(embed::Arguments),
     Export(export::Arguments),
@@ -67,6 +69,7 @@ impl Command {
             Command::Resume(arguments) => block_on(resume::run(arguments)),
             Command::Stop(arguments) => block_on(stop::run(arguments)),
             Command::Checkpoint(command) => block_on(checkpoint::run(command)),
+            Command::Certs(command) => certs::run(command),
             Command::Eval(command) => eval::run(command),
             Command::Embed(arguments) => embed::run(arguments),
             Command::Export(arguments) => export::run(arguments),

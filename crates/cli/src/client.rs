@@ -2,11 +2,12 @@
 
 use anyhow::anyhow;
 use clap::Args;
-use proto::transport::{CALL_DEADLINE, MAX_MESSAGE_BYTES, endpoint};
+use identity::{Access, Channel, Connection, Role};
+use proto::transport::{CALL_DEADLINE, MAX_MESSAGE_BYTES};
 use proto::v1::control_service_client::ControlServiceClient;
 use proto::v1::{CommandRequest, GetServerInfoRequest, GetStatusRequest, RunStatus};
 use std::future::Future;
-use tonic::transport::Channel;
+use std::path::PathBuf;
 use tonic::{Response, Status};
 
 use crate::failure::{Exit, Failure};
@@ -20,6 +21,21 @@ pub struct CoordinatorArgument {
     /// The coordinator, host:port
     #[arg(long, value_name = "ADDRESS", env = "HIMPUN_COORDINATOR", default_value = DEFAULT_ADDRESS, value_parser = host_and_port)]
     pub coordinator: String,
+    /// Prove yourself by this file, a copy of one in the coordinator's directory `credentials` [default: what a
+    /// coordinator of this user on this machine has left in ~/.config/himpun]
+    #[arg(long, value_name = "FILE", env = "HIMPUN_TOKEN_FILE", conflicts_with = "certs")]
+    token_file: Option<PathBuf>,
+    /// Prove yourself by the certificate in this folder, as `himpun certs init` makes one for each role
+    #[arg(long, value_name = "DIR", env = "HIMPUN_CERTS")]
+    certs: Option<PathBuf>,
+}
+
+impl CoordinatorArgument {
+    /// What this user proves itself by, in a role.
+    pub fn access(&self, role: Role) -> Result<Access, Failure> {
+        let (certificates, token_file) = (self.certs.as_deref(), self.token_file.as_deref());
+        Ok(Access::find(&self.coordinator, certificates, token_file, role)?)
+    }
 }
 
 /// Takes an address that names a host and a port; whether they exist, the network knows.
@@ -37,13 +53,18 @@ pub struct Client {
     pub control: ControlServiceClient<Channel>,
 }
 
+/// The role that commands are for, where they find nothing and say what to copy.
+const ROLE: Role = Role::Operator;
+
 impl Client {
+    /// Connects to the coordinator that was named, or the one at the default address.
+    pub async fn connect(coordinator: &CoordinatorArgument) -> Result<Client, Failure> {
+        Client::connect_as(&coordinator.coordinator, &coordinator.access(ROLE)?).await
+    }
+
     /// Connects, and compares protocol versions.
-    pub async fn connect(address: &str) -> Result<Client, Failure> {
-        let endpoint = endpoint(address).map_err(|error| {
-            Failure::new(Exit::USAGE, anyhow!(error).context(format!("`{address}` is not host:port")))
-        })?;
-        let channel = endpoint.connect().await.map_err(|error| unreachable(address, error))?;
+    pub async fn connect_as(address: &str, access: &Access) -> Result<Client, Failure> {
+        let Connection { channel, .. } = access.connect(address).await?;
         let mut control = ControlServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let server =
             call(control.get_server_info(GetServerInfoRequest {})).await.map_err(|failure| Failure {
@@ -99,14 +120,6 @@ pub fn actor() -> String {
         Ok(host) => format!("{user}@{}", host.to_string_lossy()),
         Err(_) => user,
     }
-}
-
-fn unreachable(address: &str, error: tonic::transport::Error) -> Failure {
-    Failure::new(
-        Exit::TRY_AGAIN,
-        anyhow!(error).context(format!("failed to reach the coordinator at {address}")),
-    )
-    .hint("start one with `himpun coordinator`, or name another by --coordinator or HIMPUN_COORDINATOR")
 }
 
 #[cfg(test)]

@@ -91,9 +91,12 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         let exit = match refusal.code {
             _ if refusal.retryable => Exit::TRY_AGAIN,
-            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => {
-                Exit::USAGE
-            }
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::PermissionDenied => Exit::USAGE,
             Code::DataLoss => Exit::CORRUPT,
             _ => Exit::FAILED,
         };
@@ -105,7 +108,7 @@ impl From<Refusal> for Failure {
 impl From<agent::Error> for Failure {
     fn from(error: agent::Error) -> Failure {
         match error {
-            agent::Error::Address { .. } => Failure::new(Exit::USAGE, error),
+            agent::Error::Identity(error) => error.into(),
             agent::Error::Refused { coordinator, refusal } => {
                 let failure = Failure::from(refusal);
                 let context = format!("the coordinator at {coordinator} refused this agent");
@@ -129,13 +132,19 @@ fn of_path(error: &(dyn std::error::Error + 'static), exit: Exit) -> Exit {
     }
 }
 
+impl From<identity::Error> for Failure {
+    fn from(error: identity::Error) -> Failure {
+        let hint = error.hint();
+        Failure { hint, ..Failure::new(Exit::of_run(error.exit_code()), error) }
+    }
+}
+
 impl From<coordinator::Error> for Failure {
     fn from(error: coordinator::Error) -> Failure {
-        let hint = error.hint().map(str::to_owned);
+        let hint = error.hint();
         let exit = match error {
-            coordinator::Error::DirectoryInUse { .. }
-            | coordinator::Error::Bind { .. }
-            | coordinator::Error::Unprotected { .. } => Exit::USAGE,
+            coordinator::Error::DirectoryInUse { .. } | coordinator::Error::Bind { .. } => Exit::USAGE,
+            coordinator::Error::Identity(ref error) => Exit::of_run(error.exit_code()),
             coordinator::Error::Io { .. } => of_path(&error, Exit::FAILED),
             _ => Exit::FAILED,
         };
@@ -188,6 +197,8 @@ mod tests {
         check(Code::FailedPrecondition, false, Exit::USAGE);
         check(Code::FailedPrecondition, true, Exit::TRY_AGAIN);
         check(Code::Unavailable, true, Exit::TRY_AGAIN);
+        check(Code::Unauthenticated, false, Exit::USAGE);
+        check(Code::PermissionDenied, false, Exit::USAGE);
         check(Code::DataLoss, false, Exit::CORRUPT);
         check(Code::Internal, false, Exit::FAILED);
     }

@@ -44,14 +44,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// Reachable from other machines without any protection.
-    #[error(
-        "{address} is reachable from other machines, and connections are neither encrypted nor authenticated"
-    )]
-    Unprotected {
-        /// The address.
-        address: SocketAddr,
-    },
+    /// Credentials that are not private, or certificates that cannot be used.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
     /// The server ended by itself.
     #[error("the gRPC server failed")]
     Serve(#[source] tonic::transport::Error),
@@ -62,13 +57,11 @@ pub enum Error {
 
 impl Error {
     /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Error::DirectoryInUse { .. } => Some("stop it, or give this one a `--dir` of its own"),
-            Error::Unprotected { .. } => {
-                Some("bind 127.0.0.1, or pass `--insecure` if the network itself is trusted")
-            }
-            Error::Bind { .. } => Some("choose another port; port 0 lets the system choose"),
+            Error::DirectoryInUse { .. } => Some("stop it, or give this one a `--dir` of its own".to_owned()),
+            Error::Identity(error) => error.hint(),
+            Error::Bind { .. } => Some("choose another port; port 0 lets the system choose".to_owned()),
             _ => None,
         }
     }

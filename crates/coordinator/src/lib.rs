@@ -9,6 +9,7 @@
 //! Where to start: [`state`], which decides everything and touches nothing; then `owner`, which carries its
 //! decisions out; then `service`, which puts both on the wire.
 
+mod audit;
 mod checkpoints;
 mod clock;
 mod error;
@@ -21,4 +22,4 @@ pub mod state;
 mod store;
 
 pub use error::Error;
-pub use server::{Coordinator, Options, Running};
+pub use server::{Coordinator, Identity, Options, Running};

@@ -1,23 +1,28 @@
 //! The coordinator as a whole: store, owner and server, started and ended together.
 
+use identity::authority::Folder;
+use identity::{Access, Credentials, Encryption, Guard, Rejected, Role, Secret, keyring};
 use proto::transport;
 use proto::v1::agent_service_server::AgentServiceServer;
 use proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use proto::v1::control_service_server::ControlServiceServer;
 use proto::v1::worker_service_server::WorkerServiceServer;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
 use crate::Error;
+use crate::audit::{self, Audit};
 use crate::checkpoints::Checkpoints;
 use crate::owner::Owner;
 use crate::service::agent::Agents;
 use crate::service::control::Control;
+use crate::service::gate::Gatekeeper;
+use crate::service::places::Places;
 use crate::service::sync::CheckpointSync;
 use crate::service::worker::Workers;
 use crate::state::SpawnKey;
@@ -36,8 +41,24 @@ pub struct Options {
     pub bind: SocketAddr,
     /// The coordinator's memory, and `runs/` below it. One coordinator at a time.
     pub dir: PathBuf,
-    /// Listen for other machines although connections are neither encrypted nor authenticated.
-    pub insecure: bool,
+    /// By what it proves itself, and knows its callers.
+    pub identity: Identity,
+    /// Below which operators that do not hold the coordinator's own token may name run directories, besides `dir`.
+    pub allow_dirs: Vec<PathBuf>,
+}
+
+/// What a coordinator and its callers prove themselves by.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// By what lies in `dir/credentials`, made at the first start and entered in the user's home.
+    Kept {
+        /// Whether connections are encrypted; they are proven either way.
+        encryption: Encryption,
+        /// A folder of certificates to show, and to take callers' by, besides tokens.
+        certificates: Option<PathBuf>,
+    },
+    /// By secrets that nobody but this process and its children has.
+    Ephemeral,
 }
 
 /// The coordinator.
@@ -47,6 +68,9 @@ pub struct Coordinator;
 pub struct Running {
     address: SocketAddr,
     owner: Owner,
+    credentials: Credentials,
+    entries: Option<keyring::Entries>,
+    notes: Vec<String>,
     shutdown: CancellationToken,
     tasks: JoinSet<Result<(), Error>>,
 }
@@ -55,25 +79,27 @@ impl Coordinator {
     /// Takes up the runs found in `options.dir` and serves from then on.
     ///
     /// # Errors
-    /// If another coordinator uses the directory, or the address cannot be bound or must not be.
+    /// If another coordinator uses the directory, the address cannot be bound, or credentials are not private.
     pub async fn start(options: Options) -> Result<Running, Error> {
-        if !options.bind.ip().is_loopback() && !options.insecure {
-            return Err(Error::Unprotected { address: options.bind });
-        }
         let bind_error = |source| Error::Bind { address: options.bind, source };
         let listener = TcpListener::bind(options.bind).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
 
-        // Both block on the disk, once, before anybody is served.
+        // All of this blocks on the disk, once, before anybody is served.
         let (store, recovered) = Store::open(&options.dir)?;
         let dir = std::path::absolute(&options.dir).map_err(|source| Error::Io {
             what: "find the path of",
             path: options.dir.clone(),
             source,
         })?;
+        let spawn_key = SpawnKey::new(identity::random());
+        let Identified { credentials, guard, audit } = identify(&options.identity, &dir, spawn_key.clone())?;
+        let (entries, notes) = match options.identity {
+            Identity::Ephemeral => (None, Vec::new()),
+            Identity::Kept { .. } => enter(address, &credentials)?,
+        };
         let incarnation = recovered.incarnation;
         let checkpoints = Checkpoints::default();
-        let spawn_key = SpawnKey::new(*blake3::hash(&random()).as_bytes());
         let (owner, ended) = Owner::start(store, recovered, checkpoints.clone(), spawn_key)
             .map_err(|source| Error::Io { what: "start a thread for", path: dir.clone(), source })?;
         tracing::info!(%address, dir = %dir.display(), incarnation, "coordinator started");
@@ -89,10 +115,63 @@ impl Coordinator {
                 Ok(Ok(())) | Err(_) => Err(Error::Ended("owner")),
             }
         });
-        let services =
-            Services { owner: owner.clone(), checkpoints, dir, incarnation, shutdown: shutdown.clone() };
+        let places = Places { dir, allowed: options.allow_dirs };
+        let keeper = Gatekeeper { guard, audit };
+        let services = Services {
+            owner: owner.clone(),
+            checkpoints,
+            places,
+            incarnation,
+            keeper,
+            shutdown: shutdown.clone(),
+        };
         tasks.spawn(services.serve(listener));
-        Ok(Running { address, owner, shutdown, tasks })
+        Ok(Running { address, owner, credentials, entries, notes, shutdown, tasks })
+    }
+}
+
+/// What a coordinator knows itself and its callers by.
+struct Identified {
+    credentials: Credentials,
+    guard: Guard,
+    audit: Audit,
+}
+
+fn identify(identity: &Identity, dir: &Path, spawn_key: SpawnKey) -> Result<Identified, Error> {
+    let workers = Arc::new(move |nonce: &str| Secret(spawn_key.worker_secret(nonce)));
+    match identity {
+        Identity::Ephemeral => {
+            let credentials = Credentials::ephemeral()?;
+            let guard = Guard::new(&credentials, None, workers)?;
+            Ok(Identified { credentials, guard, audit: Audit::none() })
+        }
+        Identity::Kept { encryption, certificates } => {
+            let shown =
+                certificates.as_deref().map(|folder| Folder::new(folder).fingerprint()).transpose()?;
+            let credentials = Credentials::open(dir, *encryption, shown)?;
+            let guard = Guard::new(&credentials, certificates.clone(), workers)?;
+            Ok(Identified { credentials, guard, audit: Audit::open(dir)? })
+        }
+    }
+}
+
+/// Enters the coordinator in its user's home. Without one it serves all the same, and says which file to copy.
+fn enter(
+    address: SocketAddr,
+    credentials: &Credentials,
+) -> Result<(Option<keyring::Entries>, Vec<String>), Error> {
+    match keyring::enter(address, &credentials.access(Role::Admin)) {
+        Ok(entries) => Ok((Some(entries), Vec::new())),
+        Err(error @ (identity::Error::Io { .. } | identity::Error::NoHome)) => {
+            let file = credentials.file(Role::Admin).unwrap_or_default();
+            let note = format!(
+                "{}: commands and agents need --token-file {} or a copy of it",
+                proto::one_line(&error),
+                file.display()
+            );
+            Ok((None, vec![note]))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -102,12 +181,25 @@ impl Running {
         self.address
     }
 
+    /// What a client of this process proves itself by in a role.
+    pub fn access(&self, role: Role) -> Access {
+        Access::Token(self.credentials.access(role))
+    }
+
+    /// What whoever started it should know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Aborts the runs that are active, tells everybody, and ends.
     ///
     /// # Errors
     /// If a part of the coordinator fails on the way.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         self.shutdown.cancel();
+        if let Some(entries) = &self.entries {
+            entries.remove();
+        }
         // An owner that is gone already has told why, below.
         let told = self.owner.shut_down().await;
         if let Err(error) = &told {
@@ -141,11 +233,6 @@ impl Running {
     }
 }
 
-/// 244 random bits.
-fn random() -> Vec<u8> {
-    [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(uuid::Uuid::into_bytes).concat()
-}
-
 fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
     ended.unwrap_or_else(|_| Err(Error::Ended("task")))
 }
@@ -164,16 +251,22 @@ async fn tick(owner: Owner, shutdown: CancellationToken) -> Result<(), Error> {
 struct Services {
     owner: Owner,
     checkpoints: Checkpoints,
-    dir: PathBuf,
+    places: Places,
     incarnation: u64,
+    keeper: Gatekeeper,
     shutdown: CancellationToken,
 }
 
 impl Services {
     async fn serve(self, listener: TcpListener) -> Result<(), Error> {
-        let Services { owner, checkpoints, dir, incarnation, shutdown } = self;
+        let Services { owner, checkpoints, places, incarnation, keeper, shutdown } = self;
         let limit = transport::MAX_MESSAGE_BYTES;
-        let control = Control { owner: owner.clone(), dir, incarnation, shutdown: shutdown.clone() };
+        let control = Control {
+            owner: owner.clone(),
+            places: Arc::new(places),
+            incarnation,
+            shutdown: shutdown.clone(),
+        };
         let control = ControlServiceServer::new(control).max_decoding_message_size(limit);
         let agents = Agents { owner: owner.clone(), shutdown: shutdown.clone() };
         let agents = AgentServiceServer::new(agents).max_decoding_message_size(limit);
@@ -193,17 +286,21 @@ impl Services {
             .build_v1()
             .expect("our own descriptors are well formed");
 
+        let audit = keeper.audit.clone();
+        let rejected = move |Rejected { address: from, reason }| {
+            let (who, role, what) = ("nobody", "nobody", "connection");
+            audit.write(&audit::Entry { who, role, from, what, outcome: &reason });
+        };
+        let incoming = identity::incoming(listener, keeper.guard.clone(), rejected, shutdown.clone());
         transport::server()
+            .layer(keeper)
             .add_service(health_service)
             .add_service(reflection)
             .add_service(control)
             .add_service(agents)
             .add_service(workers)
             .add_service(sync)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                shutdown.cancelled_owned(),
-            )
+            .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
             .await
             .map_err(Error::Serve)
     }

@@ -1,5 +1,6 @@
 //! From the command line to the last step: what `himpun worker` does.
 
+use ::identity::{Access, Spawn};
 use collective::AbortHandle;
 use config::{DataRoot, RunConfig};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -12,7 +13,7 @@ use crate::train::Start;
 use crate::{Error, group, train};
 
 /// What an agent starts a worker with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Options {
     /// The coordinator, "host:port".
     pub coordinator: String,
@@ -34,6 +35,8 @@ pub struct Options {
     pub cores: Vec<usize>,
     /// Where this node has what the configuration names elsewhere.
     pub data_roots: Vec<DataRoot>,
+    /// What it knows the coordinator by, and proves itself by.
+    pub spawn: Spawn,
     /// Workers that were started on this node together, at least 1: each may take its part of the memory.
     pub share: u64,
 }
@@ -57,14 +60,15 @@ pub fn run(options: Options) -> i32 {
 fn work(options: Options) -> Result<(), Error> {
     let Options { coordinator, run_id, incarnation, generation, agent_id, slot, nonce, threads, .. } =
         options;
-    let Options { cores, data_roots, share, .. } = options;
+    let Options { cores, data_roots, share, spawn: Spawn { trust, secret }, .. } = options;
     // Measured before a group forms, so that no worker of this node has taken its part yet.
     let data_bytes = data::memory::available() / share.max(1);
     // Every thread of this process stays on its cores; those of the pool are each pinned to one.
     confine(&cores)?;
     let fence = Fence { run_id, incarnation, generation };
     let listener = group::listen(&coordinator)?;
-    let identity = Identity { coordinator, fence, worker: WorkerId { agent_id, slot, nonce } };
+    let access = Access::Worker { trust, nonce: nonce.clone(), secret };
+    let identity = Identity { coordinator, fence, worker: WorkerId { agent_id, slot, nonce }, access };
     let attached = session::attach(identity, listener.address().to_string())?;
     let mut config = RunConfig::from_toml(&attached.config_toml).map_err(Error::Unresolved)?;
     let credentials = group::credentials(&config)?;

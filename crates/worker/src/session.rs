@@ -9,6 +9,7 @@ mod error;
 mod shared;
 mod stream;
 
+use ::identity::{Access, Channel, Connection};
 use proto::transport;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::{
@@ -20,7 +21,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tonic::transport::Channel;
 
 pub use error::Error;
 pub(crate) use error::is_transient;
@@ -45,6 +45,8 @@ pub struct Identity {
     pub fence: Fence,
     /// The process.
     pub worker: WorkerId,
+    /// How it proves that, and what it knows the coordinator by.
+    pub access: Access,
 }
 
 /// An attached worker that has not opened its stream yet.
@@ -87,7 +89,7 @@ pub fn attach(identity: Identity, data_address: String) -> Result<Attached, Erro
         pid: std::process::id(),
     };
     let config_toml = runtime.block_on(async {
-        let channel = connect(&identity.coordinator).await?;
+        let Connection { channel, .. } = connect(&identity).await?;
         let mut request = tonic::Request::new(request);
         request.set_timeout(transport::CALL_DEADLINE);
         let response = WorkerServiceClient::new(channel).attach(request).await;
@@ -123,7 +125,8 @@ impl Attached {
             closing: closing_seen,
         };
         let _entered = runtime.enter();
-        let bulk = endpoint(&identity.coordinator)?.connect_lazy();
+        let bulk = identity.access.connect_lazy(&identity.coordinator);
+        let bulk = bulk.map_err(|error| Error::from_identity(&identity.coordinator, error))?.channel;
         let stream = runtime.spawn(stream.keep_open());
         drop(_entered);
         let session =
@@ -264,10 +267,7 @@ impl Session {
     }
 }
 
-fn endpoint(coordinator: &str) -> Result<tonic::transport::Endpoint, Error> {
-    transport::endpoint(coordinator).map_err(|error| Error::unreachable(coordinator, &error))
-}
-
-async fn connect(coordinator: &str) -> Result<Channel, Error> {
-    endpoint(coordinator)?.connect().await.map_err(|error| Error::unreachable(coordinator, &error))
+async fn connect(identity: &Identity) -> Result<Connection, Error> {
+    let Identity { coordinator, access, .. } = identity;
+    access.connect(coordinator).await.map_err(|error| Error::from_identity(coordinator, error))
 }

@@ -5,6 +5,7 @@
 
 use checkpoint::{Manifest, ShardDecoder, ShardEncoder, Tensor};
 use collective::Communicator;
+use identity::Channel;
 use proto::Refusal;
 use proto::transport::{CALL_DEADLINE, CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::Error;

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use clap::Args;
 use config::DataRoot;
+use identity::Role;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::CoordinatorArgument;
@@ -28,7 +29,9 @@ pub struct Arguments {
 /// Serves until a signal asks it to end, then ends its workers and itself. A run that was cut short is to be tried again.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let host = host_name()?;
+    let access = arguments.coordinator.access(Role::Agent)?;
     let options = agent::Options {
+        access,
         coordinator: arguments.coordinator.coordinator,
         agent_id: arguments.id.unwrap_or_else(|| host.clone()),
         host,

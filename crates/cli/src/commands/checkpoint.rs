@@ -174,7 +174,7 @@ async fn remote_list(client: &mut Client, run_id: &str) -> Result<Vec<Checkpoint
 }
 
 async fn connect(target: &RunArguments) -> Result<(Client, String), Failure> {
-    let mut client = Client::connect(&target.coordinator.coordinator).await?;
+    let mut client = Client::connect(&target.coordinator).await?;
     let run_id = client.status(&target.run).await?.run_id;
     Ok((client, run_id))
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use identity::Encryption;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
@@ -18,7 +19,16 @@ pub struct Arguments {
     /// Keep state and runs here
     #[arg(long, value_name = "DIR", default_value = "himpun")]
     dir: PathBuf,
-    /// Listen on an address that other machines reach, although nothing on the wire is encrypted or authenticated
+    /// Show the certificate in this folder, as `himpun certs init` makes one, and take callers' certificates of the same
+    /// authority, besides tokens
+    #[arg(long, value_name = "DIR", env = "HIMPUN_CERTS", conflicts_with = "insecure")]
+    certs: Option<PathBuf>,
+    /// Let operators name run directories below this one, too [default: only below --dir; whoever holds the coordinator's
+    /// own token may name any]
+    #[arg(long, value_name = "DIR")]
+    allow_dir: Vec<PathBuf>,
+    /// Do not encrypt connections: who controls the network can read and change what goes over it. Both ends still prove
+    /// themselves, and no secret crosses the wire
     #[arg(long)]
     insecure: bool,
 }
@@ -27,8 +37,12 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let bind = address(&arguments.bind)?;
     let mut signals = signals::Signals::install()?;
-    let options = coordinator::Options { bind, dir: arguments.dir, insecure: arguments.insecure };
+    let encryption = if arguments.insecure { Encryption::None } else { Encryption::Tls };
+    let identity = coordinator::Identity::Kept { encryption, certificates: arguments.certs };
+    let allow_dirs = arguments.allow_dir;
+    let options = coordinator::Options { bind, dir: arguments.dir, identity, allow_dirs };
     let mut running = coordinator::Coordinator::start(options).await?;
+    running.notes().iter().for_each(|note| output::warning(note));
     output::data(&format!("himpun coordinator listens on {}", running.address()));
     tokio::select! {
         // It never ends by itself unless something failed.

@@ -26,7 +26,7 @@ pub struct Arguments {
 
 /// Prints the lines as they come.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&arguments.target.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.target.coordinator).await?;
     let request = TailLogsRequest {
         run_id: client.status(&arguments.target.run).await?.run_id,
         rank: arguments.rank,

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod certs;
 pub mod checkpoint;
 pub mod completions;
 pub mod coordinator;

@@ -20,7 +20,7 @@ pub struct Arguments {
 
 /// Prints the runs, oldest first.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&arguments.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.coordinator).await?;
     let runs = call(client.control.list_runs(ListRunsRequest {})).await?.runs;
     if arguments.json {
         output::json(&runs.iter().map(run_state::to_json).collect::<Vec<Value>>());

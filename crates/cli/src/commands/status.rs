@@ -20,7 +20,7 @@ pub struct Arguments {
 
 /// Prints the run's state.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&arguments.target.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.target.coordinator).await?;
     let status = client.status(&arguments.target.run).await?;
     if arguments.json {
         output::json(&run_state::to_json(&status));

@@ -20,7 +20,7 @@ pub struct Arguments {
 
 /// Gives the order.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&arguments.target.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.target.coordinator).await?;
     let run_id = client.status(&arguments.target.run).await?.run_id;
     call(client.control.stop(request(&run_id, arguments.kill))).await?;
     let how =

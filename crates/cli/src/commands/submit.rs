@@ -48,7 +48,7 @@ pub struct Arguments {
 /// Submits, and waits if asked to.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let request = request(&arguments)?;
-    let mut client = Client::connect(&arguments.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.coordinator).await?;
     let submitted = call(client.control.submit_run(request)).await?;
     if arguments.json {
         output::json(&json!({ "run_id": submitted.run_id, "run_dir": submitted.run_dir }));

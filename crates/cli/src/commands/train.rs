@@ -4,6 +4,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use config::RunConfig;
 use data::Limits;
+use identity::Role;
 use proto::v1::{RunEnded, RunStatus, SubmitRunRequest};
 use serde_json::{Map, Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -151,12 +152,16 @@ impl Machine {
     async fn start(workers: u32) -> Result<Machine, Failure> {
         let state = tempfile::tempdir().context("failed to make a directory for the coordinator")?;
         let bind = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options = coordinator::Options { bind, dir: state.path().to_owned(), insecure: false };
+        // Nobody else has to find it: its secrets live as long as this process, and need no home.
+        let identity = coordinator::Identity::Ephemeral;
+        let dir = state.path().to_owned();
+        let options = coordinator::Options { bind, dir, identity, allow_dirs: Vec::new() };
         let coordinator = coordinator::Coordinator::start(options).await?;
         let address = coordinator.address().to_string();
         let host = host_name()?;
         let options = agent::Options {
             coordinator: address.clone(),
+            access: coordinator.access(Role::Agent),
             agent_id: host.clone(),
             host,
             slots: workers,
@@ -166,7 +171,7 @@ impl Machine {
         };
         let end_agent = CancellationToken::new();
         let agent = tokio::spawn(agent::run(options, end_agent.clone()));
-        let client = Client::connect(&address).await?;
+        let client = Client::connect_as(&address, &coordinator.access(Role::Admin)).await?;
         Ok(Machine { client, coordinator, agent, end_agent, _state: state })
     }
 

@@ -22,7 +22,7 @@ pub struct Arguments {
 
 /// Shows events until the run ends.
 pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&arguments.target.coordinator.coordinator).await?;
+    let mut client = Client::connect(&arguments.target.coordinator).await?;
     let run_id = client.status(&arguments.target.run).await?.run_id;
     if arguments.json {
         let mut events = follow::Events::open(&mut client, &run_id).await?;

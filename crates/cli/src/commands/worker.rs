@@ -1,9 +1,15 @@
 //! `himpun worker`: one process of a run, started by an agent and by nobody else.
 
+use anyhow::Context as _;
 use clap::Args;
 use config::DataRoot;
+use identity::Spawn;
+use std::io::{IsTerminal as _, Read as _};
 
 use crate::failure::{Exit, Failure};
+
+/// More than what an agent hands on.
+const MAX_INPUT: u64 = 1 << 20;
 
 /// Train one rank's share of a run (started by agents)
 #[derive(Args)]
@@ -48,6 +54,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let Arguments { coordinator, run, incarnation, generation, agent_id, slot, nonce, threads, .. } =
         arguments;
     let Arguments { cores, data_root: data_roots, share, .. } = arguments;
+    let spawn = spawn()?;
     let code = worker::run(worker::Options {
         coordinator,
         run_id: run,
@@ -59,7 +66,22 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         threads,
         cores,
         data_roots,
+        spawn,
         share,
     });
     Ok(Exit::of_run(code))
+}
+
+/// What the agent handed on: nothing secret stands among the arguments or in the environment.
+fn spawn() -> Result<Spawn, Failure> {
+    let mut input = Vec::new();
+    if !std::io::stdin().is_terminal() {
+        std::io::stdin()
+            .take(MAX_INPUT)
+            .read_to_end(&mut input)
+            .context("failed to read what the agent hands on")?;
+    }
+    serde_json::from_slice(&input).map_err(|_| {
+        Failure::usage("a worker is started by an agent, which hands its secret on by its standard input")
+    })
 }

@@ -1,16 +1,19 @@
 //! The agents' sessions.
 
-use proto::MissingField;
+use ::identity::{Caller, Seal};
 use proto::v1::agent_service_server::AgentService;
 use proto::v1::{
     AgentDown, AgentHello, AgentUp, Fence, StopWorkers, WorkerExited, WorkerId, agent_down, agent_up,
 };
+use proto::{MissingField, transport};
+use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{check_protocol, refusal};
+use super::{caller, check_protocol, refusal, seal};
 use crate::owner::{CallError, OUTBOX, Owner};
 use crate::state::{Exit, Input, Parting, Refused, Report};
 
@@ -20,6 +23,9 @@ pub(crate) struct Agents {
     pub shutdown: CancellationToken,
 }
 
+/// Of an agent's process.
+const SECRET_BYTES: usize = 16;
+
 /// More than any node has devices; fewer than would hurt to deal.
 const MAX_SLOTS: u32 = 4096;
 
@@ -27,24 +33,35 @@ type Outbox = mpsc::WeakSender<Result<AgentDown, Status>>;
 
 #[tonic::async_trait]
 impl AgentService for Agents {
-    type SessionStream = ReceiverStream<Result<AgentDown, Status>>;
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<AgentDown, Status>> + Send>>;
 
     async fn session(
         &self,
         request: Request<Streaming<AgentUp>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let (caller, seal) = (caller(&request), seal(&request));
+        let mut inbox = request.into_inner();
+        // Refused before the session opens, so that the call itself fails.
+        let mut hello = tokio::time::timeout(transport::CALL_DEADLINE, first(&mut inbox))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the session began without a hello"))??;
+        check_id(&caller, &hello.agent_id)?;
+        hello.secret = seal.apply(&hello.agent_id, &hello.secret);
+        let agent_id = hello.agent_id.clone();
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let session = Session { owner: self.owner.clone(), outbox: outbox.downgrade() };
+        let number = self.owner.open_agent(hello, outbox).await?;
         let shutdown = self.shutdown.clone();
-        let inbox = request.into_inner();
         // The task ends with the stream it reads; what it returns is on its own stream already.
         tokio::spawn(async move {
             tokio::select! {
-                () = session.serve(inbox, outbox) => {}
+                () = session.serve(inbox, agent_id, number) => {}
                 () = shutdown.cancelled() => {}
             }
         });
-        Ok(Response::new(ReceiverStream::new(messages)))
+        let messages: Self::SessionStream =
+            Box::pin(ReceiverStream::new(messages).map(move |message| Ok(sealed(message?, &seal))));
+        Ok(Response::new(messages))
     }
 }
 
@@ -55,22 +72,7 @@ struct Session {
 }
 
 impl Session {
-    async fn serve(&self, mut inbox: Streaming<AgentUp>, outbox: mpsc::Sender<Result<AgentDown, Status>>) {
-        let opened = async {
-            let hello = first(&mut inbox).await?;
-            let agent_id = hello.agent_id.clone();
-            Ok::<_, Status>((self.owner.open_agent(hello, outbox.clone()).await?, agent_id))
-        };
-        let (session, agent_id) = match opened.await {
-            Ok(opened) => opened,
-            Err(status) => {
-                // An agent that has gone away needs no answer.
-                outbox.send(Err(status)).await.ok();
-                return;
-            }
-        };
-        // From here on only the owner keeps the stream open.
-        drop(outbox);
+    async fn serve(&self, mut inbox: Streaming<AgentUp>, agent_id: String, session: u64) {
         let parting = match self.follow(&mut inbox, &agent_id, session).await {
             Ok(()) => Parting::Closed,
             Err(status) => Parting::Broken(proto::one_line(&status)),
@@ -151,6 +153,9 @@ async fn first(inbox: &mut Streaming<AgentUp>) -> Result<AgentHello, Status> {
         return Err(MissingField("hello").into());
     };
     check_protocol(hello.protocol, &format!("agent {} (himpun {})", hello.agent_id, hello.version))?;
+    if hello.secret.len() != SECRET_BYTES {
+        return Err(MissingField("secret of 16 bytes").into());
+    }
     // The id becomes part of names.
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if hello.agent_id.is_empty() || hello.agent_id.len() > 100 || !hello.agent_id.chars().all(plain) {
@@ -170,6 +175,30 @@ async fn first(inbox: &mut Streaming<AgentUp>) -> Result<AgentHello, Status> {
         ));
     }
     Ok(hello)
+}
+
+/// An agent's certificate may be for one id alone. With a token, or a certificate for all agents, an id belongs to the process
+/// whose secret opened it (see `state::agents`).
+fn check_id(caller: &Caller, agent_id: &str) -> Result<(), Status> {
+    match caller {
+        Caller::Holder { name: Some(name), .. } if name != agent_id => {
+            let message = format!("a certificate of agent {name} does not speak for agent {agent_id}");
+            let hint = "start the agent with that `--id`, or with a certificate of its own";
+            Err(refusal(tonic::Code::PermissionDenied, "not_yours", message, hint))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Workers' secrets travel as the connection has it.
+fn sealed(mut down: AgentDown, seal: &Seal) -> AgentDown {
+    if let Some(agent_down::Message::Start(start)) = &mut down.message {
+        for assignment in &mut start.workers {
+            let label = assignment.worker.as_ref().map_or("", |worker| &worker.nonce);
+            assignment.secret = seal.apply(label, &assignment.secret);
+        }
+    }
+    down
 }
 
 fn identity(fence: Option<Fence>, worker: Option<WorkerId>) -> Result<(Fence, WorkerId), Status> {

@@ -12,12 +12,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::{blocking, refusal, submission};
+use super::places::Places;
+use super::{blocking, caller, refusal, submission};
 use crate::checkpoints;
 use crate::event_log::{EventLog, Next};
 use crate::owner::{Accepted, Order, Owner, Tail};
@@ -29,8 +31,7 @@ const IN_FLIGHT: usize = 64;
 /// Serves [`ControlService`].
 pub(crate) struct Control {
     pub owner: Owner,
-    /// Below which runs live that name no other directory.
-    pub dir: PathBuf,
+    pub places: Arc<Places>,
     pub incarnation: u64,
     pub shutdown: CancellationToken,
 }
@@ -54,8 +55,8 @@ impl ControlService for Control {
         &self,
         request: Request<SubmitRunRequest>,
     ) -> Result<Response<SubmitRunResponse>, Status> {
-        let (request, dir) = (request.into_inner(), self.dir.clone());
-        let submission = blocking(move || submission::read(request, &dir)).await?;
+        let (caller, places) = (caller(&request), Arc::clone(&self.places));
+        let submission = blocking(move || submission::read(request.into_inner(), &caller, &places)).await?;
         let (run_id, run_dir) = self.owner.submit(submission).await?;
         Ok(Response::new(SubmitRunResponse { run_id, run_dir }))
     }

@@ -2,12 +2,17 @@
 
 pub(crate) mod agent;
 pub(crate) mod control;
+pub(crate) mod gate;
+pub(crate) mod places;
+mod rules;
 mod submission;
 pub(crate) mod sync;
 pub(crate) mod worker;
 
+use identity::{Caller, Peer, Seal};
+use proto::v1::WorkerId;
 use proto::{PROTOCOL, Refusal, one_line};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::checkpoints;
 use crate::owner::CallError;
@@ -25,6 +30,47 @@ pub(crate) fn refusal(code: Code, reason: &str, message: String, hint: &str) -> 
         current_generation: 0,
     }
     .into()
+}
+
+/// Who sends a request, as the gate found out.
+///
+/// # Panics
+/// If the request did not come through it.
+pub(crate) fn caller<T>(request: &Request<T>) -> Caller {
+    request.extensions().get().cloned().expect("every request comes through the gate")
+}
+
+/// How secrets travel on the connection of a request.
+///
+/// # Panics
+/// If it is not one of our connections.
+pub(crate) fn seal<T>(request: &Request<T>) -> Seal {
+    request.extensions().get::<Peer>().expect("every connection of ours has a peer").seal.clone()
+}
+
+/// The nonce of the worker that sends a request.
+///
+/// # Errors
+/// If it is no worker's.
+pub(crate) fn nonce<T>(request: &Request<T>) -> Result<String, Status> {
+    match caller(request) {
+        Caller::Worker(nonce) => Ok(nonce),
+        _ => Err(refusal(
+            Code::PermissionDenied,
+            "wrong_role",
+            "this is for a worker of the run".to_owned(),
+            "",
+        )),
+    }
+}
+
+/// Refuses what speaks for another worker than the caller.
+pub(crate) fn check_nonce(nonce: &str, worker: &WorkerId) -> Result<(), Status> {
+    if worker.nonce == nonce {
+        return Ok(());
+    }
+    let message = format!("worker {nonce} speaks for itself, and not for {}", worker.nonce);
+    Err(refusal(Code::PermissionDenied, "not_yours", message, ""))
 }
 
 /// Refuses a peer of another protocol by naming both.

@@ -1,10 +1,12 @@
 //! From a request to a run that can be queued: everything that can be refused is refused here.
 
 use config::RunConfig;
+use identity::Caller;
 use proto::v1::SubmitRunRequest;
 use std::path::{Path, PathBuf};
 use tonic::{Code, Status};
 
+use super::places::Places;
 use super::{check_protocol, refusal};
 use crate::owner::Submission;
 use crate::run_dir;
@@ -12,8 +14,12 @@ use crate::state::{IdempotencyKey, RunRecord, Stage, Summary};
 
 /// Reads a submission. Blocks on the disk: to resume, checkpoints are verified.
 ///
-/// `dir` is the coordinator's directory, below which runs live that name no other.
-pub(super) fn read(request: SubmitRunRequest, dir: &Path) -> Result<Submission, Status> {
+/// `places` says which directories the caller may name.
+pub(super) fn read(
+    request: SubmitRunRequest,
+    caller: &Caller,
+    places: &Places,
+) -> Result<Submission, Status> {
     check_protocol(request.protocol, "the client")?;
     let config = RunConfig::from_toml(&request.config_toml).map_err(|error| {
         let hint = error.hint().unwrap_or_default();
@@ -37,7 +43,14 @@ pub(super) fn read(request: SubmitRunRequest, dir: &Path) -> Result<Submission, 
     }
     let key = (!request.idempotency_key.is_empty())
         .then(|| IdempotencyKey(format!("submit/{}", request.idempotency_key)));
-    if request.resume { resumed(request, key) } else { fresh(request, key, dir) }
+    if request.resume {
+        let run_dir = absolute(Path::new(&request.run_dir))?;
+        places.check(caller, &run_dir)?;
+        return resumed(request, &run_dir, key);
+    }
+    let submission = fresh(request, key, &places.dir)?;
+    places.check(caller, Path::new(&submission.record.run_dir))?;
+    Ok(submission)
 }
 
 fn fresh(request: SubmitRunRequest, key: Option<IdempotencyKey>, dir: &Path) -> Result<Submission, Status> {
@@ -60,11 +73,14 @@ fn fresh(request: SubmitRunRequest, key: Option<IdempotencyKey>, dir: &Path) -> 
 }
 
 /// A run goes on under its own id from its newest good checkpoint.
-fn resumed(request: SubmitRunRequest, key: Option<IdempotencyKey>) -> Result<Submission, Status> {
-    let run_dir = absolute(Path::new(&request.run_dir))?;
-    let past = run_dir::past(&run_dir)?;
-    let (newest, problems) = checkpoint::newest_good(&run_dir);
-    let mut record = record(past.run_id, &run_dir, request.config_toml, request.workers);
+fn resumed(
+    request: SubmitRunRequest,
+    run_dir: &Path,
+    key: Option<IdempotencyKey>,
+) -> Result<Submission, Status> {
+    let past = run_dir::past(run_dir)?;
+    let (newest, problems) = checkpoint::newest_good(run_dir);
+    let mut record = record(past.run_id, run_dir, request.config_toml, request.workers);
     record.generation = past.generation;
     record.accept_changed_data = request.accept_changed_data;
     let mut warnings: Vec<String> = problems.iter().map(|problem| proto::one_line(problem)).collect();
@@ -74,7 +90,7 @@ fn resumed(request: SubmitRunRequest, key: Option<IdempotencyKey>) -> Result<Sub
                 checkpoint::Manifest::read(&checkpoint).map_err(crate::checkpoints::Error::from)?;
             record.checkpoint_step = Some(manifest.step);
             record.last_checkpoint = checkpoint.to_string_lossy().into_owned();
-            record.summary = run_dir::summary(&run_dir, manifest.step);
+            record.summary = run_dir::summary(run_dir, manifest.step);
             let threads = manifest.metadata.get("threads").and_then(serde_json::Value::as_u64);
             record.threads = threads.and_then(|threads| u32::try_from(threads).ok());
             if let Some(last) = warnings.last_mut() {

@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use checkpoint::{Part, ShardWriter};
+use identity::Caller;
 use proto::v1::checkpoint_service_server::CheckpointService;
 use proto::v1::{
     AbortCheckpointRequest, AbortCheckpointResponse, BeginCheckpointRequest, BeginCheckpointResponse,
     CheckpointInfo, Chunk, CommitCheckpointRequest, Digest, Fence, GetCheckpointRequest,
-    GetCheckpointResponse, GetShardRequest, PutShardMessage, ShardReceipt, put_shard_message,
+    GetCheckpointResponse, GetShardRequest, PutShardMessage, ShardHeader, ShardReceipt, put_shard_message,
 };
 use proto::{MissingField, transport};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{blocking, refusal};
+use super::{blocking, caller, nonce, refusal};
 use crate::checkpoints::{self, Begun, Checkpoints, Error, Plan};
 use crate::owner::Owner;
 use crate::state::{CheckpointPlan, Input, State};
@@ -34,6 +35,7 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<BeginCheckpointRequest>,
     ) -> Result<Response<BeginCheckpointResponse>, Status> {
+        let nonce = nonce(&request)?;
         let BeginCheckpointRequest { fence, step, n_shards, metadata_json, images } = request.into_inner();
         let fence = fence.ok_or(MissingField("fence"))?;
         let images = images.map(|digest| digest_of(&digest)).transpose()?;
@@ -45,13 +47,8 @@ impl CheckpointService for CheckpointSync {
             serde_json::from_str(&metadata_json).map_err(bad_metadata)?
         };
         let plan_of = fence.clone();
-        let CheckpointPlan { run_dir, config_toml, shard_limits, may_stand, .. } = self
-            .owner
-            .read(move |state| {
-                let nonce = leader(state, &plan_of);
-                state.admit_checkpoint(&plan_of, &nonce, step, n_shards)
-            })
-            .await??;
+        let CheckpointPlan { run_dir, config_toml, shard_limits, may_stand, .. } =
+            self.owner.read(move |state| state.admit_checkpoint(&plan_of, &nonce, step, n_shards)).await??;
         let keep = config::RunConfig::from_toml(&config_toml)
             .map_err(|error| Status::internal(format!("the stored configuration: {error}")))?
             .checkpoint
@@ -83,12 +80,13 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<Streaming<PutShardMessage>>,
     ) -> Result<Response<ShardReceipt>, Status> {
+        let nonce = nonce(&request)?;
         let mut inbox = request.into_inner();
         let Some(put_shard_message::Message::Header(header)) = next(&mut inbox).await? else {
             return Err(MissingField("header").into());
         };
         let fence = header.fence.clone().ok_or(MissingField("fence"))?;
-        self.admit(&fence).await?;
+        self.admit_part(&fence, nonce, &header).await?;
         let checkpoints = self.checkpoints.clone();
         let (id, part) = (header.checkpoint_id.clone(), checkpoints::part(header.shard, header.images));
         let (writer, limit) = blocking(move || checkpoints.part(&fence, &id, part)).await?;
@@ -102,9 +100,10 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<CommitCheckpointRequest>,
     ) -> Result<Response<CheckpointInfo>, Status> {
+        let nonce = nonce(&request)?;
         let CommitCheckpointRequest { fence, checkpoint_id } = request.into_inner();
         let fence = fence.ok_or(MissingField("fence"))?;
-        self.admit(&fence).await?;
+        self.admit_leader(&fence, nonce, "a commit").await?;
         let (checkpoints, of) = (self.checkpoints.clone(), fence.clone());
         let info = blocking(move || checkpoints.commit(&of, &checkpoint_id)).await?;
         self.owner.tell(Input::CheckpointCommitted { fence, info: info.clone() }).await?;
@@ -115,9 +114,10 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<AbortCheckpointRequest>,
     ) -> Result<Response<AbortCheckpointResponse>, Status> {
+        let nonce = nonce(&request)?;
         let AbortCheckpointRequest { fence, checkpoint_id } = request.into_inner();
         let fence = fence.ok_or(MissingField("fence"))?;
-        self.admit(&fence).await?;
+        self.admit_leader(&fence, nonce, "giving a checkpoint up").await?;
         let checkpoints = self.checkpoints.clone();
         blocking(move || checkpoints.abort(&fence, &checkpoint_id)).await?;
         Ok(Response::new(AbortCheckpointResponse {}))
@@ -127,8 +127,9 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<GetCheckpointRequest>,
     ) -> Result<Response<GetCheckpointResponse>, Status> {
+        let caller = caller(&request);
         let GetCheckpointRequest { fence, step } = request.into_inner();
-        let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
+        let run_dir = self.admit_reader(&fence.ok_or(MissingField("fence"))?, caller).await?;
         let manifest_json = blocking(move || checkpoints::manifest_json(&run_dir, step)).await?;
         Ok(Response::new(GetCheckpointResponse { manifest_json }))
     }
@@ -139,9 +140,10 @@ impl CheckpointService for CheckpointSync {
         &self,
         request: Request<GetShardRequest>,
     ) -> Result<Response<Self::GetShardStream>, Status> {
+        let caller = caller(&request);
         let GetShardRequest { fence, step, shard, images } = request.into_inner();
         let part = checkpoints::part(shard, images);
-        let run_dir = self.admit(&fence.ok_or(MissingField("fence"))?).await?;
+        let run_dir = self.admit_reader(&fence.ok_or(MissingField("fence"))?, caller).await?;
         let (chunks, stream) = mpsc::channel(IN_FLIGHT);
         // The thread ends with the file or with the stream's reader; its error goes down the stream.
         tokio::task::spawn_blocking(move || {
@@ -159,20 +161,42 @@ impl CheckpointService for CheckpointSync {
 }
 
 impl CheckpointSync {
-    /// The directory of the run whose present membership the fence is of.
-    async fn admit(&self, fence: &Fence) -> Result<PathBuf, Status> {
+    /// Rank 0 does `what`.
+    async fn admit_leader(&self, fence: &Fence, nonce: String, what: &'static str) -> Result<(), Status> {
         let fence = fence.clone();
-        let run_dir =
-            self.owner.read(move |state| state.admit(&fence).map(|(record, _)| record.run_dir.clone()));
-        Ok(PathBuf::from(run_dir.await??))
+        let admitted = move |state: &State| state.admit_leader(&fence, &nonce, what).map(drop);
+        Ok(self.owner.read(admitted).await??)
     }
-}
 
-/// The nonce of rank 0, for which a caller speaks until it proves who it is.
-fn leader(state: &State, fence: &Fence) -> String {
-    let members = state.status(&fence.run_id).map(|status| status.members).unwrap_or_default();
-    let worker = members.into_iter().next().and_then(|member| member.worker);
-    worker.map(|worker| worker.nonce).unwrap_or_default()
+    /// A rank sends its own shard, and rank 0 the list of images.
+    async fn admit_part(&self, fence: &Fence, nonce: String, header: &ShardHeader) -> Result<(), Status> {
+        if header.images {
+            return self.admit_leader(fence, nonce, "the list of images").await;
+        }
+        let (fence, shard) = (fence.clone(), header.shard);
+        let rank = move |state: &State| state.admit_member(&fence, &nonce).map(|admitted| admitted.rank);
+        let rank = self.owner.read(rank).await??;
+        if rank == shard as usize {
+            return Ok(());
+        }
+        let message = format!("rank {rank} sends its own shard, and not shard {shard}");
+        Err(refusal(tonic::Code::PermissionDenied, "not_yours", message, ""))
+    }
+
+    /// The directory of the run that a worker is a member of, or that an operator names.
+    async fn admit_reader(&self, fence: &Fence, caller: Caller) -> Result<PathBuf, Status> {
+        let fence = fence.clone();
+        let run_dir = move |state: &State| match caller {
+            Caller::Worker(nonce) => {
+                state.admit_member(&fence, &nonce).map(|admitted| admitted.record.run_dir.clone())
+            }
+            _ => {
+                let run_id = state.resolve(&fence.run_id)?;
+                Ok(state.record(run_id).expect("a resolved id has a record").run_dir.clone())
+            }
+        };
+        Ok(PathBuf::from(self.owner.read(run_dir).await??))
+    }
 }
 
 /// Writes chunks as they come; the receipt follows once the shard is on the disk and is what was sent.

@@ -1,14 +1,19 @@
 //! The workers' attachments and sessions.
 
-use proto::MissingField;
+use identity::Seal;
 use proto::v1::worker_service_server::WorkerService;
-use proto::v1::{AttachRequest, AttachResponse, Fence, Ready, WorkerDown, WorkerId, WorkerUp, worker_up};
+use proto::v1::{
+    AttachRequest, AttachResponse, Fence, Ready, WorkerDown, WorkerId, WorkerUp, worker_down, worker_up,
+};
+use proto::{MissingField, transport};
+use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::check_protocol;
+use super::{check_nonce, check_protocol, nonce, seal};
 use crate::owner::{OUTBOX, Owner};
 use crate::state::{Failure, Input, News};
 
@@ -20,13 +25,15 @@ pub(crate) struct Workers {
 
 #[tonic::async_trait]
 impl WorkerService for Workers {
-    type SessionStream = ReceiverStream<Result<WorkerDown, Status>>;
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<WorkerDown, Status>> + Send>>;
 
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let nonce = nonce(&request)?;
         let AttachRequest { protocol, fence, worker, data_address, pid } = request.into_inner();
         check_protocol(protocol, "the worker")?;
         let fence = fence.ok_or(MissingField("fence"))?;
         let worker = worker.ok_or(MissingField("worker"))?;
+        check_nonce(&nonce, &worker)?;
         if data_address.is_empty() {
             return Err(MissingField("data_address").into());
         }
@@ -43,73 +50,87 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<WorkerUp>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let (nonce, seal) = (nonce(&request)?, seal(&request));
+        let mut inbox = request.into_inner();
+        // Refused before the session opens, so that the call itself fails.
+        let first = tokio::time::timeout(transport::CALL_DEADLINE, inbox.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the session began without a message"))??
+            .ok_or_else(|| Status::cancelled("the session ended before it began"))?;
+        let fence = first.fence.clone().ok_or(MissingField("fence"))?;
+        let worker = first.worker.clone().ok_or(MissingField("worker"))?;
+        check_nonce(&nonce, &worker)?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        let (owner, shutdown, inbox) = (self.owner.clone(), self.shutdown.clone(), request.into_inner());
+        let weak = outbox.downgrade();
+        // From here on only the owner keeps the stream open: it ends when the run does, or when this side is closed.
+        let number = self.owner.open_worker(fence.clone(), worker.clone(), outbox).await?;
+        let session = Session { owner: self.owner.clone(), fence, worker, number };
+        let shutdown = self.shutdown.clone();
         // The task ends with the stream it reads.
         tokio::spawn(async move {
             tokio::select! {
-                () = serve(&owner, inbox, outbox) => {}
+                () = session.serve(inbox, first, weak) => {}
                 () = shutdown.cancelled() => {}
             }
         });
-        Ok(Response::new(ReceiverStream::new(messages)))
+        let messages: Self::SessionStream =
+            Box::pin(ReceiverStream::new(messages).map(move |message| Ok(sealed(message?, &seal))));
+        Ok(Response::new(messages))
     }
 }
 
-/// Takes up what a worker sends until its stream ends or a message is refused.
-async fn serve(
-    owner: &Owner,
-    mut inbox: Streaming<WorkerUp>,
-    outbox: mpsc::Sender<Result<WorkerDown, Status>>,
-) {
-    let opened = async {
-        let first =
-            inbox.message().await?.ok_or_else(|| Status::cancelled("the session ended before it began"))?;
-        let fence = first.fence.clone().ok_or(MissingField("fence"))?;
-        let worker = first.worker.clone().ok_or(MissingField("worker"))?;
-        let session = owner.open_worker(fence.clone(), worker.clone(), outbox.clone()).await?;
-        Ok::<_, Status>((first, fence, worker, session))
-    };
-    let (first, fence, worker, session) = match opened.await {
-        Ok(opened) => opened,
-        Err(status) => {
+/// An open session, and whom it speaks for.
+struct Session {
+    owner: Owner,
+    fence: Fence,
+    worker: WorkerId,
+    number: u64,
+}
+
+impl Session {
+    /// Takes up what the worker sends until its stream ends or a message is refused.
+    async fn serve(
+        self,
+        mut inbox: Streaming<WorkerUp>,
+        first: WorkerUp,
+        outbox: mpsc::WeakSender<Result<WorkerDown, Status>>,
+    ) {
+        if let Err(status) = self.follow(&mut inbox, first).await
+            && let Some(outbox) = outbox.upgrade()
+        {
             // A worker that has gone away needs no answer.
             outbox.send(Err(status)).await.ok();
-            return;
         }
-    };
-    // Only the owner keeps the stream open: it ends when the run does, or when this side is closed.
-    let weak = outbox.downgrade();
-    drop(outbox);
-    if let Err(status) = follow(owner, &mut inbox, first, &fence, &worker).await
-        && let Some(outbox) = weak.upgrade()
-    {
-        outbox.send(Err(status)).await.ok();
+        let Session { owner, fence, worker, number } = self;
+        // A worker that closed its side waits for ours to close: then it knows that all it said was read.
+        if let Err(error) = owner.close_worker(fence, worker, number).await {
+            tracing::debug!(%error, "the end of a worker's session was not taken up");
+        }
     }
-    // A worker that closed its side waits for ours to close: then it knows that all it said was read.
-    if let Err(error) = owner.close_worker(fence, worker, session).await {
-        tracing::debug!(%error, "the end of a worker's session was not taken up");
+
+    async fn follow(&self, inbox: &mut Streaming<WorkerUp>, first: WorkerUp) -> Result<(), Status> {
+        let mut next = Some(first);
+        while let Some(up) = next {
+            // A message may repeat whom it is of, and be of nobody else.
+            if let Some(worker) = &up.worker {
+                check_nonce(&self.worker.nonce, worker)?;
+            }
+            let fence = up.fence.unwrap_or_else(|| self.fence.clone());
+            if let Some(news) = up.message.and_then(news) {
+                self.owner.tell(Input::Worker { fence, worker: self.worker.clone(), news }).await?;
+            }
+            next = inbox.message().await?;
+        }
+        Ok(())
     }
 }
 
-async fn follow(
-    owner: &Owner,
-    inbox: &mut Streaming<WorkerUp>,
-    first: WorkerUp,
-    fence: &Fence,
-    worker: &WorkerId,
-) -> Result<(), Status> {
-    let mut next = Some(first);
-    while let Some(up) = next {
-        // A message may repeat the fence; what it repeats is what holds for it.
-        let fence = up.fence.unwrap_or_else(|| fence.clone());
-        let worker = up.worker.unwrap_or_else(|| worker.clone());
-        if let Some(news) = up.message.and_then(news) {
-            owner.tell(Input::Worker { fence, worker, news }).await?;
-        }
-        next = inbox.message().await?;
+/// The group's key travels as the connection has it.
+fn sealed(mut down: WorkerDown, seal: &Seal) -> WorkerDown {
+    if let Some(worker_down::Message::Assign(assign)) = &mut down.message {
+        assign.group_key = seal.apply("group", &assign.group_key);
     }
-    Ok(())
+    down
 }
 
 fn news(message: worker_up::Message) -> Option<News> {

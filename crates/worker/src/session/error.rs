@@ -2,6 +2,9 @@
 
 use proto::Refusal;
 
+/// Refusals that no other try changes: another version, and who this worker is not.
+const ENDS_WITH_2: [&str; 3] = ["protocol_mismatch", "unauthenticated", "wrong_role"];
+
 /// Why there is no session, or none any more.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -21,6 +24,9 @@ pub enum Error {
         /// Its reason.
         refusal: Box<Refusal>,
     },
+    /// Neither side knows the other.
+    #[error("{0}")]
+    Unproven(String),
     /// The coordinator ended this generation.
     #[error("told to abort: {reason}")]
     Aborted {
@@ -42,8 +48,13 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn unreachable(coordinator: &str, error: &dyn std::error::Error) -> Error {
-        Error::Unreachable { coordinator: coordinator.to_owned(), reason: proto::one_line(error) }
+    pub(crate) fn from_identity(coordinator: &str, error: identity::Error) -> Error {
+        match error {
+            identity::Error::Unreachable { source, .. } => {
+                Error::Unreachable { coordinator: coordinator.to_owned(), reason: proto::one_line(&source) }
+            }
+            other => Error::Unproven(proto::one_line(&other)),
+        }
     }
 
     pub(crate) fn from_status(coordinator: &str, status: &tonic::Status) -> Error {
@@ -55,15 +66,17 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later.
+    /// Whether the same call may succeed later. A stranger may hold the port of a coordinator that is being started again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
+        matches!(self, Error::Unreachable { .. } | Error::Unproven(_))
     }
 
-    /// `CONTRACT.md`: 2 for a coordinator that speaks another protocol, 75 for one that is not there.
+    /// `CONTRACT.md`: 2 for a coordinator that speaks another protocol or does not know this worker, 75 for one that is not
+    /// there.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Refused { refusal, .. } if refusal.reason == "protocol_mismatch" => 2,
+            Error::Refused { refusal, .. } if ENDS_WITH_2.contains(&&refusal.reason[..]) => 2,
+            Error::Unproven(_) => 2,
             Error::Runtime(_) => 1,
             _ => 75,
         }

@@ -1,5 +1,6 @@
 //! The stream of a session, opened again while `cluster.orphan_ttl` lasts.
 
+use identity::Seal;
 use proto::transport;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::{Assign, Heartbeat, Notice, Order, Severity, WorkerDown, WorkerUp, worker_down, worker_up};
@@ -37,6 +38,7 @@ pub(super) struct Stream {
 struct Link {
     up: mpsc::Sender<WorkerUp>,
     down: Streaming<WorkerDown>,
+    seal: Seal,
 }
 
 /// Why a connection is over, when the session goes on.
@@ -96,7 +98,8 @@ impl Stream {
 
     async fn connect(&self) -> Result<Link, Error> {
         let coordinator = &self.identity.coordinator;
-        let channel = super::connect(coordinator).await?;
+        let connection = super::connect(&self.identity).await?;
+        let seal = connection.seal();
         let (up, outgoing) = mpsc::channel(IN_FLIGHT);
         up.try_send(self.message(self.heartbeat()))
             .expect("a new channel has room and its receiver stands above");
@@ -104,11 +107,11 @@ impl Stream {
             up.try_send(self.message(worker_up::Message::Ready(ready)))
                 .expect("a new channel has room for two messages");
         }
-        let mut client =
-            WorkerServiceClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
+        let mut client = WorkerServiceClient::new(connection.channel)
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
         let down = client.session(ReceiverStream::new(outgoing)).await;
         let down = down.map_err(|status| Error::from_status(coordinator, &status))?.into_inner();
-        Ok(Link { up, down })
+        Ok(Link { up, down, seal })
     }
 
     /// Carries messages both ways until either side closes the session (`Ok`) or the connection breaks.
@@ -120,7 +123,7 @@ impl Stream {
                 // What is queued goes out before a close takes effect.
                 biased;
                 message = link.down.message() => match message {
-                    Ok(Some(message)) => self.hear(message)?,
+                    Ok(Some(message)) => self.hear(message, &link.seal)?,
                     Ok(None) => {
                         self.shared.finish_quietly(Error::Ended);
                         return Ok(());
@@ -158,13 +161,18 @@ impl Stream {
         Ok(())
     }
 
-    fn hear(&self, message: WorkerDown) -> Result<(), Broken> {
+    fn hear(&self, message: WorkerDown, seal: &Seal) -> Result<(), Broken> {
         if message.fence.as_ref().is_none_or(|fence| fence.is_older_than(&self.identity.fence)) {
             tracing::warn!("message of an older fence ignored");
             return Ok(());
         }
         let heard = match message.message {
-            Some(worker_down::Message::Assign(assign)) => self.assignment.send(assign).is_ok(),
+            Some(worker_down::Message::Assign(mut assign)) => {
+                // What is longer is no key, as the group says.
+                assign.group_key.truncate(32);
+                assign.group_key = seal.apply("group", &assign.group_key);
+                self.assignment.send(assign).is_ok()
+            }
             Some(worker_down::Message::Order(order)) => self.orders.send(order).is_ok(),
             Some(worker_down::Message::Abort(abort)) => {
                 self.shared.finish(Error::Aborted { reason: abort.reason });
