@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,9 @@ use crate::store::Store;
 
 /// How often the state hears that time passed: leases and patience are seconds.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// How long peers have to read what is queued for them when the coordinator ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -82,8 +85,8 @@ impl Coordinator {
     /// If another coordinator uses the directory, the address cannot be bound, or credentials are not private.
     pub async fn start(options: Options) -> Result<Running, Error> {
         let bind_error = |source| Error::Bind { address: options.bind, source };
-        let listener = TcpListener::bind(options.bind).await.map_err(bind_error)?;
-        let address = listener.local_addr().map_err(bind_error)?;
+        let socket = bind(options.bind).map_err(bind_error)?;
+        let address = socket.local_addr().map_err(bind_error)?;
 
         // All of this blocks on the disk, once, before anybody is served.
         let (store, recovered) = Store::open(&options.dir)?;
@@ -98,6 +101,8 @@ impl Coordinator {
             Identity::Ephemeral => (None, Vec::new()),
             Identity::Kept { .. } => enter(address, &credentials)?,
         };
+        // Not before: who reaches the port finds the entry as well.
+        let listener = socket.listen(BACKLOG).map_err(bind_error)?;
         let incarnation = recovered.incarnation;
         let checkpoints = Checkpoints::default();
         let (owner, ended) = Owner::start(store, recovered, checkpoints.clone(), spawn_key)
@@ -128,6 +133,15 @@ impl Coordinator {
         tasks.spawn(services.serve(listener));
         Ok(Running { address, owner, credentials, entries, notes, shutdown, tasks })
     }
+}
+
+/// Takes the address; nobody is served there before it is listened at.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A coordinator that is started again does not wait for the connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// What a coordinator knows itself and its callers by.

@@ -46,7 +46,17 @@ impl Access {
     /// # Errors
     /// If nothing answers there, or not the coordinator that this access is for, or it refuses this client.
     pub async fn connect(&self, address: &str) -> Result<Connection, Error> {
-        let (endpoint, connector, connection) = self.prepare(address)?;
+        let access = match self.resolve(address) {
+            // Without credentials it can still be told whether a coordinator is there, and of which version.
+            Err(missing @ Error::NoCredentials { .. }) => {
+                return Err(match knock(address).await {
+                    Some(error) => error,
+                    None => missing,
+                });
+            }
+            access => access?,
+        };
+        let (endpoint, connector, connection) = access.prepare(address)?;
         let inner = match endpoint.connect_with_connector(connector).await {
             Ok(inner) => inner,
             Err(error) => {
@@ -154,6 +164,17 @@ fn explain(address: &str, error: tonic::transport::Error) -> Error {
         cause = found.source();
     }
     Error::Unreachable { address: address.to_owned(), source: std::io::Error::other(error) }
+}
+
+/// What keeps anybody from being served at `address`, with credentials or without: nothing answers, or an older version.
+async fn knock(address: &str) -> Option<Error> {
+    match tokio::net::TcpStream::connect(address).await {
+        Err(source) => Some(Error::Unreachable { address: address.to_owned(), source }),
+        Ok(_) => match probe(address).await {
+            error @ Error::OtherProtocol(_) => Some(error),
+            _ => None,
+        },
+    }
 }
 
 /// Asks what does not speak TLS for its version: an older coordinator tells it to everybody. It is shown nothing.

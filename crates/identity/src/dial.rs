@@ -91,7 +91,9 @@ async fn encrypt(access: &Access, address: &str, tcp: TcpStream) -> Result<(Stre
                 host,
             )
         }
-        Access::Worker { trust: Trust::Proof, .. } => unreachable!("proven without encryption"),
+        Access::Worker { trust: Trust::Proof, .. } | Access::Home(_) => {
+            unreachable!("proven without encryption, or resolved before")
+        }
     };
     let failed = |error| explain(address, error);
     let name = ServerName::try_from(name.to_owned())
