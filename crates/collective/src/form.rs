@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::clock::Deadline;
+use crate::dial::{Dial, dial, lost, resolve};
 use crate::exchange::{poll_interruptible, ready, retrying};
 use crate::handshake::{self, HELLO_BYTES, Hello, WELCOME_BYTES};
 use crate::{AbortHandle, Communicator, Error, Refusal};
@@ -121,16 +119,6 @@ struct Forming<'a> {
     links: Vec<Vec<Option<TcpStream>>>,
     dials: Vec<Dial>,
     strangers: VecDeque<Stranger>,
-}
-
-/// A connection that this rank opened and that has not been welcomed yet.
-struct Dial {
-    rank: usize,
-    communicator: usize,
-    stream: TcpStream,
-    greeted: bool,
-    answer: [u8; WELCOME_BYTES],
-    received: usize,
 }
 
 /// A connection to the listener that has not yet said who it is.
@@ -289,33 +277,6 @@ impl<'a> Forming<'a> {
     }
 }
 
-impl Dial {
-    /// True when the peer has welcomed this rank.
-    fn advance(&mut self, hello: &Hello) -> Result<bool, Error> {
-        let mut stream = &self.stream;
-        if !self.greeted {
-            let failure = stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
-            failure.map_err(lost(self.rank))?;
-            // A new socket has room for a greeting.
-            retrying(|| stream.write_all(&hello.encode())).map_err(lost(self.rank))?;
-            self.greeted = true;
-            return Ok(false);
-        }
-        match retrying(|| stream.read(&mut self.answer[self.received..])) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-            Ok(0) => return Err(lost(self.rank)(ErrorKind::UnexpectedEof.into())),
-            Ok(count) => self.received += count,
-            Err(source) => return Err(lost(self.rank)(source)),
-        }
-        if self.received < WELCOME_BYTES {
-            return Ok(false);
-        }
-        let verdict = handshake::decode_answer(&self.answer);
-        verdict.map_err(|refusal| Error::BadHandshake { rank: self.rank, refusal })?;
-        Ok(true)
-    }
-}
-
 fn hello(group: &Group, n_communicators: usize, dial: &Dial) -> Hello {
     let number = |value: usize| u32::try_from(value).expect("ranks and communicators are few");
     Hello {
@@ -325,22 +286,6 @@ fn hello(group: &Group, n_communicators: usize, dial: &Dial) -> Hello {
         world_size: number(group.peers.len()),
         generation: group.generation,
         token: group.token,
-    }
-}
-
-fn resolve(rank: usize, peer: &str) -> Result<SocketAddr, Error> {
-    let mut addresses = peer.to_socket_addrs().map_err(lost(rank))?;
-    addresses.next().ok_or_else(|| lost(rank)(io::Error::new(ErrorKind::NotFound, "the name has no address")))
-}
-
-/// Begins to connect; the socket becomes writable when that has succeeded or failed.
-fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(TcpStream::from(socket)),
-        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -354,10 +299,6 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     // that is stopped or evaluates does. The coordinator notices a lost host far earlier.
     setsockopt(stream, sockopt::TcpUserTimeout, &600_000)?;
     Ok(())
-}
-
-fn lost(rank: usize) -> impl Fn(io::Error) -> Error {
-    move |source| Error::PeerLost { rank, source }
 }
 
 fn failed_to(action: &'static str) -> impl Fn(io::Error) -> Error {

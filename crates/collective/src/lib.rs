@@ -14,6 +14,7 @@
 mod abort;
 mod clock;
 mod communicator;
+mod dial;
 mod element;
 mod error;
 mod exchange;
