@@ -1,6 +1,6 @@
 """Submits, watches and stops a run over TLS as a stock gRPC client, with stubs generated from `proto/`, or with reflection alone.
 
-    python3 clients.py STUBS|reflection ADDRESS CERTS OPERATOR_CERTS VIEWER_CERTS CONFIG RUN_ID
+    python3 clients.py STUBS|reflection ADDRESS OPERATOR_CERTS VIEWER_CERTS CONFIG RUN_ID
 
 Needs grpcio, grpcio-tools and grpcio-reflection. Prints one JSON object with what it saw; the test compares.
 """
@@ -49,3 +49,39 @@ def reflected(over):
                 setattr(self, method.name, call(path, request.SerializeToString, response.FromString))
 
     return Stub, Messages()
+
+
+def main():
+    kind, address, operator, viewer, config, run_id = sys.argv[1:]
+    config = pathlib.Path(config).read_text()
+    over = channel(address, operator)
+    stub_type, messages = reflected(over) if kind == "reflection" else generated(kind)
+    control = stub_type(over)
+    protocol = control.GetServerInfo(messages.GetServerInfoRequest()).protocol
+    request = messages.SubmitRunRequest(protocol=protocol, config_toml=config, workers=1, run_id=run_id)
+    seen = {"submitted": control.SubmitRun(request).run_id}
+
+    reader = stub_type(channel(address, viewer))
+    seen["viewer_reads"] = reader.GetStatus(messages.GetStatusRequest(run_id=run_id)).run_id
+    try:
+        reader.Stop(messages.StopRequest(run_id=run_id))
+    except grpc.RpcError as error:
+        seen["viewer_stops"] = error.code().name
+
+    for event in control.Watch(messages.WatchRequest(run_id=run_id)):
+        if event.WhichOneof("kind") == "metrics" and "stopped_after" not in seen:
+            seen["stopped_after"] = event.metrics.step
+            control.Stop(messages.StopRequest(run_id=run_id))
+        if event.WhichOneof("kind") == "ended":
+            seen["exit_code"] = event.ended.exit_code
+    try:
+        stub_type(grpc.secure_channel(address, grpc.ssl_channel_credentials(
+            (pathlib.Path(operator) / "ca.pem").read_bytes()
+        ))).ListRuns(messages.ListRunsRequest())
+    except grpc.RpcError as error:
+        seen["nobody_lists"] = error.code().name
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

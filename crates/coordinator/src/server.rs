@@ -294,11 +294,12 @@ impl Services {
         health.set_serving::<AgentServiceServer<Agents>>().await;
         health.set_serving::<WorkerServiceServer<Workers>>().await;
         health.set_serving::<CheckpointServiceServer<CheckpointSync>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .expect("our own descriptors are well formed");
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let well_formed = "our own descriptors are well formed";
 
         let audit = keeper.audit.clone();
         let rejected = move |Rejected { address: from, reason }| {
@@ -309,7 +310,9 @@ impl Services {
         transport::server()
             .layer(keeper)
             .add_service(health_service)
-            .add_service(reflection)
+            .add_service(reflection().build_v1().expect(well_formed))
+            // Many clients know the older name of the same service only.
+            .add_service(reflection().build_v1alpha().expect(well_formed))
             .add_service(control)
             .add_service(agents)
             .add_service(workers)
