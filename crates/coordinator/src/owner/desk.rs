@@ -191,8 +191,9 @@ impl Desk {
                 }
             }
             Command::ToWorker(worker, message) => {
-                let sent = self.workers.get(&worker).map(|open| open.outbox.try_send(Ok(message)));
-                if let Some(Err(error)) = sent {
+                if let Some(open) = self.workers.get(&worker)
+                    && let Err(error) = open.outbox.try_send(Ok(message))
+                {
                     tracing::warn!(%worker, %error, "worker cut off: it does not read its orders");
                     self.workers.remove(&worker);
                 }
