@@ -79,7 +79,10 @@ fn a_coordinator_is_found_in_the_home_and_by_nobody_else() {
     assert_eq!(coordinator.wait().code(), Some(0), "{}", coordinator.stderr());
     assert_eq!(entries(), [PathBuf::new(); 0]);
     let audit = std::fs::read_to_string(dir.join("audit.jsonl")).unwrap();
-    assert!(audit.lines().any(|line| line.contains("\"viewer\"") && line.contains("PermissionDenied")), "{audit}");
+    assert!(
+        audit.lines().any(|line| line.contains("\"viewer\"") && line.contains("PermissionDenied")),
+        "{audit}"
+    );
     assert_eq!(mode(&dir.join("audit.jsonl")), 0o600);
 
     // What lies open to others is not used.
@@ -109,7 +112,8 @@ fn another_process_on_the_port_is_told_nothing() {
     });
     let stderr = fail(himpun().args(["runs", "--coordinator", &address]), 2);
     assert_says(&stderr, &["not the coordinator that these credentials are for", "nothing was sent to it"]);
-    let token = std::fs::read_to_string(directory.path().join("coordinator/credentials/admin.token")).unwrap();
+    let token =
+        std::fs::read_to_string(directory.path().join("coordinator/credentials/admin.token")).unwrap();
     let token: serde_json::Value = serde_json::from_str(&token).unwrap();
     let token = token["token"].as_str().unwrap();
     let raw: Vec<u8> = (0..32).map(|i| u8::from_str_radix(&token[2 * i..2 * i + 2], 16).unwrap()).collect();
@@ -133,7 +137,9 @@ impl Certified {
     fn start() -> Certified {
         let directory = tempfile::tempdir().unwrap();
         let certs = directory.path().join("certs");
-        succeed(himpun().args(["certs", "init", "--host", "127.0.0.1", "--agent", "node-a", "--dir"]).arg(&certs));
+        succeed(
+            himpun().args(["certs", "init", "--host", "127.0.0.1", "--agent", "node-a", "--dir"]).arg(&certs),
+        );
         let mut command = himpun();
         command.args(["coordinator", "--bind", "127.0.0.1:0", "--certs"]).arg(certs.join("coordinator"));
         command.env("HIMPUN_CONFIG_DIR", directory.path().join("nothing"));
@@ -170,7 +176,10 @@ fn certificates_carry_roles_and_can_be_revoked() {
     assert_eq!(metrics(&run).len(), 3);
     assert_quiet(&run, &[]);
     let mut elsewhere = cluster.command("operator");
-    elsewhere.args(["submit", "--workers", "1", "--out"]).arg(cluster.directory.path().join("b")).args(tiny_run(1));
+    elsewhere
+        .args(["submit", "--workers", "1", "--out"])
+        .arg(cluster.directory.path().join("b"))
+        .args(tiny_run(1));
     assert_says(&fail(&mut elsewhere, 2), &["--allow-dir"]);
     assert!(!cluster.directory.path().join("b").exists());
 
@@ -231,7 +240,9 @@ fn clients_that_are_not_ours_submit_watch_and_stop() {
     std::fs::create_dir(&stubs).unwrap();
     let mut generate = Command::new(&python);
     generate.args(["-m", "grpc_tools.protoc", "-I"]).arg(repository.join("proto"));
-    generate.arg(format!("--python_out={}", stubs.display())).arg(format!("--grpc_python_out={}", stubs.display()));
+    generate
+        .arg(format!("--python_out={}", stubs.display()))
+        .arg(format!("--grpc_python_out={}", stubs.display()));
     for name in ["common", "checkpoint", "control"] {
         generate.arg(format!("himpun/v1/{name}.proto"));
     }

@@ -68,7 +68,9 @@ fn peers_of_protocol_1_are_told_so_and_nothing_else() {
         [command, agent]
     });
     for refusal in refusals {
-        let both = format!("speaks protocol {PROTOCOL} over TLS; the peer speaks clear text without credentials, as protocol 1");
+        let both = format!(
+            "speaks protocol {PROTOCOL} over TLS; the peer speaks clear text without credentials, as protocol 1"
+        );
         assert!(refusal.message().contains(&both), "{refusal:?}");
         assert_eq!(refusal.code(), tonic::Code::FailedPrecondition);
     }
