@@ -13,6 +13,7 @@
 //! Where to start: [`Manifest`] for what is recorded, [`Staging`] for how a checkpoint comes to be,
 //! [`load`] and [`newest_good`] for how it is trusted, [`export`] for what other programs read.
 
+mod beneath;
 mod error;
 pub mod export;
 mod images;
@@ -25,7 +26,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use error::{Error, Part};
+pub use beneath::Directory;
+pub use error::{Error, Found, Part};
 pub use images::{IMAGES_KEY, LIST_KEY, check_images, images_of, read_images};
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;
