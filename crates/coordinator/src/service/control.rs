@@ -278,17 +278,15 @@ async fn send_lines(
 }
 
 fn verify(run_dir: &Path, step: u64) -> Result<VerifyCheckpointResponse, Status> {
-    let dir = checkpoint::checkpoint_dir(run_dir, step);
-    if !dir.is_dir() {
-        let message = format!("{} has no checkpoint of step {step}", run_dir.display());
-        return Err(refusal(
-            Code::NotFound,
-            "checkpoint_missing",
-            message,
-            "`himpun checkpoint list` shows them",
-        ));
-    }
-    let problems = checkpoint::verify(&dir).iter().map(|problem| proto::one_line(problem)).collect();
+    let dir = match checkpoint::open(run_dir, step) {
+        Err(checkpoint::Error::Missing { .. }) => {
+            let message = format!("{} has no checkpoint of step {step}", run_dir.display());
+            let hint = "`himpun checkpoint list` shows them";
+            return Err(refusal(Code::NotFound, "checkpoint_missing", message, hint));
+        }
+        opened => opened.map_err(checkpoints::Error::from)?,
+    };
+    let problems = checkpoint::verify_in(&dir).iter().map(|problem| proto::one_line(problem)).collect();
     let (listed, _) = checkpoint::list(run_dir).map_err(checkpoints::Error::from)?;
     let checkpoint = listed.iter().find(|info| info.step == step).map(checkpoints::to_proto);
     Ok(VerifyCheckpointResponse { checkpoint, problems })

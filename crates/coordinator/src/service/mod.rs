@@ -145,6 +145,7 @@ impl From<checkpoints::Error> for Status {
                 Inner::Incomplete { .. } => (Code::FailedPrecondition, "shards_missing"),
                 Inner::Refused { .. } => (Code::FailedPrecondition, "shard_refused"),
                 Inner::Missing { .. } => (Code::NotFound, "checkpoint_missing"),
+                Inner::NotPlain { .. } => (Code::FailedPrecondition, "not_a_plain_file"),
                 inner if inner.exit_code() == 3 => (Code::DataLoss, "damaged_checkpoint"),
                 _ => (Code::Internal, "checkpoint_io"),
             },
