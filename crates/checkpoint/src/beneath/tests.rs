@@ -62,6 +62,18 @@ fn only_a_file_of_ours_with_one_name_is_appended_to() {
 
 #[test]
 fn a_fifo_or_a_device_is_neither_read_nor_written() {
+    let (sender, done) = std::sync::mpsc::channel();
+    let checks = std::thread::spawn(move || {
+        check_special_files();
+        sender.send(()).unwrap();
+    });
+    match done.recv_timeout(std::time::Duration::from_secs(30)) {
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("a FIFO is waited for"),
+        _ => checks.join().unwrap(),
+    }
+}
+
+fn check_special_files() {
     let (dir, _, open) = fixture();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
