@@ -5,7 +5,6 @@
 use checkpoint::{Description, Manifest, Part, ShardWriter, Staging};
 use proto::v1::{CheckpointInfo, Fence};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -223,7 +222,7 @@ fn config_digest(plan: &Plan) -> String {
 
 /// The text of a committed checkpoint's manifest.
 pub(crate) fn manifest_json(run_dir: &Path, step: u64) -> Result<String, Error> {
-    Ok(Manifest::read(&checkpoint::checkpoint_dir(run_dir, step))?.to_json())
+    Ok(Manifest::read_in(&checkpoint::open(run_dir, step)?)?.to_json())
 }
 
 /// Reads a part of a committed checkpoint in pieces of `size` bytes, until `sink` wants no more. Nothing
@@ -235,15 +234,8 @@ pub(crate) fn read_part(
     size: usize,
     mut sink: impl FnMut(u64, Vec<u8>) -> bool,
 ) -> Result<(), Error> {
-    let dir = checkpoint::checkpoint_dir(run_dir, step);
-    let manifest = Manifest::read(&dir)?;
-    let path = match part {
-        Part::Shard(shard) => manifest.shards.get(shard).map(|entry| dir.join(&entry.file)),
-        Part::Images => checkpoint::images_of(run_dir, &manifest).map(|(file, _)| file),
-    };
-    let path = path.ok_or(Error::NoPart { step, part })?;
+    let (path, mut file) = checkpoint::open_part(run_dir, step, part)?.ok_or(Error::NoPart { step, part })?;
     let read_error = |source| Error::Read { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(read_error)?;
     let mut offset = 0;
     loop {
         let mut data = Vec::with_capacity(size);

@@ -142,7 +142,7 @@ impl Desk {
             }
             Message::Logs(agent_id, fence, worker, lines) => self.logs(&agent_id, &fence, &worker, lines)?,
             Message::Watch(run, answer) => reply(answer, self.watch(&run).map_err(CallError::from)),
-            Message::Tail(run, rank, answer) => reply(answer, self.tail(&run, rank).map_err(CallError::from)),
+            Message::Tail(run, rank, answer) => reply(answer, self.tail(&run, rank)),
             Message::Read(look) => look(&self.state),
             Message::ShutDown(_) => unreachable!("served by the loop"),
         }
@@ -443,19 +443,12 @@ impl Desk {
     }
 
     /// The logs as long as they are at this moment, so that no line is missed or seen twice.
-    fn tail(&self, run: &str, rank: Option<u32>) -> Result<Tail, Refused> {
+    fn tail(&self, run: &str, rank: Option<u32>) -> Result<Tail, CallError> {
         let run_id = self.state.resolve(run)?;
         let record = self.state.record(run_id).expect("a resolved id has a record");
-        let files = run_dir::logs(Path::new(&record.run_dir))
-            .into_iter()
-            .filter(|(its_rank, ..)| rank.is_none_or(|rank| rank == *its_rank))
-            // A file that cannot be looked at shows as empty.
-            .map(|(rank, generation, path)| {
-                let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                (rank, generation, path, bytes)
-            })
-            .collect();
-        Ok(Tail { files, follow: self.files.get(run_id).map(|files| files.tail.subscribe()) })
+        let mut logs = run_dir::logs(Path::new(&record.run_dir))?;
+        logs.retain(|log| rank.is_none_or(|rank| rank == log.rank));
+        Ok(Tail { logs, follow: self.files.get(run_id).map(|files| files.tail.subscribe()) })
     }
 }
 
