@@ -250,10 +250,11 @@ fn clients_that_are_not_ours_submit_watch_and_stop() {
     assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
     let config = cluster.directory.path().join("config.toml");
     let mut resolve = himpun();
-    resolve.args(["train", "--out"]).arg(cluster.directory.path().join("resolved")).args(tiny_run(1));
-    succeed(&mut resolve);
+    resolve.args(["train", "--out"]).arg(cluster.directory.path().join("resolved"));
+    succeed(resolve.args(["--set", "run.stop_after=1"]).args(tiny_run(100_000)));
     let text = std::fs::read_to_string(cluster.directory.path().join("resolved/config.toml")).unwrap();
-    std::fs::write(&config, text.replace("steps = 1\n", "steps = 100000\n")).unwrap();
+    let endless: Vec<&str> = text.lines().filter(|line| !line.starts_with("stop_after")).collect();
+    std::fs::write(&config, endless.join("\n")).unwrap();
 
     for kind in [stubs.to_str().unwrap(), "reflection"] {
         let run_id = if kind == "reflection" { "by-reflection" } else { "by-stubs" };

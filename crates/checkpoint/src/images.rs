@@ -37,7 +37,7 @@ fn is_digest(text: &str) -> bool {
 }
 
 /// The digest of the list that a checkpoint names, if it names any.
-pub(crate) fn named_list(manifest: &Manifest) -> Option<&str> {
+pub fn named_list(manifest: &Manifest) -> Option<&str> {
     manifest.metadata.get(IMAGES_KEY)?.get(LIST_KEY)?.as_str().filter(|named| is_digest(named))
 }
 

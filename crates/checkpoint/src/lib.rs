@@ -29,7 +29,7 @@ mod tests;
 
 pub use beneath::Directory;
 pub use error::{Error, Found, Part};
-pub use images::{IMAGES_KEY, LIST_KEY, check_images, read_images};
+pub use images::{IMAGES_KEY, LIST_KEY, check_images, named_list, read_images};
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;
 pub use shard::{ShardDecoder, ShardEncoder, encode_shard};

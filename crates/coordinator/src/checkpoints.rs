@@ -173,6 +173,15 @@ impl Checkpoints {
         self.discard(run_id);
     }
 
+    /// Removes what a coordinator that was killed has left of a checkpoint.
+    pub fn clean(&self, run_id: &str, run_dir: &Path) {
+        match checkpoint::remove_abandoned(run_dir) {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(run_id, n, "abandoned checkpoints removed"),
+            Err(error) => tracing::warn!(run_id, %error, "an abandoned checkpoint could not be removed"),
+        }
+    }
+
     fn discard(&self, run_id: &str) {
         let Some(open) = self.lock().open.remove(run_id) else { return };
         if let Err(error) = open.staging.abort() {
@@ -201,15 +210,17 @@ impl Runs {
 /// The checkpoint that stands where the plan's would, if it is of the same step, ranks, images and configuration: the run
 /// came from it or has written it, and has made no step since. One that cannot be read is written anew.
 fn standing(plan: &Plan) -> Option<CheckpointInfo> {
-    let path = plan.may_stand.then(|| checkpoint::checkpoint_dir(&plan.run_dir, plan.step))?;
-    let manifest = Manifest::read(&path).ok()?;
-    let list = checkpoint::images_of(&plan.run_dir, &manifest).map(|(_, digest)| digest);
+    let directory = plan.may_stand.then(|| checkpoint::open(&plan.run_dir, plan.step))?.ok()?;
+    let manifest = Manifest::read_in(&directory).ok()?;
+    let named = checkpoint::named_list(&manifest).map(str::to_owned);
+    let has_list = || matches!(checkpoint::open_part(&plan.run_dir, plan.step, Part::Images), Ok(Some(_)));
     let is_same = manifest.world_size as usize == plan.shard_limits.len()
         && manifest.config_digest == config_digest(plan)
-        && list == plan.images.map(|digest| checkpoint::hex(&digest));
+        && named == plan.images.map(|digest| checkpoint::hex(&digest))
+        && (named.is_none() || has_list());
     is_same.then(|| CheckpointInfo {
         step: manifest.step,
-        path: path.to_string_lossy().into_owned(),
+        path: directory.path().to_string_lossy().into_owned(),
         bytes: manifest.total_bytes(),
         time_ns: manifest.time_ns,
         world_size: manifest.world_size,

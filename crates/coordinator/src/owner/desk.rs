@@ -84,7 +84,11 @@ impl Desk {
                 let total_steps = record.summary.total_steps;
                 record.summary = Summary { total_steps, ..run_dir::summary(path, u64::MAX) };
                 match RunDir::resume(path, &record.run_id, &record.config_toml, Some(u64::MAX)) {
-                    Ok(dir) => self.open_files(&record.run_id, dir),
+                    // Locked by now: nobody else writes checkpoints there.
+                    Ok(dir) => {
+                        self.open_files(&record.run_id, dir);
+                        self.checkpoints.clean(&record.run_id, path);
+                    }
                     Err(error) => {
                         tracing::warn!(run_id = record.run_id, %error, "the run's files cannot be opened")
                     }

@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use super::places::Places;
 use super::{check_protocol, refusal};
+use crate::checkpoints;
 use crate::owner::Submission;
 use crate::run_dir;
 use crate::state::{IdempotencyKey, RunRecord, Stage, Summary};
@@ -86,8 +87,7 @@ fn resumed(
     let mut warnings: Vec<String> = problems.iter().map(|problem| proto::one_line(problem)).collect();
     match newest {
         Some(checkpoint) => {
-            let manifest =
-                checkpoint::Manifest::read(&checkpoint).map_err(crate::checkpoints::Error::from)?;
+            let manifest = checkpoint::Manifest::read(&checkpoint).map_err(checkpoints::Error::from)?;
             record.checkpoint_step = Some(manifest.step);
             record.last_checkpoint = checkpoint.to_string_lossy().into_owned();
             record.summary = run_dir::summary(run_dir, manifest.step);
