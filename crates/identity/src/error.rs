@@ -139,24 +139,6 @@ impl Error {
         })
     }
 
-    /// The same for another reader: the transport keeps its own.
-    pub(crate) fn duplicate(&self) -> Error {
-        match self {
-            Error::Unreachable { address, source } => Error::Unreachable {
-                address: address.clone(),
-                source: std::io::Error::new(source.kind(), source.to_string()),
-            },
-            Error::Impostor { address, reason } => {
-                Error::Impostor { address: address.clone(), reason: reason.clone() }
-            }
-            Error::Refused { address, reason } => {
-                Error::Refused { address: address.clone(), reason: reason.clone() }
-            }
-            Error::OtherProtocol(text) => Error::OtherProtocol(text.clone()),
-            other => Error::Refused { address: String::new(), reason: proto::one_line(other) },
-        }
-    }
-
     pub(crate) fn io(what: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { what, path, source }

@@ -3,6 +3,7 @@
 //! The first byte tells: TLS, a proof without encryption, or clear HTTP/2, to which a guard answers by a refusal that names the
 //! versions. Handshakes are made beside each other, so that a silent client delays nobody.
 
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,7 +17,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::CertificateId;
 use crate::dial::Io;
 use crate::{Encryption, Guard, Seal, proof};
 
@@ -60,8 +60,8 @@ pub(crate) enum Proven {
     ClearText,
     /// That it knows the secret of this claim.
     Claim(String),
-    /// A certificate of the authority.
-    Certificate(Arc<CertificateId>),
+    /// A certificate that the authority stood for when the connection was opened, and the key of it.
+    Certificate(Arc<[CertificateDer<'static>]>),
 }
 
 /// A connection that came to nothing, for the audit.
@@ -128,13 +128,8 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
         (HTTP2, _) => Ok(connected(Box::new(tcp), Proven::ClearText, Seal::ENCRYPTED)),
         (TLS, Encryption::Tls) => {
             let tls = TlsAcceptor::from(guard.config()).accept(tcp).await.map_err(failed)?;
-            let proven = match tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()) {
-                None => Proven::Nothing,
-                Some(certificate) => {
-                    let id = CertificateId::of(certificate).ok_or("a certificate that cannot be read")?;
-                    Proven::Certificate(Arc::new(id))
-                }
-            };
+            let shown = tls.get_ref().1.peer_certificates();
+            let proven = shown.map_or(Proven::Nothing, |chain| Proven::Certificate(chain.into()));
             Ok(connected(Box::new(tls), proven, Seal::ENCRYPTED))
         }
         (byte, Encryption::None) if byte == proof::MAGIC[0] => {

@@ -17,6 +17,7 @@ use std::io::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::Seal;
+use crate::channel::plain;
 use crate::secret::random;
 
 /// The first byte differs from that of TLS and of HTTP/2.
@@ -32,6 +33,8 @@ pub(crate) enum Proved {
     Both(Seal),
     /// The server does not know it; it was not told it.
     ServerUnknown,
+    /// Whoever it is says no, and has not proven that it is the server.
+    TurnedAway(String),
     /// The server says no.
     Refused(String),
 }
@@ -77,7 +80,7 @@ where
     let hello = [&MAGIC[..], &[length], claim.as_bytes(), &own].concat();
     stream.write_all(&hello).await?;
     if let Some(refusal) = read_verdict(stream).await? {
-        return Ok(Proved::Refused(refusal));
+        return Ok(Proved::TurnedAway(refusal));
     }
     let (nonce, mac): ([u8; NONCE_BYTES], [u8; MAC_BYTES]) = (read(stream).await?, read(stream).await?);
     let transcript = Transcript::new(secret, claim, [&own, &nonce]);
@@ -154,7 +157,11 @@ async fn read_text(stream: &mut (impl AsyncRead + Unpin)) -> Result<String> {
 async fn read_verdict(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<String>> {
     match stream.read_u8().await? {
         1 => Ok(None),
-        0 => read_text(stream).await.map(Some),
+        // HTTP/2 begins by two zeros as well.
+        0 => match read_text(stream).await?.as_str() {
+            "" => Err(ErrorKind::InvalidData.into()),
+            text => Ok(Some(plain(text))),
+        },
         _ => Err(ErrorKind::InvalidData.into()),
     }
 }

@@ -16,6 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use time::{Duration, OffsetDateTime};
 
@@ -84,9 +85,8 @@ impl Authority {
         let own = directory.join("authority");
         files::private_directory(&own)?;
         if !own.join(folder::CERTIFICATE).exists() {
-            let key = KeyPair::generate()?;
+            let key = open_or_make_key(&own)?;
             let certificate = authority_params()?.self_signed(&key)?.pem();
-            files::create_secret(&own.join(folder::KEY), key.serialize_pem().as_bytes())?;
             files::create_secret(&own.join(folder::CERTIFICATE), certificate.as_bytes())?;
         }
         Authority::open(directory)
@@ -112,13 +112,9 @@ impl Authority {
     /// # Errors
     /// If it cannot be written, or a name is none.
     pub fn issue(&self, holder: &Holder) -> Result<Folder, Error> {
-        let folder = self.directory.join(holder.name());
+        let folder = self.folder_of(&holder.name())?;
         files::private_directory(&folder)?;
-        let key_file = folder.join(folder::KEY);
-        if !key_file.exists() {
-            files::create_secret(&key_file, KeyPair::generate()?.serialize_pem().as_bytes())?;
-        }
-        let key = KeyPair::from_pem(&String::from_utf8_lossy(&files::read_secret(&key_file)?))?;
+        let key = open_or_make_key(&folder)?;
         let certificate = params(holder)?.signed_by(&key, &self.issuer)?.pem();
         files::replace_secret(&folder.join(folder::AUTHORITY), self.certificate_pem.as_bytes())?;
         files::replace_secret(&folder.join(folder::CERTIFICATE), certificate.as_bytes())?;
@@ -134,9 +130,14 @@ impl Authority {
     /// # Errors
     /// If there is no such folder.
     pub fn revoke(&self, name: &str) -> Result<CertificateId, Error> {
-        let folder = self.directory.join(name);
+        let folder = self.folder_of(name)?;
+        // Of two that revoke at once, each adds to what the other wrote.
+        let own = self.directory.join("authority");
+        let _locked = File::open(&own)
+            .and_then(|directory| directory.lock().map(|()| directory))
+            .map_err(Error::io("lock", &own))?;
         let id = Folder::new(&folder).id()?;
-        let list = self.directory.join("authority").join(REVOKED);
+        let list = own.join(REVOKED);
         let mut serials = self.revoked_serials()?;
         serials.push(hex(&id.serial));
         files::replace_secret(&list, (serials.join("\n") + "\n").as_bytes())?;
@@ -172,6 +173,19 @@ impl Authority {
         Ok(found)
     }
 
+    /// The folder of this name, which is that of a holder: the authority's own key is never touched.
+    fn folder_of(&self, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.directory.join(name);
+        match !name.contains('/') && !name.starts_with('.') && !["", "authority"].contains(&name) {
+            true => Ok(folder),
+            false => Err(Error::Malformed {
+                path: folder,
+                what: "the folder of a holder",
+                reason: "name one as `himpun certs show` lists them".to_owned(),
+            }),
+        }
+    }
+
     fn revoked_serials(&self) -> Result<Vec<String>, Error> {
         let list = self.directory.join("authority").join(REVOKED);
         if !list.exists() {
@@ -200,6 +214,15 @@ impl Authority {
         };
         Ok(params.signed_by(&self.issuer)?.pem()?)
     }
+}
+
+/// The key in `folder`, made if there is none; of two that make it at once, both get the same.
+fn open_or_make_key(folder: &Path) -> Result<KeyPair, Error> {
+    let file = folder.join(folder::KEY);
+    if !file.exists() {
+        files::create_secret(&file, KeyPair::generate()?.serialize_pem().as_bytes())?;
+    }
+    Ok(KeyPair::from_pem(&String::from_utf8_lossy(&files::read_secret(&file)?))?)
 }
 
 fn authority_params() -> Result<CertificateParams, Error> {
