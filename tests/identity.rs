@@ -167,7 +167,7 @@ impl Certified {
 
 #[test]
 fn certificates_carry_roles_and_can_be_revoked() {
-    let cluster = Certified::start();
+    let mut cluster = Certified::start();
     let run = cluster.directory.path().join("coordinator/runs/a");
     let mut submit = cluster.command("operator");
     submit.args(["submit", "--wait", "--workers", "1", "--out"]).arg(&run).args(tiny_run(3));
@@ -197,8 +197,13 @@ fn certificates_carry_roles_and_can_be_revoked() {
     let mut revoked = cluster.command("operator");
     let stderr = fail(revoked.env("HIMPUN_CERTS", &kept).arg("runs"), 2);
     assert_says(&stderr, &["refused these credentials", "Revoked"]);
+    // An agent whose session is open loses it, and is not let in again.
+    succeed(himpun().args(["certs", "revoke", "agent-node-a", "--dir"]).arg(&certs));
+    let agent = &mut cluster.processes[1];
+    assert_eq!(agent.wait().code(), Some(2), "{}", agent.stderr());
     // A new one is another.
-    succeed(himpun().args(["certs", "init", "--host", "127.0.0.1", "--dir"]).arg(&certs));
+    let mut init = himpun();
+    succeed(init.args(["certs", "init", "--host", "127.0.0.1", "--agent", "node-a", "--dir"]).arg(&certs));
     succeed(cluster.command("operator").arg("runs"));
     let shown = succeed(himpun().args(["certs", "show"]).arg(&certs));
     assert!(shown.lines().any(|line| line.starts_with("agent-node-a") && line.contains("valid")), "{shown}");

@@ -49,7 +49,9 @@ impl Access {
     pub async fn connect(&self, address: &str) -> Result<Connection, Error> {
         let access = match self.resolve(address) {
             // Without credentials it can still be told whether a coordinator is there, and of which version.
-            Err(missing @ Error::NoCredentials { .. }) => return Err(knock(address).await.unwrap_or(missing)),
+            Err(missing @ Error::NoCredentials { .. }) => {
+                return Err(knock(address).await.unwrap_or(missing));
+            }
             access => access?,
         };
         let (endpoint, connector, connection) = access.prepare(address)?;

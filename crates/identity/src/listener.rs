@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::dial::Io;
 use crate::{Encryption, Guard, Seal, proof};
@@ -35,10 +36,15 @@ const TLS: u8 = 0x16;
 /// The first byte of HTTP/2's preface.
 const HTTP2: u8 = b'P';
 
+/// How often the certificate of an open connection is looked at again: a session may last for weeks.
+const RECHECK: Duration = Duration::from_secs(5);
+
 /// A connection that can be served.
 pub struct Connected {
     io: Box<dyn Io>,
     peer: Peer,
+    /// Ends once the certificate of the other end does not count any more, and the connection with it.
+    lapse: Option<AbortOnDropHandle<()>>,
 }
 
 /// What is known of a connection's other end.
@@ -123,7 +129,12 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
     if tcp.peek(&mut first).await.map_err(failed)? == 0 {
         return Err("it closed before it said anything".to_owned());
     }
-    let connected = |io: Box<dyn Io>, proven, seal| Connected { io, peer: Peer { address, seal, proven } };
+    let connected = |io: Box<dyn Io>, proven, seal| {
+        let peer = Peer { address, seal, proven };
+        let lapse = matches!(peer.proven, Proven::Certificate(_))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(until_lapsed(guard.clone(), peer.clone()))));
+        Connected { io, peer, lapse }
+    };
     match (first[0], guard.encryption()) {
         (HTTP2, _) => Ok(connected(Box::new(tcp), Proven::ClearText, Seal::ENCRYPTED)),
         (TLS, Encryption::Tls) => {
@@ -147,6 +158,18 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
     }
 }
 
+/// Returns once what the peer has shown does not count any more.
+async fn until_lapsed(guard: Guard, peer: Peer) {
+    let mut ticks = tokio::time::interval(RECHECK);
+    loop {
+        ticks.tick().await;
+        if let Err(why) = guard.identify(&peer, None) {
+            tracing::info!(from = %peer.address, "a connection is cut: it has shown {why}");
+            return;
+        }
+    }
+}
+
 impl tonic::transport::server::Connected for Connected {
     type ConnectInfo = Peer;
 
@@ -161,6 +184,12 @@ impl AsyncRead for Connected {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(lapse) = &mut self.lapse
+            && Pin::new(lapse).poll(context).is_ready()
+        {
+            self.lapse = None;
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
+        }
         Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }
