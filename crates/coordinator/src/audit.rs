@@ -3,10 +3,10 @@
 //! It is written with what is at hand and never holds up a call: where the disk refuses a line, the log says so once.
 
 use serde_json::json;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -107,6 +107,7 @@ fn append(path: &Path) -> std::io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
     let found = file.metadata()?;
     if found.is_file() && found.nlink() == 1 && found.uid() == nix::unistd::geteuid().as_raw() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
         return Ok(file);
     }
     Err(std::io::Error::other("it is not a plain file of this user with one name: remove it"))

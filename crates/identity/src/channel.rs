@@ -77,7 +77,7 @@ impl Access {
     /// # Errors
     /// If `address` is no host and port.
     pub fn connect_lazy(&self, address: &str) -> Result<Connection, Error> {
-        let (_, _, connection) = self.prepare(address)?;
+        let (_, _, connection) = self.resolve(address)?.prepare(address)?;
         Ok(connection)
     }
 
@@ -182,7 +182,8 @@ fn has_hung_up(error: &Error) -> bool {
 
 /// What keeps anybody from being served at `address`, with credentials or without: nothing answers, or an older version.
 async fn knock(address: &str) -> Option<Error> {
-    match tokio::net::TcpStream::connect(address).await {
+    let connected = tokio::time::timeout(dial::DEADLINE, tokio::net::TcpStream::connect(address)).await;
+    match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Err(source) => Some(Error::Unreachable { address: address.to_owned(), source }),
         Ok(_) => probe(address).await.filter(|error| matches!(error, Error::OtherProtocol(_))),
     }

@@ -103,9 +103,9 @@ impl Error {
         matches!(self, Error::Unreachable { .. })
     }
 
-    /// Whether it tells of what holds the coordinator's port, and not of these credentials.
-    pub fn is_strangers(&self) -> bool {
-        matches!(self, Error::Impostor { .. } | Error::OtherProtocol(_))
+    /// Whether the coordinator itself, having proven that it is, does not take these credentials.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Refused { .. })
     }
 
     /// What the user can do about it.

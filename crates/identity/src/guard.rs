@@ -127,16 +127,16 @@ impl Guard {
         let mut words = text.split(' ');
         match [words.next(), words.next(), words.next(), words.next()] {
             [Some(scheme), Some(token), None, None] if scheme.eq_ignore_ascii_case("bearer") => {
-                let token = Token::from_hex(token).ok_or("a token that is none of himpun's")?;
+                let token = Token::from_hex(token).ok_or("a malformed token")?;
                 let known = self.inner.tokens.iter().find(|(_, known)| known.matches(&token.0));
                 let (role, _) = known.ok_or("a token that this coordinator does not know")?;
                 Ok(Caller::Holder { role: *role, name: None })
             }
             [Some("Worker"), Some(nonce), Some(secret), None] => {
-                let shown = WorkerSecret::from_hex(secret).ok_or("a worker's secret that is none")?;
+                let shown = WorkerSecret::from_hex(secret).ok_or("a malformed worker secret")?;
                 match (self.inner.workers)(nonce).matches(&shown.0) {
                     true => Ok(Caller::Worker(nonce.to_owned())),
-                    false => Err("another secret than this worker's"),
+                    false => Err("a wrong worker secret"),
                 }
             }
             _ => Err("an authorization of an unknown kind"),

@@ -32,6 +32,9 @@ const LIFE: Duration = Duration::days(365);
 /// Clocks of two machines differ.
 const SKEW: Duration = Duration::hours(1);
 
+/// Serials that were issued, each with its holder's folder, one a line.
+const ISSUED: &str = "issued";
+
 /// Serials that were revoked, one a line.
 const REVOKED: &str = "revoked";
 
@@ -115,7 +118,9 @@ impl Authority {
         let folder = self.folder_of(&holder.name())?;
         files::private_directory(&folder)?;
         let key = open_or_make_key(&folder)?;
-        let certificate = params(holder)?.signed_by(&key, &self.issuer)?.pem();
+        let params = params(holder)?;
+        self.note_issued(&holder.name(), &params)?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
         files::replace_secret(&folder.join(folder::AUTHORITY), self.certificate_pem.as_bytes())?;
         files::replace_secret(&folder.join(folder::CERTIFICATE), certificate.as_bytes())?;
         if matches!(holder, Holder::Coordinator(_)) {
@@ -139,7 +144,14 @@ impl Authority {
         let id = Folder::new(&folder).id()?;
         let list = own.join(REVOKED);
         let mut serials = self.revoked_serials()?;
+        // A copy of the folder may hold a certificate of before: all that were issued to its holder end.
+        serials.extend(self.lines(ISSUED)?.iter().filter_map(|line| {
+            let (serial, holder) = line.split_once(' ')?;
+            (holder == name).then(|| serial.to_owned())
+        }));
         serials.push(hex(&id.serial));
+        serials.sort();
+        serials.dedup();
         files::replace_secret(&list, (serials.join("\n") + "\n").as_bytes())?;
         let target = self.directory.join("coordinator");
         if target.exists() {
@@ -186,8 +198,22 @@ impl Authority {
         }
     }
 
+    /// Notes a serial before its certificate exists, so that none is forgotten.
+    fn note_issued(&self, name: &str, params: &CertificateParams) -> Result<(), Error> {
+        let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
+        let mut lines = self.lines(ISSUED)?;
+        lines.push(format!("{} {name}", hex(&serial)));
+        let list = self.directory.join("authority").join(ISSUED);
+        files::replace_secret(&list, (lines.join("\n") + "\n").as_bytes())
+    }
+
     fn revoked_serials(&self) -> Result<Vec<String>, Error> {
-        let list = self.directory.join("authority").join(REVOKED);
+        self.lines(REVOKED)
+    }
+
+    /// The lines of one of the authority's own lists.
+    fn lines(&self, list: &str) -> Result<Vec<String>, Error> {
+        let list = self.directory.join("authority").join(list);
         if !list.exists() {
             return Ok(Vec::new());
         }

@@ -110,8 +110,8 @@ async fn a_client_tells_a_server_that_does_not_know_its_secret_nothing() {
 async fn a_claim_that_is_unknown_and_one_that_is_turned_away_are_told_why() {
     let (mut client, mut server) = duplex(256);
     let (proved, checked) = tokio::join!(prove(&mut client, "nobody", &SECRET), check(&mut server, known));
-    assert_eq!(checked.unwrap().unwrap_err(), "nobody of that name is known");
-    assert!(matches!(proved.unwrap(), Proved::TurnedAway(why) if why == "nobody of that name is known"));
+    assert_eq!(checked.unwrap().unwrap_err(), "unknown role");
+    assert!(matches!(proved.unwrap(), Proved::TurnedAway(why) if why == "unknown role"));
 
     let (mut client, mut server) = duplex(256);
     let (proved, turned) =
@@ -132,8 +132,8 @@ async fn a_client_without_the_secret_is_refused_after_the_server_has_proven_itse
         read_verdict(&mut client).await.unwrap()
     };
     let (told, checked) = tokio::join!(guess, check(&mut server, known));
-    assert_eq!(checked.unwrap().unwrap_err(), "the secret is another");
-    assert_eq!(told.as_deref(), Some("the secret is another"));
+    assert_eq!(checked.unwrap().unwrap_err(), "wrong secret");
+    assert_eq!(told.as_deref(), Some("wrong secret"));
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn a_connection_that_was_recorded_opens_no_other() {
     assert!(checked.unwrap().is_ok());
     let (mut client, mut server) = duplex(256);
     client.write_all(&up).await.unwrap();
-    assert_eq!(check(&mut server, known).await.unwrap().unwrap_err(), "the secret is another");
+    assert_eq!(check(&mut server, known).await.unwrap().unwrap_err(), "wrong secret");
 }
 
 /// A stranger sends each side what the side itself has sent.
@@ -165,7 +165,7 @@ async fn what_a_side_has_sent_does_not_prove_anything_to_it() {
         stranger.write_all(&answer[33..]).await.unwrap();
     };
     let ((), checked) = tokio::join!(reflect, check(&mut server, known));
-    assert_eq!(checked.unwrap().unwrap_err(), "the secret is another");
+    assert_eq!(checked.unwrap().unwrap_err(), "wrong secret");
 }
 
 #[tokio::test]
