@@ -34,6 +34,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long peers have to read what is queued for them when the coordinator ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Largest message of health and reflection, which hold a name and repeat it in their refusals.
+const NAME_BYTES: usize = 4096;
+
 /// How a coordinator is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -284,7 +287,8 @@ impl Services {
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
-            .expect("our own descriptors are well formed");
+            .expect("our own descriptors are well formed")
+            .max_decoding_message_size(NAME_BYTES);
 
         let audit = keeper.audit.clone();
         let rejected = move |Rejected { address: from, reason }| {
@@ -294,7 +298,7 @@ impl Services {
         let incoming = identity::incoming(listener, keeper.guard.clone(), rejected, shutdown.clone());
         transport::server()
             .layer(keeper)
-            .add_service(health_service)
+            .add_service(health_service.max_decoding_message_size(NAME_BYTES))
             .add_service(reflection)
             .add_service(control)
             .add_service(agents)
