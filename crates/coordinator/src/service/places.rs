@@ -28,7 +28,9 @@ impl Places {
             root.zip(target.as_ref())
                 .is_some_and(|(root, target)| *target != root && target.starts_with(root))
         };
-        if self.allowed.iter().chain([&self.dir]).any(below) {
+        // What is below the coordinator's directory, but for its own secrets.
+        let is_secret = below(&self.dir.join("credentials"));
+        if !is_secret && self.allowed.iter().chain([&self.dir]).any(below) {
             return Ok(());
         }
         let message = format!(
@@ -68,7 +70,7 @@ mod tests {
     fn operators_name_what_is_below_an_allowed_directory() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        for name in ["own", "allowed/deep", "elsewhere"] {
+        for name in ["own/credentials", "allowed/deep", "elsewhere"] {
             std::fs::create_dir_all(path(name)).unwrap();
         }
         symlink(path("elsewhere"), path("own/out")).unwrap();
@@ -86,6 +88,8 @@ mod tests {
         check("way-in/c", true);
         check("elsewhere/d", false);
         check("own", false);
+        check("own/credentials/run", false);
+        check("own/runs/../credentials/run", false);
         check("own/out/e", false);
         check("own/dangling/f", false);
         check("own/../elsewhere/g", false);
