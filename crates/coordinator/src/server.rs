@@ -37,6 +37,9 @@ const BACKLOG: u32 = 1024;
 /// How long peers have to read what is queued for them when the coordinator ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Largest message of health and reflection, which hold a name and repeat it in their refusals.
+const NAME_BYTES: usize = 4096;
+
 /// How a coordinator is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -309,10 +312,12 @@ impl Services {
         let incoming = identity::incoming(listener, keeper.guard.clone(), rejected, shutdown.clone());
         transport::server()
             .layer(keeper)
-            .add_service(health_service)
-            .add_service(reflection().build_v1().expect(well_formed))
+            .add_service(health_service.max_decoding_message_size(NAME_BYTES))
+            .add_service(reflection().build_v1().expect(well_formed).max_decoding_message_size(NAME_BYTES))
             // Many clients know the older name of the same service only.
-            .add_service(reflection().build_v1alpha().expect(well_formed))
+            .add_service(
+                reflection().build_v1alpha().expect(well_formed).max_decoding_message_size(NAME_BYTES),
+            )
             .add_service(control)
             .add_service(agents)
             .add_service(workers)

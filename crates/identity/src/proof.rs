@@ -20,7 +20,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::Seal;
 use crate::channel::plain;
-use crate::secret::random;
 
 /// The first byte differs from that of TLS and of HTTP/2.
 pub(crate) const MAGIC: [u8; 8] = *b"himpun\xf0\x02";

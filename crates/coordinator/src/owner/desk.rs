@@ -328,7 +328,10 @@ impl Desk {
     }
 
     fn submit(&mut self, submission: Submission) -> Result<Result<(String, String), CallError>, Error> {
-        let Submission { record, key, resumed, warnings } = submission;
+        let Submission { mut record, key, resumed, warnings } = submission;
+        // A copy of an older state of the run must not assign a generation again.
+        let known = self.state.record(&record.run_id).map_or(0, |known| known.generation);
+        record.generation = record.generation.max(known);
         let (run_id, run_dir) = (record.run_id.clone(), record.run_dir.clone());
         if let Some(known) = key.as_ref().and_then(|key| self.state.answer(key)) {
             let run_dir = self.state.record(known).map(|record| record.run_dir.clone());

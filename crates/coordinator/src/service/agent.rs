@@ -91,6 +91,10 @@ impl Session {
         while let Some(up) = inbox.message().await? {
             // Whatever an agent sends, it lives.
             self.owner.tell(Input::AgentBeat { agent_id: agent_id.to_owned(), session }).await?;
+            // Once the owner has closed the session, its id may belong to another process.
+            if self.outbox.upgrade().is_none() {
+                return Err(Status::cancelled("the session is over"));
+            }
             match up.message {
                 Some(agent_up::Message::Heartbeat(_)) | None => {}
                 Some(agent_up::Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),

@@ -19,17 +19,29 @@ use crate::owner::CallError;
 use crate::run_dir;
 use crate::state::Refused;
 
+/// Longest message of a refusal. It may repeat what the caller sent and travels in a header, of which clients take 16 KiB: a
+/// character of it has twelve bytes there at most.
+const MAX_MESSAGE: usize = 1000;
+
 /// A refusal with the hint that fits it.
 pub(crate) fn refusal(code: Code, reason: &str, message: String, hint: &str) -> Status {
     Refusal {
         code,
-        message,
+        message: short(message),
         reason: reason.to_owned(),
         retryable: false,
         hint: hint.to_owned(),
         current_generation: 0,
     }
     .into()
+}
+
+fn short(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
+        message.truncate(end);
+        message.push_str("...");
+    }
+    message
 }
 
 /// Who sends a request, as the gate found out.
@@ -143,7 +155,7 @@ impl From<Refused> for Status {
         let retryable = matches!(refused, Refused::AgentConnected(_) | Refused::NotReady { .. });
         Refusal {
             code,
-            message: refused.to_string(),
+            message: short(refused.to_string()),
             reason: reason.to_owned(),
             retryable,
             hint: hint.to_owned(),
@@ -155,8 +167,14 @@ impl From<Refused> for Status {
 
 /// Whether what the system says of a path is the fault of the path, and not the machine's.
 fn is_misplaced(kind: std::io::ErrorKind) -> bool {
-    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
-    matches!(kind, NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
+    use std::io::ErrorKind::{
+        InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    // The last two of names that are too long, and of names with a NUL.
+    matches!(
+        kind,
+        NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem | InvalidFilename | InvalidInput
+    )
 }
 
 impl From<run_dir::Error> for Status {

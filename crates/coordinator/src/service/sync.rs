@@ -82,7 +82,10 @@ impl CheckpointService for CheckpointSync {
     ) -> Result<Response<ShardReceipt>, Status> {
         let nonce = nonce(&request)?;
         let mut inbox = request.into_inner();
-        let Some(put_shard_message::Message::Header(header)) = next(&mut inbox).await? else {
+        let first = tokio::time::timeout(transport::CALL_DEADLINE, next(&mut inbox))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the shard began without a header"))?;
+        let Some(put_shard_message::Message::Header(header)) = first? else {
             return Err(MissingField("header").into());
         };
         let fence = header.fence.clone().ok_or(MissingField("fence"))?;

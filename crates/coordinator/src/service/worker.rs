@@ -3,7 +3,8 @@
 use identity::Seal;
 use proto::v1::worker_service_server::WorkerService;
 use proto::v1::{
-    AttachRequest, AttachResponse, Fence, Ready, WorkerDown, WorkerId, WorkerUp, worker_down, worker_up,
+    AttachRequest, AttachResponse, Fence, MetricRow, Ready, WorkerDown, WorkerId, WorkerUp, metric,
+    worker_down, worker_up,
 };
 use proto::{MissingField, transport};
 use std::pin::Pin;
@@ -16,6 +17,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{check_nonce, check_protocol, nonce, seal};
 use crate::owner::{OUTBOX, Owner};
 use crate::state::{Failure, Input, News};
+
+/// Longest name of a host, and some more for a scope.
+const MAX_HOST: usize = 300;
 
 /// Serves [`WorkerService`].
 pub(crate) struct Workers {
@@ -34,9 +38,7 @@ impl WorkerService for Workers {
         let fence = fence.ok_or(MissingField("fence"))?;
         let worker = worker.ok_or(MissingField("worker"))?;
         check_nonce(&nonce, &worker)?;
-        if data_address.is_empty() {
-            return Err(MissingField("data_address").into());
-        }
+        check_address(&data_address)?;
         let news = News::Attached { data_address, pid };
         self.owner.tell(Input::Worker { fence: fence.clone(), worker, news }).await?;
         let config_toml = self
@@ -125,12 +127,34 @@ impl Session {
     }
 }
 
+/// All ranks are sent the addresses of all: one that is none, or long, is not handed on.
+fn check_address(address: &str) -> Result<(), Status> {
+    let host_and_port = address.rsplit_once(':');
+    let is_one = host_and_port.is_some_and(|(host, port)| {
+        (1..=MAX_HOST).contains(&host.len())
+            && host.chars().all(|c| c.is_ascii_graphic())
+            && port.parse().is_ok_and(|port: u16| port > 0)
+    });
+    if is_one { Ok(()) } else { Err(MissingField("data_address of a host and a port").into()) }
+}
+
 /// The group's key travels as the connection has it.
 fn sealed(mut down: WorkerDown, seal: &Seal) -> WorkerDown {
     if let Some(worker_down::Message::Assign(assign)) = &mut down.message {
         assign.group_key = seal.apply("group", &assign.group_key);
     }
     down
+}
+
+/// Files and the database hold JSON, which has neither NaN nor infinities: such a value is none.
+fn finite(mut row: MetricRow) -> MetricRow {
+    for metric in &mut row.values {
+        metric.value = metric.value.take().filter(|value| match value {
+            metric::Value::Number(number) => number.is_finite(),
+            metric::Value::Count(_) | metric::Value::Counts(_) => true,
+        });
+    }
+    row
 }
 
 fn news(message: worker_up::Message) -> Option<News> {
@@ -140,7 +164,7 @@ fn news(message: worker_up::Message) -> Option<News> {
         Message::Ready(Ready { step, total_steps, shard_bytes }) => {
             News::Ready { step, total_steps, shard_bytes }
         }
-        Message::Metrics(row) => News::Metrics(row),
+        Message::Metrics(row) => News::Metrics(finite(row)),
         Message::Paused(paused) => News::Paused { paused: paused.paused, step: paused.step },
         Message::Finished(done) => News::Finished { step: done.step, stopped_early: done.stopped_early },
         Message::Failed(failed) => News::Failed(Failure {
