@@ -105,7 +105,8 @@ impl Coordinator {
             Identity::Kept { .. } => enter(address, &credentials)?,
         };
         // Not before: who reaches the port finds the entry as well.
-        let listener = socket.listen(BACKLOG).map_err(bind_error)?;
+        let listener = socket.listen(BACKLOG).map_err(bind_error);
+        let listener = listener.inspect_err(|_| entries.iter().for_each(keyring::Entries::remove))?;
         let incarnation = recovered.incarnation;
         let checkpoints = Checkpoints::default();
         let (owner, ended) = Owner::start(store, recovered, checkpoints.clone(), spawn_key)

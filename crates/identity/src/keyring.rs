@@ -53,10 +53,23 @@ fn enter_in(
     for path in &entries.paths {
         files::replace_secret(path, access.to_json().as_bytes())?;
     }
+    entries.sweep(directory);
     Ok(entries)
 }
 
 impl Entries {
+    /// Removes what this very coordinator left when it was killed, at another port or before the machine was started again.
+    fn sweep(&self, directory: &Path) {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| !self.paths.contains(path)) {
+            let found = files::read_secret(&path).and_then(|bytes| TokenFile::parse(&path, &bytes));
+            if found.is_ok_and(|found| found.token == self.access.token) {
+                // One that stays leads nowhere.
+                std::fs::remove_file(&path).ok();
+            }
+        }
+    }
+
     /// Takes the entries away, but those that another coordinator has replaced.
     pub fn remove(&self) {
         for path in &self.paths {
