@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::dial::Io;
 use crate::{Encryption, Guard, Seal, proof};
 
-/// How long a client may take until it is known how it speaks.
+/// How long a client may take until it is known how it speaks, and then again until it begins HTTP/2, whose keepalive notices a
+/// silent one from there on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Handshakes at a time; further clients wait for their turn.
@@ -35,10 +37,15 @@ const TLS: u8 = 0x16;
 /// The first byte of HTTP/2's preface.
 const HTTP2: u8 = b'P';
 
+/// The bytes of it.
+const PREFACE: usize = 24;
+
 /// A connection that can be served.
 pub struct Connected {
     io: Box<dyn Io>,
     peer: Peer,
+    /// Until HTTP/2's preface is here: the bytes that lack, and their deadline.
+    beginning: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
 /// What is known of a connection's other end.
@@ -123,7 +130,10 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
     if tcp.peek(&mut first).await.map_err(failed)? == 0 {
         return Err("it closed before it said anything".to_owned());
     }
-    let connected = |io: Box<dyn Io>, proven, seal| Connected { io, peer: Peer { address, seal, proven } };
+    let connected = |io: Box<dyn Io>, proven, seal| {
+        let beginning = Some((PREFACE, Box::pin(tokio::time::sleep(HANDSHAKE))));
+        Connected { io, peer: Peer { address, seal, proven }, beginning }
+    };
     match (first[0], guard.encryption()) {
         (HTTP2, _) => Ok(connected(Box::new(tcp), Proven::ClearText, Seal::ENCRYPTED)),
         (TLS, Encryption::Tls) => {
@@ -161,7 +171,17 @@ impl AsyncRead for Connected {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if let Some((lacking, deadline)) = &mut self.beginning {
+            *lacking = lacking.saturating_sub(buffer.filled().len() - before);
+            if *lacking == 0 {
+                self.beginning = None;
+            } else if read.is_pending() && deadline.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 
