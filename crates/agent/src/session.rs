@@ -73,8 +73,11 @@ pub(crate) async fn serve(
         let why = match outcome {
             Ok(End::Left) => return Ok(()),
             Ok(End::Closed) => "it closed the session".to_owned(),
-            // A stranger may hold the port of a coordinator that is being started again: workers do not end because of it.
-            Err(Failed::Unproven(error)) if error.is_transient() || (known && error.is_strangers()) => {
+            // A stranger may hold the port of a coordinator that is being started again, and the agent's certificate may just be
+            // made anew: workers do not end because of it, but where the coordinator itself says no.
+            Err(Failed::Unproven(error))
+                if error.is_transient() || (known && !matches!(error, identity::Error::Refused { .. })) =>
+            {
                 proto::one_line(&error)
             }
             Err(Failed::Unproven(error)) => return Err(error.into()),
