@@ -145,6 +145,35 @@ mod tests {
         drop(listener);
     }
 
+    /// The environment belongs to a whole process, so that it is set for another one of this test.
+    #[tokio::test]
+    async fn a_child_has_the_environment_that_is_named_and_its_input() {
+        if std::env::var_os("HIMPUN_TOKEN_FILE").is_none() {
+            let name = "spawn::tests::a_child_has_the_environment_that_is_named_and_its_input";
+            let again = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name])
+                .env("HIMPUN_TOKEN_FILE", "/secret")
+                .output()
+                .unwrap();
+            assert!(String::from_utf8_lossy(&again.stdout).contains("1 passed"), "{again:?}");
+            return;
+        }
+        let spawner = Spawner::start().unwrap();
+        let mut child = spawner.spawn(Path::new("/bin/sh"), &shell("env; cat"), b"input\n").await.unwrap();
+        let mut out = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
+        let lines: Vec<&str> = out.lines().collect();
+        let (input, variables) = lines.split_last().unwrap();
+        assert_eq!(*input, "input");
+        // The shell's own.
+        let own = ["PWD", "OLDPWD", "SHLVL", "_"];
+        for variable in variables {
+            let (name, _) = variable.split_once('=').unwrap();
+            assert!(INHERITED.contains(&name) || own.contains(&name), "{name}");
+        }
+        assert!(variables.iter().any(|variable| variable.starts_with("PATH=")), "{out}");
+    }
+
     #[tokio::test]
     async fn a_missing_program_is_an_error() {
         let error = Spawner::start().unwrap().spawn(Path::new("/nonexistent"), &[], b"").await.unwrap_err();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::dial::Io;
 use crate::{Encryption, Guard, Seal, proof};
 
-/// How long a client may take until it is known how it speaks.
+/// How long a client may take until it is known how it speaks, and then again until it begins HTTP/2, whose keepalive notices a
+/// silent one from there on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Handshakes at a time; further clients wait for their turn.
@@ -36,6 +38,9 @@ const TLS: u8 = 0x16;
 /// The first byte of HTTP/2's preface.
 const HTTP2: u8 = b'P';
 
+/// The bytes of it.
+const PREFACE: usize = 24;
+
 /// How often the certificate of an open connection is looked at again: a session may last for weeks.
 const RECHECK: Duration = Duration::from_secs(5);
 
@@ -43,6 +48,8 @@ const RECHECK: Duration = Duration::from_secs(5);
 pub struct Connected {
     io: Box<dyn Io>,
     peer: Peer,
+    /// Until HTTP/2's preface is here: the bytes that lack, and their deadline.
+    beginning: Option<(usize, Pin<Box<Sleep>>)>,
     /// Ends once the certificate of the other end does not count any more, and the connection with it.
     lapse: Option<AbortOnDropHandle<()>>,
 }
@@ -133,7 +140,8 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
         let peer = Peer { address, seal, proven };
         let lapse = matches!(peer.proven, Proven::Certificate(_))
             .then(|| AbortOnDropHandle::new(tokio::spawn(until_lapsed(guard.clone(), peer.clone()))));
-        Connected { io, peer, lapse }
+        let beginning = Some((PREFACE, Box::pin(tokio::time::sleep(HANDSHAKE))));
+        Connected { io, peer, beginning, lapse }
     };
     match (first[0], guard.encryption()) {
         (HTTP2, _) => Ok(connected(Box::new(tcp), Proven::ClearText, Seal::ENCRYPTED)),
@@ -190,7 +198,17 @@ impl AsyncRead for Connected {
             self.lapse = None;
             return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
         }
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if let Some((lacking, deadline)) = &mut self.beginning {
+            *lacking = lacking.saturating_sub(buffer.filled().len() - before);
+            if *lacking == 0 {
+                self.beginning = None;
+            } else if read.is_pending() && deadline.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 

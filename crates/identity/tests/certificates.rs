@@ -1,5 +1,7 @@
 //! Certificates of an authority: good ones, and expired, revoked, foreign and renewed ones, also on connections that are open.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{PATIENCE, Server, WORKER, caller, error, who, within};

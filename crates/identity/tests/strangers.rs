@@ -1,5 +1,7 @@
 //! Whoever holds the port before the coordinator, or stands between the two.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{Server, Stranger, betrays, error, try_caller, who, within};
@@ -129,6 +131,29 @@ async fn a_copy_of_the_certificate_does_not_make_a_coordinator() {
             // Not a byte inside the encryption.
             assert!(within(served).await.unwrap().is_err());
         }
+    }
+}
+
+/// Neither before it is known how a client speaks, nor behind it.
+#[tokio::test]
+async fn a_client_that_falls_silent_holds_no_connection() {
+    let mut cases = JoinSet::new();
+    for encryption in [Encryption::Tls, Encryption::None] {
+        let directory = tempfile::tempdir().unwrap();
+        let credentials = Credentials::open(directory.path(), encryption, None).unwrap();
+        let server = Server::start(&credentials, None).await;
+        for begun in [&b""[..], b"P", b"PRI * HTTP/2.0", &[0x16, 3, 1], b"himpun\xf0\x02"] {
+            let address = server.address.clone();
+            cases.spawn(async move {
+                let mut tcp = TcpStream::connect(address).await.unwrap();
+                tcp.write_all(begun).await.unwrap();
+                // Its end, of whatever kind.
+                tcp.read_to_end(&mut Vec::new()).await.ok();
+            });
+        }
+    }
+    while let Some(case) = within(cases.join_next()).await {
+        case.unwrap();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tokens and workers' secrets, encrypted and not: who is known as whom, and what a wrong one is told.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{Control, PATIENCE, Server, WORKER, caller, error, try_caller, who, within};

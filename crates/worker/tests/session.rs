@@ -3,16 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use collective::AbortHandle;
+use identity::{Access, Credentials, Guard, Role, Secret};
 use proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use proto::v1::{
     Abort, Assign, AttachRequest, AttachResponse, Failed, Fence, MetricRow, Order, Phase, Ready, WorkerDown,
     WorkerId, WorkerUp, order, worker_down, worker_up,
 };
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use worker::session::{self, Error, Identity, Session};
 
@@ -72,8 +74,12 @@ impl WorkerService for Ear {
     }
 }
 
+/// Of the one worker here.
+const SECRET: Secret<16> = Secret([7; 16]);
+
 struct Coordinator {
     address: String,
+    credentials: Credentials,
     heard: Receiver<Heard>,
     // Ends the server when the test ends.
     _runtime: Runtime,
@@ -86,16 +92,23 @@ impl Coordinator {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (sender, heard) = channel();
+        let credentials = Credentials::ephemeral().unwrap();
+        let guard = Guard::new(&credentials, None, Arc::new(|_: &str| SECRET)).unwrap();
+        let entered = runtime.enter();
+        let incoming = identity::incoming(listener, guard, |_| {}, Default::default());
         let server = proto::transport::server()
             .add_service(WorkerServiceServer::new(Ear(sender)))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(incoming);
         runtime.spawn(server);
-        Coordinator { address, heard, _runtime: runtime }
+        drop(entered);
+        Coordinator { address, credentials, heard, _runtime: runtime }
     }
 
     fn identity(&self, generation: u64) -> Identity {
         let worker = WorkerId { agent_id: "a".into(), slot: 0, nonce: "n".into() };
-        Identity { coordinator: self.address.clone(), fence: fence(generation), worker }
+        let trust = Access::Token(self.credentials.access(Role::Agent)).trust().unwrap();
+        let access = Access::Worker { trust, nonce: worker.nonce.clone(), secret: SECRET };
+        Identity { coordinator: self.address.clone(), fence: fence(generation), worker, access }
     }
 
     /// An open session as rank 0 of one, and the stream to tell it things.
@@ -281,6 +294,11 @@ fn a_worker_of_an_older_generation_is_refused_and_one_without_a_coordinator_says
     let error = session::attach(coordinator.identity(3), "here:1".into()).err().unwrap();
     assert!(error.to_string().ends_with("refused: protocol 9 is spoken here"), "{error}");
     assert_eq!(error.exit_code(), 2);
+    // The trust in another coordinator's key: this one is told nothing.
+    let other = Coordinator { address: coordinator.address.clone(), ..Coordinator::start() };
+    let error = session::attach(other.identity(2), "here:1".into()).err().unwrap();
+    assert!(error.to_string().contains("is not the coordinator that these credentials are for"), "{error}");
+    assert!(error.is_transient() && error.exit_code() == 2, "a worker that has trained waits for its own");
     let nobody = Identity { coordinator: "127.0.0.1:1".into(), ..coordinator.identity(2) };
     let error = session::attach(nobody, "here:1".into()).err().unwrap();
     assert!(error.is_transient() && error.to_string().contains("127.0.0.1:1"), "{error}");
