@@ -1,20 +1,13 @@
 //! Checkpoint sync, and what it refuses.
 
-use crate::support::{Bench, SHARD_BYTES, assert_refused, collect, shard, tensors};
+use crate::support::{Bench, FakeWorker, SHARD_BYTES, assert_refused, collect, save, shard, tensors};
 use proto::Refusal;
 use proto::v1::put_shard_message::Message;
 use proto::v1::*;
 use tonic::Code;
 
-async fn begin(bench: &Bench, fence: &Fence, n_shards: u32) -> String {
-    let request = BeginCheckpointRequest {
-        fence: Some(fence.clone()),
-        step: 5,
-        n_shards,
-        metadata_json: String::new(),
-        images: None,
-    };
-    bench.checkpoints().begin(request).await.unwrap().into_inner().checkpoint_id
+async fn begin(workers: &[FakeWorker]) -> String {
+    workers[0].begin(5, workers.len() as u32).await.unwrap().checkpoint_id
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,31 +15,31 @@ async fn shards_come_back_as_they_were_sent() {
     let bench = Bench::start().await;
     let (_agent, workers) = bench.running(2).await;
     let fence = workers[0].fence.clone();
-    let id = begin(&bench, &fence, 2).await;
+    let id = begin(&workers).await;
     let bytes = tensors(750_000);
-    bench.put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
+    workers[1].put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
     let commit = CommitCheckpointRequest { fence: Some(fence.clone()), checkpoint_id: id.clone() };
 
     // Refused as long as a shard is missing, and there is nothing under the checkpoint's name.
-    let early = bench.checkpoints().commit(commit.clone()).await.unwrap_err();
+    let early = workers[0].checkpoints().commit(commit.clone()).await.unwrap_err();
     assert_refused(&Refusal::from(&early), Code::FailedPrecondition, "shards_missing", "[0] of 2");
     assert!(!bench.run_dir("run").join("checkpoints/step-00000005").exists());
 
-    let id = begin(&bench, &fence, 2).await;
-    bench.put(shard(fence.clone(), &id, 0, &tensors(0))).await.unwrap();
-    bench.put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
+    let id = begin(&workers).await;
+    workers[0].put(shard(fence.clone(), &id, 0, &tensors(0))).await.unwrap();
+    workers[1].put(shard(fence.clone(), &id, 1, &bytes)).await.unwrap();
     let commit = CommitCheckpointRequest { checkpoint_id: id, ..commit };
-    let info = bench.checkpoints().commit(commit).await.unwrap().into_inner();
+    let info = workers[0].checkpoints().commit(commit).await.unwrap().into_inner();
     assert_eq!((info.step, info.bytes, info.world_size), (5, (bytes.len() + tensors(0).len()) as u64, 2));
 
     let get = GetCheckpointRequest { fence: Some(fence.clone()), step: 5 };
-    let manifest = bench.checkpoints().get(get).await.unwrap().into_inner().manifest_json;
+    let manifest = workers[0].checkpoints().get(get).await.unwrap().into_inner().manifest_json;
     let stored =
         std::fs::read_to_string(bench.run_dir("run").join("checkpoints/step-00000005/manifest.json"))
             .unwrap();
     assert_eq!(manifest, stored);
     let get = GetShardRequest { fence: Some(fence.clone()), step: 5, shard: 1, images: false };
-    let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
+    let chunks = collect(workers[0].checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
     assert_eq!(chunks.len(), 3);
     let mut received = Vec::new();
     for chunk in chunks {
@@ -57,7 +50,7 @@ async fn shards_come_back_as_they_were_sent() {
     assert!(received == bytes);
     let absent = GetShardRequest { shard: 2, ..get };
     let absent =
-        bench.checkpoints().get_shard(absent).await.unwrap().into_inner().message().await.unwrap_err();
+        workers[0].checkpoints().get_shard(absent).await.unwrap().into_inner().message().await.unwrap_err();
     assert_refused(&Refusal::from(&absent), Code::NotFound, "no_shard", "lacks shard 2");
 
     let verify = VerifyCheckpointRequest { run_id: "run".to_owned(), step: 5 };
@@ -94,10 +87,10 @@ async fn a_list_of_images_is_asked_for_once_and_comes_back() {
         header.images = true;
         messages
     };
-    let begun = bench.checkpoints().begin(begin(5)).await.unwrap().into_inner();
+    let begun = workers[0].checkpoints().begin(begin(5)).await.unwrap().into_inner();
     assert!(begun.wants_images);
-    bench.put(shard(fence.clone(), &begun.checkpoint_id, 0, b"weights")).await.unwrap();
-    let early = bench.checkpoints().commit(commit(&begun.checkpoint_id)).await.unwrap_err();
+    workers[0].put(shard(fence.clone(), &begun.checkpoint_id, 0, b"weights")).await.unwrap();
+    let early = workers[0].checkpoints().commit(commit(&begun.checkpoint_id)).await.unwrap_err();
     assert_refused(
         &Refusal::from(&early),
         Code::FailedPrecondition,
@@ -105,21 +98,22 @@ async fn a_list_of_images_is_asked_for_once_and_comes_back() {
         "the list of images has not arrived",
     );
 
-    let id = bench.checkpoints().begin(begin(5)).await.unwrap().into_inner().checkpoint_id;
-    bench.put(of_list(&id)).await.unwrap();
-    bench.put(shard(fence.clone(), &id, 0, b"weights")).await.unwrap();
-    bench.checkpoints().commit(commit(&id)).await.unwrap();
-    let again = bench.checkpoints().begin(begin(6)).await.unwrap().into_inner();
+    let id = workers[0].checkpoints().begin(begin(5)).await.unwrap().into_inner().checkpoint_id;
+    workers[0].put(of_list(&id)).await.unwrap();
+    workers[0].put(shard(fence.clone(), &id, 0, b"weights")).await.unwrap();
+    workers[0].checkpoints().commit(commit(&id)).await.unwrap();
+    let again = workers[0].checkpoints().begin(begin(6)).await.unwrap().into_inner();
     assert!(!again.wants_images);
-    let unwanted = bench.put(of_list(&again.checkpoint_id)).await.unwrap_err();
+    let unwanted = workers[0].put(of_list(&again.checkpoint_id)).await.unwrap_err();
     assert_refused(&unwanted, Code::FailedPrecondition, "shard_refused", "the run has it");
 
     let get = GetShardRequest { fence: Some(fence.clone()), step: 5, images: true, ..Default::default() };
-    let chunks = collect(bench.checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
+    let chunks = collect(workers[0].checkpoints().get_shard(get.clone()).await.unwrap().into_inner()).await;
     assert_eq!(chunks.iter().flat_map(|chunk| chunk.data.to_vec()).collect::<Vec<u8>>(), list);
     let file = format!("checkpoints/images-{}.list", checkpoint::hex(&digest));
     std::fs::remove_file(bench.run_dir("run").join(file)).unwrap();
-    let gone = bench.checkpoints().get_shard(get).await.unwrap().into_inner().message().await.unwrap_err();
+    let gone =
+        workers[0].checkpoints().get_shard(get).await.unwrap().into_inner().message().await.unwrap_err();
     assert_refused(&Refusal::from(&gone), Code::NotFound, "no_shard", "lacks the list of images");
 }
 
@@ -128,14 +122,14 @@ async fn check_damage(damage: impl FnOnce(&mut Vec<Message>), code: Code, reason
     let bench = Bench::start().await;
     let (_agent, workers) = bench.running(1).await;
     let fence = workers[0].fence.clone();
-    let id = begin(&bench, &fence, 1).await;
+    let id = begin(&workers).await;
     let bytes: Vec<u8> = (0..250).collect();
     let mut messages = shard(fence.clone(), &id, 0, &bytes);
     damage(&mut messages);
-    assert_refused(&bench.put(messages).await.unwrap_err(), code, reason, words);
-    bench.put(shard(fence.clone(), &id, 0, &bytes)).await.unwrap();
+    assert_refused(&workers[0].put(messages).await.unwrap_err(), code, reason, words);
+    workers[0].put(shard(fence.clone(), &id, 0, &bytes)).await.unwrap();
     let commit = CommitCheckpointRequest { fence: Some(fence), checkpoint_id: id };
-    bench.checkpoints().commit(commit).await.unwrap();
+    workers[0].checkpoints().commit(commit).await.unwrap();
 }
 
 fn flip(message: &mut Message, fix_crc: bool) {
@@ -168,7 +162,9 @@ async fn an_old_fence_takes_no_checkpoint() {
     let bench = Bench::start().await;
     let (_agent, workers) = bench.running(1).await;
     let stale = Fence { generation: 0, ..workers[0].fence.clone() };
-    let refusal = bench.checkpoint(&stale, 5, b"late").await.unwrap_err();
+    let early =
+        BeginCheckpointRequest { fence: Some(stale.clone()), step: 5, n_shards: 1, ..Default::default() };
+    let refusal = Refusal::from(&workers[0].checkpoints().begin(early).await.unwrap_err());
     assert_refused(&refusal, Code::FailedPrecondition, "stale_fence", "generation 0");
     assert_eq!(refusal.current_generation, 1);
 
@@ -176,13 +172,13 @@ async fn an_old_fence_takes_no_checkpoint() {
     for n_shards in [2, u32::MAX] {
         let fence = Some(workers[0].fence.clone());
         let many = BeginCheckpointRequest { fence, step: 5, n_shards, ..Default::default() };
-        let refusal = Refusal::from(&bench.checkpoints().begin(many).await.unwrap_err());
+        let refusal = Refusal::from(&workers[0].checkpoints().begin(many).await.unwrap_err());
         assert_refused(&refusal, Code::InvalidArgument, "bad_n_shards", "by 1 ranks");
     }
 
     // Nor does one who begins well and is replaced meanwhile.
-    let id = begin(&bench, &workers[0].fence, 1).await;
-    let put = bench.put(shard(stale, &id, 0, b"late")).await.unwrap_err();
+    let id = begin(&workers).await;
+    let put = workers[0].put(shard(stale, &id, 0, b"late")).await.unwrap_err();
     assert_refused(&put, Code::FailedPrecondition, "stale_fence", "generation 0");
 }
 
@@ -192,14 +188,14 @@ async fn an_unfinished_checkpoint_is_gone_with_its_run_and_old_ones_are_retired(
     let (agent, workers) = bench.running(1).await;
     let fence = workers[0].fence.clone();
     for step in 1..=3 {
-        bench.checkpoint(&fence, step, b"weights").await.unwrap();
+        save(&workers, step, b"weights").await.unwrap();
     }
-    let id = begin(&bench, &fence, 1).await;
+    let id = begin(&workers).await;
     let abort = AbortCheckpointRequest { fence: Some(fence.clone()), checkpoint_id: id.clone() };
-    bench.checkpoints().abort(abort.clone()).await.unwrap();
-    let again = bench.checkpoints().abort(abort).await.unwrap_err();
+    workers[0].checkpoints().abort(abort.clone()).await.unwrap();
+    let again = workers[0].checkpoints().abort(abort).await.unwrap_err();
     assert_refused(&Refusal::from(&again), Code::FailedPrecondition, "checkpoint_not_open", &id);
-    begin(&bench, &fence, 1).await;
+    begin(&workers).await;
     agent.exited(&workers[0], None, Some(9)).await;
     drop(workers);
     bench.until("run", RunState::Failed).await;
@@ -218,11 +214,11 @@ async fn a_step_that_is_saved_is_not_sent_again_and_none_goes_back() {
     let bench = Bench::start().await;
     let (_agent, workers) = bench.running(1).await;
     let fence = workers[0].fence.clone();
-    let saved = bench.checkpoint(&fence, 5, b"weights").await.unwrap();
+    let saved = save(&workers, 5, b"weights").await.unwrap();
     let begin = async |step| {
         let fence = Some(fence.clone());
         let request = BeginCheckpointRequest { fence, step, n_shards: 1, ..Default::default() };
-        let begun = bench.checkpoints().begin(request).await;
+        let begun = workers[0].checkpoints().begin(request).await;
         begun.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
     };
     let stands = begin(5).await.unwrap();
@@ -237,6 +233,6 @@ async fn a_step_that_is_saved_is_not_sent_again_and_none_goes_back() {
     let mut messages = shard(fence.clone(), &begun.checkpoint_id, 0, b"weights");
     let Message::Header(header) = &mut messages[0] else { panic!("no header") };
     header.total_bytes = 2 * SHARD_BYTES + 1;
-    let large = bench.put(messages).await.unwrap_err();
+    let large = workers[0].put(messages).await.unwrap_err();
     assert_refused(&large, Code::InvalidArgument, "too_large", "shard 0 would have 4194305 bytes");
 }

@@ -6,6 +6,11 @@
 )]
 
 mod checkpoints;
+mod everybody;
+mod fuzz;
+mod probes;
+mod raw;
 mod refusals;
 mod runs;
+mod scene;
 mod support;

@@ -1,7 +1,8 @@
 //! Bad peers, bad requests, and what a stranger finds on the port.
 
 use crate::support::{Bench, FakeAgent, FakeWorker, assert_refused, hello, submission};
-use coordinator::{Coordinator, Error, Options};
+use coordinator::{Coordinator, Error, Identity, Options};
+use identity::Role;
 use proto::v1::*;
 use proto::{PROTOCOL, Refusal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,9 +17,8 @@ async fn another_protocol_is_refused_by_naming_both() {
     let request = SubmitRunRequest { protocol: theirs, ..submission("run", 1) };
     let refusal = bench.submit(request).await.unwrap_err();
     assert_refused(&refusal, Code::FailedPrecondition, "protocol_mismatch", &both);
-    let mut agent =
-        FakeAgent::connect(bench.channel.clone(), AgentHello { protocol: theirs, ..hello("a", 1) }).await;
-    let refusal = Refusal::from(&agent.try_next().await.unwrap_err());
+    let hello = AgentHello { protocol: theirs, ..hello("a", 1) };
+    let refusal = refused_agent(&bench, hello).await;
     assert_refused(&refusal, Code::FailedPrecondition, "protocol_mismatch", &both);
 }
 
@@ -83,9 +83,8 @@ async fn stale_workers_are_told_so() {
     let bench = Bench::start().await;
     let (agent, mut workers) = bench.running(1).await;
     let stale = Fence { generation: 0, ..workers[0].fence.clone() };
-    let refusal = FakeWorker::connect(bench.channel.clone(), stale.clone(), workers[0].worker.clone())
-        .await
-        .unwrap_err();
+    let channel = workers[0].channel.clone();
+    let refusal = FakeWorker::connect(channel, stale.clone(), workers[0].worker.clone()).await.unwrap_err();
     assert_refused(&refusal, Code::FailedPrecondition, "stale_fence", "generation 0");
     assert_eq!(refusal.current_generation, 1);
 
@@ -122,17 +121,25 @@ async fn stale_workers_are_told_so() {
 async fn two_agents_cannot_share_an_id() {
     let bench = Bench::start().await;
     let _first = bench.agent("node", 1).await;
-    let mut second = FakeAgent::connect(bench.channel.clone(), hello("node", 1)).await;
-    let refusal = Refusal::from(&second.try_next().await.unwrap_err());
+    let refusal = refused_agent(&bench, hello("node", 1)).await;
     assert_refused(&refusal, Code::AlreadyExists, "agent_connected", "node");
     assert!(refusal.retryable, "the first may be gone without the coordinator knowing yet");
-    let mut odd = FakeAgent::connect(bench.channel.clone(), hello("../node", 1)).await;
-    let refusal = Refusal::from(&odd.try_next().await.unwrap_err());
+    let refusal = refused_agent(&bench, hello("../node", 1)).await;
     assert_refused(&refusal, Code::InvalidArgument, "bad_agent_id", "../node");
     for slots in [0, u32::MAX] {
-        let mut endless = FakeAgent::connect(bench.channel.clone(), hello("endless", slots)).await;
-        let refusal = Refusal::from(&endless.try_next().await.unwrap_err());
+        let refusal = refused_agent(&bench, hello("endless", slots)).await;
         assert_refused(&refusal, Code::InvalidArgument, "bad_slots", &format!("{slots} slots"));
+    }
+    for n in [0, 15, 17, 33, 4096] {
+        let refusal = refused_agent(&bench, AgentHello { secret: vec![1; n], ..hello("b", 1) }).await;
+        assert_refused(&refusal, Code::InvalidArgument, "", "secret of 16 bytes");
+    }
+}
+
+async fn refused_agent(bench: &Bench, hello: AgentHello) -> Refusal {
+    match FakeAgent::connect(bench.role(Role::Agent).await, hello.clone()).await {
+        Ok(_) => panic!("admitted {hello:?}"),
+        Err(refusal) => refusal,
     }
 }
 
@@ -160,7 +167,7 @@ async fn garbage_on_the_port_hurts_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_reflection_answer() {
     let bench = Bench::start().await;
-    let mut health = tonic_health::pb::health_client::HealthClient::new(bench.channel.clone());
+    let mut health = tonic_health::pb::health_client::HealthClient::new(bench.admin.clone());
     for service in ["", "himpun.v1.ControlService", "himpun.v1.CheckpointService"] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
         let status = health.check(request).await.unwrap().into_inner().status();
@@ -174,7 +181,7 @@ async fn health_and_reflection_answer() {
     };
     let list = MessageRequest::ListServices(String::new());
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
-    let mut client = ServerReflectionClient::new(bench.channel.clone());
+    let mut client = ServerReflectionClient::new(bench.admin.clone());
     let answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap();
     let answer = answers.into_inner().next().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
@@ -188,7 +195,8 @@ async fn health_and_reflection_answer() {
 async fn what_a_coordinator_does_not_start_with() {
     let bench = Bench::start().await;
     let start = async |bind: &str, dir: &std::path::Path| {
-        let options = Options { bind: bind.parse().unwrap(), dir: dir.to_owned(), insecure: false };
+        let (bind, dir) = (bind.parse().unwrap(), dir.to_owned());
+        let options = Options { bind, dir, identity: Identity::Ephemeral, allow_dirs: Vec::new() };
         match Coordinator::start(options).await {
             Ok(_) => panic!("started on {bind}"),
             Err(error) => error,
@@ -197,11 +205,6 @@ async fn what_a_coordinator_does_not_start_with() {
     let error = start("127.0.0.1:0", bench.dir.path()).await;
     assert!(matches!(error, Error::DirectoryInUse { .. }) && error.hint().is_some(), "{error}");
     let other = tempfile::tempdir().unwrap();
-    let error = start("0.0.0.0:0", other.path()).await;
-    assert!(
-        matches!(error, Error::Unprotected { .. }) && error.hint().unwrap().contains("--insecure"),
-        "{error}"
-    );
     let error = start(&bench.running.address().to_string(), other.path()).await;
     assert!(matches!(error, Error::Bind { .. }), "{error}");
 }

@@ -1,6 +1,6 @@
 //! Runs from their submission to their end.
 
-use crate::support::{Bench, DEADLINE, assert_refused, collect, submission, tensors};
+use crate::support::{Bench, DEADLINE, assert_refused, collect, save, submission, tensors};
 use proto::Refusal;
 use proto::v1::*;
 use tonic::Code;
@@ -30,7 +30,7 @@ async fn a_run_from_submit_to_finish() {
     bench.control().resume(CommandRequest { run_id: "run".to_owned(), ..Default::default() }).await.unwrap();
     assert_eq!(workers[0].order().await, order::Kind::Resume);
     workers[0].say(worker_up::Message::Paused(Paused { paused: false, step: 9 })).await;
-    let taken = bench.checkpoint(&workers[0].fence, 9, b"weights").await.unwrap();
+    let taken = save(&workers, 9, b"weights").await.unwrap();
 
     workers[0].say(worker_up::Message::Finished(Finished { step: 9, stopped_early: false })).await;
     bench.until("run", RunState::Stopping).await;
@@ -193,9 +193,8 @@ async fn a_run_goes_on_from_its_newest_good_checkpoint() {
     for step in 1..=6 {
         workers[0].metrics(step, 2.5).await;
     }
-    let fence = &workers[0].fence;
-    bench.checkpoint(fence, 4, &tensors(60)).await.unwrap();
-    let newest = bench.checkpoint(fence, 6, &tensors(60)).await.unwrap();
+    save(&workers, 4, &tensors(60)).await.unwrap();
+    let newest = save(&workers, 6, &tensors(60)).await.unwrap();
     let active = SubmitRunRequest {
         resume: true,
         run_dir: bench.run_dir("run").display().to_string(),
@@ -240,7 +239,7 @@ async fn checkpoint_now_waits_for_the_commit() {
     let asked = request.clone();
     let waiting = tokio::spawn(async move { control.checkpoint_now(asked).await });
     assert_eq!(workers[0].order().await, order::Kind::Checkpoint);
-    let taken = bench.checkpoint(&workers[0].fence, 3, b"weights").await.unwrap();
+    let taken = save(&workers, 3, b"weights").await.unwrap();
     assert_eq!(waiting.await.unwrap().unwrap().into_inner().checkpoint, Some(taken.clone()));
     // Nothing has happened since: the same checkpoint is the answer, and nothing is asked of the workers.
     let again = bench.control().checkpoint_now(request.clone()).await.unwrap().into_inner();
@@ -267,4 +266,20 @@ async fn checkpoint_now_waits_for_the_commit() {
         "run_ended",
         "ended before",
     );
+}
+
+/// JSON, as which a run is stored, has no such numbers: one of them must not keep the coordinator from starting again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_finite_is_no_value() {
+    let bench = Bench::start().await;
+    let (_agent, workers) = bench.running(1).await;
+    for (step, loss) in [(1, 2.5), (2, f64::NAN), (3, f64::INFINITY)] {
+        workers[0].metrics(step, loss).await;
+    }
+    let pause = worker_up::Message::Paused(Paused { paused: true, step: 3 });
+    workers[0].say(pause).await;
+    let paused = bench.until("run", RunState::Paused).await;
+    assert_eq!((paused.step, paused.loss), (3, 2.5));
+    let bench = bench.restart().await;
+    assert_eq!(bench.status("run").await.state(), RunState::Failed);
 }

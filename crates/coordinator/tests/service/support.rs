@@ -1,21 +1,20 @@
 //! A coordinator, and the peers that a test plays.
 
 use bytes::Bytes;
-use coordinator::{Coordinator, Options, Running};
+use coordinator::{Coordinator, Identity, Options, Running};
+use identity::{Access, Channel, Role, Trust, WorkerSecret};
 use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use proto::v1::control_service_client::ControlServiceClient;
 use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::*;
-use proto::{PROTOCOL, Refusal, transport};
+use proto::{PROTOCOL, Refusal};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 /// Longest wait for anything that a test expects.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -26,33 +25,53 @@ pub const SHARD_BYTES: u64 = 1 << 21;
 /// A configuration of which checkpoints are kept, and nothing trained.
 pub const CONFIG: &str = "[run]\nsteps = 9\n[train]\nglobal_batch = 8\n[checkpoint]\nkeep = 2\n";
 
-/// A coordinator on a port of the system's choice.
+/// A coordinator on a port of the system's choice. What no other channel is named for goes by its own token.
 pub struct Bench {
     pub dir: TempDir,
     pub running: Running,
-    pub channel: Channel,
+    pub admin: Channel,
 }
 
 impl Bench {
     pub async fn start() -> Bench {
-        let dir = tempfile::tempdir().unwrap();
-        let (running, channel) = start(dir.path()).await;
-        Bench { dir, running, channel }
+        Bench::with(Identity::Ephemeral, Vec::new()).await
+    }
+
+    pub async fn with(identity: Identity, allow_dirs: Vec<PathBuf>) -> Bench {
+        let dir = private_directory();
+        let (running, admin) = start(dir.path(), identity, allow_dirs).await;
+        Bench { dir, running, admin }
     }
 
     /// Ends the coordinator and starts another in the same directory.
     pub async fn restart(self) -> Bench {
         self.running.shutdown().await.unwrap();
-        let (running, channel) = start(self.dir.path()).await;
-        Bench { dir: self.dir, running, channel }
+        let (running, admin) = start(self.dir.path(), Identity::Ephemeral, Vec::new()).await;
+        Bench { dir: self.dir, running, admin }
+    }
+
+    pub fn address(&self) -> String {
+        self.running.address().to_string()
+    }
+
+    /// A connection of its own for each role.
+    pub async fn role(&self, role: Role) -> Channel {
+        connect(&self.running.access(role), &self.address()).await
+    }
+
+    /// A worker's connection, by what its agent was sent.
+    pub async fn worker(&self, worker: &WorkerId, secret: &[u8]) -> Channel {
+        let secret = WorkerSecret::from_hex(&hex(secret)).expect("16 bytes");
+        let trust = self.trust();
+        connect(&Access::Worker { trust, nonce: worker.nonce.clone(), secret }, &self.address()).await
+    }
+
+    pub fn trust(&self) -> Trust {
+        self.running.access(Role::Agent).trust().unwrap()
     }
 
     pub fn control(&self) -> ControlServiceClient<Channel> {
-        ControlServiceClient::new(self.channel.clone())
-    }
-
-    pub fn checkpoints(&self) -> CheckpointServiceClient<Channel> {
-        CheckpointServiceClient::new(self.channel.clone())
+        ControlServiceClient::new(self.admin.clone())
     }
 
     pub fn run_dir(&self, run_id: &str) -> PathBuf {
@@ -60,8 +79,7 @@ impl Bench {
     }
 
     pub async fn submit(&self, request: SubmitRunRequest) -> Result<SubmitRunResponse, Refusal> {
-        let response = self.control().submit_run(request).await;
-        response.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
+        answer(self.control().submit_run(request).await)
     }
 
     pub async fn status(&self, run_id: &str) -> RunStatus {
@@ -87,7 +105,8 @@ impl Bench {
     }
 
     pub async fn agent(&self, id: &str, slots: u32) -> FakeAgent {
-        let mut agent = FakeAgent::connect(self.channel.clone(), hello(id, slots)).await;
+        let channel = self.role(Role::Agent).await;
+        let mut agent = FakeAgent::connect(channel, hello(id, slots)).await.unwrap();
         match agent.next().await {
             agent_down::Message::Welcome(welcome) => {
                 assert!(welcome.heartbeat_ms > 0 && welcome.lease_ms > 0)
@@ -106,14 +125,22 @@ impl Bench {
 
     /// Attaches a worker for every assignment, up to `Ready`.
     pub async fn form(&self, mut agent: FakeAgent, slots: u32) -> (FakeAgent, Vec<FakeWorker>) {
-        let agent_down::Message::Start(start) = agent.next().await else { panic!("no start") };
+        let start = loop {
+            match agent.next().await {
+                agent_down::Message::Start(start) => break start,
+                // Of a run before this one.
+                agent_down::Message::Stop(_) => {}
+                other => panic!("{other:?} instead of a start"),
+            }
+        };
         assert_eq!(start.workers.len(), slots as usize);
         let mut workers = Vec::new();
         for assignment in start.workers {
             let fence = start.fence.clone().unwrap();
-            let worker =
-                FakeWorker::connect(self.channel.clone(), fence, assignment.worker.unwrap()).await.unwrap();
-            workers.push(worker);
+            let WorkerAssignment { worker, secret, .. } = assignment;
+            let worker = worker.unwrap();
+            let channel = self.worker(&worker, &secret).await;
+            workers.push(FakeWorker { secret, ..FakeWorker::connect(channel, fence, worker).await.unwrap() });
         }
         for (rank, worker) in workers.iter_mut().enumerate() {
             let worker_down::Message::Assign(assign) = worker.next().await.unwrap() else {
@@ -122,6 +149,7 @@ impl Bench {
             assert_eq!((assign.rank as usize, assign.world_size), (rank, slots));
             assert_eq!(assign.peers.len(), slots as usize);
             let step = assign.checkpoint_step.unwrap_or(0);
+            worker.group_key = assign.group_key;
             let ready = Ready { step, total_steps: 9, shard_bytes: SHARD_BYTES };
             worker.say(worker_up::Message::Ready(ready)).await;
         }
@@ -129,49 +157,42 @@ impl Bench {
         self.until(&run_id, RunState::Running).await;
         (agent, workers)
     }
-
-    /// Streams one shard.
-    pub async fn put(&self, messages: Vec<put_shard_message::Message>) -> Result<ShardReceipt, Refusal> {
-        let messages: Vec<_> = messages.into_iter().map(|m| PutShardMessage { message: Some(m) }).collect();
-        let response = self.checkpoints().put_shard(tokio_stream::iter(messages)).await;
-        response.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
-    }
-
-    /// Begins, fills and commits a checkpoint, whose shards are all of these bytes.
-    pub async fn checkpoint(
-        &self,
-        fence: &Fence,
-        step: u64,
-        bytes: &[u8],
-    ) -> Result<CheckpointInfo, Refusal> {
-        let n_shards = self.status(&fence.run_id).await.world_size;
-        let fence = Some(fence.clone());
-        let metadata_json = r#"{"threads":3}"#.to_owned();
-        let begin =
-            BeginCheckpointRequest { fence: fence.clone(), step, n_shards, metadata_json, images: None };
-        let begun = self.checkpoints().begin(begin).await.map_err(|status| Refusal::from(&status))?;
-        let checkpoint_id = begun.into_inner().checkpoint_id;
-        for index in 0..n_shards {
-            let receipt = self.put(shard(fence.clone().unwrap(), &checkpoint_id, index, bytes)).await?;
-            assert_eq!(receipt.durable_bytes, bytes.len() as u64);
-        }
-        let commit = CommitCheckpointRequest { fence, checkpoint_id };
-        let committed = self.checkpoints().commit(commit).await;
-        committed.map(tonic::Response::into_inner).map_err(|status| Refusal::from(&status))
-    }
 }
 
-async fn start(dir: &Path) -> (Running, Channel) {
+/// As whatever holds secrets has to be, whatever the umask.
+pub fn private_directory() -> TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap()
+}
+
+async fn start(dir: &Path, identity: Identity, allow_dirs: Vec<PathBuf>) -> (Running, Channel) {
     let bind = "127.0.0.1:0".parse().unwrap();
-    let running = Coordinator::start(Options { bind, dir: dir.to_owned(), insecure: false }).await.unwrap();
-    let channel = transport::endpoint(&running.address().to_string()).unwrap().connect().await.unwrap();
-    (running, channel)
+    let options = Options { bind, dir: dir.to_owned(), identity, allow_dirs };
+    let running = Coordinator::start(options).await.unwrap();
+    let admin = connect(&running.access(Role::Admin), &running.address().to_string()).await;
+    (running, admin)
+}
+
+async fn connect(access: &Access, address: &str) -> Channel {
+    access.connect(address).await.unwrap().channel
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Begins, fills and commits a checkpoint, whose shards are all of these bytes.
+pub async fn save(workers: &[FakeWorker], step: u64, bytes: &[u8]) -> Result<CheckpointInfo, Refusal> {
+    let checkpoint_id = workers[0].begin(step, workers.len() as u32).await?.checkpoint_id;
+    for (rank, worker) in workers.iter().enumerate() {
+        let messages = shard(worker.fence.clone(), &checkpoint_id, rank as u32, bytes);
+        assert_eq!(worker.put(messages).await?.durable_bytes, bytes.len() as u64);
+    }
+    workers[0].commit(&checkpoint_id).await
 }
 
 /// Of a process of its own.
 pub fn hello(id: &str, slots: u32) -> AgentHello {
-    static PROCESSES: AtomicU64 = AtomicU64::new(0);
-    let process = PROCESSES.fetch_add(1, Ordering::Relaxed);
     AgentHello {
         protocol: PROTOCOL,
         version: "0".to_owned(),
@@ -180,7 +201,7 @@ pub fn hello(id: &str, slots: u32) -> AgentHello {
         slots,
         device: "cpu".to_owned(),
         cores: slots,
-        secret: [process.to_le_bytes(); 2].concat(),
+        secret: identity::random::<16>().to_vec(),
     }
 }
 
@@ -224,13 +245,15 @@ pub fn shard(fence: Fence, checkpoint_id: &str, shard: u32, bytes: &[u8]) -> Vec
 
 /// An agent that starts nothing.
 pub struct FakeAgent {
+    pub secret: Vec<u8>,
     pub up: mpsc::Sender<AgentUp>,
     down: Streaming<AgentDown>,
 }
 
 impl FakeAgent {
-    pub async fn connect(channel: Channel, hello: AgentHello) -> FakeAgent {
+    pub async fn connect(channel: Channel, hello: AgentHello) -> Result<FakeAgent, Refusal> {
         let (up, messages) = mpsc::channel(16);
+        let secret = hello.secret.clone();
         up.send(AgentUp { message: Some(agent_up::Message::Hello(hello)) }).await.unwrap();
         // However long a busy machine takes for a test, the agent's lease must not end in it.
         let beating = up.downgrade();
@@ -244,8 +267,10 @@ impl FakeAgent {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         });
-        let down = AgentServiceClient::new(channel).session(ReceiverStream::new(messages)).await.unwrap();
-        FakeAgent { up, down: down.into_inner() }
+        let opened = AgentServiceClient::new(channel).session(ReceiverStream::new(messages)).await;
+        opened
+            .map(|down| FakeAgent { secret, up, down: down.into_inner() })
+            .map_err(|status| Refusal::from(&status))
     }
 
     pub async fn say(&self, message: agent_up::Message) {
@@ -280,13 +305,17 @@ impl FakeAgent {
 pub struct FakeWorker {
     pub fence: Fence,
     pub worker: WorkerId,
+    /// Shown on its connection.
+    pub channel: Channel,
+    pub secret: Vec<u8>,
+    pub group_key: Vec<u8>,
     pub up: mpsc::Sender<WorkerUp>,
     down: Streaming<WorkerDown>,
 }
 
 impl FakeWorker {
     pub async fn connect(channel: Channel, fence: Fence, worker: WorkerId) -> Result<FakeWorker, Refusal> {
-        let mut client = WorkerServiceClient::new(channel);
+        let mut client = WorkerServiceClient::new(channel.clone());
         let attach = AttachRequest {
             protocol: PROTOCOL,
             fence: Some(fence.clone()),
@@ -296,12 +325,43 @@ impl FakeWorker {
         };
         let attached = client.attach(attach).await.map_err(|status| Refusal::from(&status))?;
         assert_eq!(attached.into_inner().config_toml, CONFIG);
+        let (up, down) = FakeWorker::open(channel.clone(), &fence, &worker).await?;
+        Ok(FakeWorker { fence, worker, channel, secret: Vec::new(), group_key: Vec::new(), up, down })
+    }
+
+    /// Opens a session that speaks for this worker.
+    pub async fn open(
+        channel: Channel,
+        fence: &Fence,
+        worker: &WorkerId,
+    ) -> Result<(mpsc::Sender<WorkerUp>, Streaming<WorkerDown>), Refusal> {
         let (up, messages) = mpsc::channel(16);
-        up.send(up_message(&fence, &worker, worker_up::Message::Heartbeat(Heartbeat::default())))
-            .await
-            .unwrap();
-        let down = client.session(ReceiverStream::new(messages)).await.unwrap().into_inner();
-        Ok(FakeWorker { fence, worker, up, down })
+        let beat = worker_up::Message::Heartbeat(Heartbeat::default());
+        up.send(up_message(fence, worker, beat)).await.unwrap();
+        let opened = WorkerServiceClient::new(channel).session(ReceiverStream::new(messages)).await;
+        opened.map(|down| (up, down.into_inner())).map_err(|status| Refusal::from(&status))
+    }
+
+    pub fn checkpoints(&self) -> CheckpointServiceClient<Channel> {
+        CheckpointServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn begin(&self, step: u64, n_shards: u32) -> Result<BeginCheckpointResponse, Refusal> {
+        let fence = Some(self.fence.clone());
+        let metadata_json = r#"{"threads":3}"#.to_owned();
+        let request = BeginCheckpointRequest { fence, step, n_shards, metadata_json, images: None };
+        answer(self.checkpoints().begin(request).await)
+    }
+
+    /// Streams one shard.
+    pub async fn put(&self, messages: Vec<put_shard_message::Message>) -> Result<ShardReceipt, Refusal> {
+        let messages: Vec<_> = messages.into_iter().map(|m| PutShardMessage { message: Some(m) }).collect();
+        answer(self.checkpoints().put_shard(tokio_stream::iter(messages)).await)
+    }
+
+    pub async fn commit(&self, checkpoint_id: &str) -> Result<CheckpointInfo, Refusal> {
+        let (fence, checkpoint_id) = (Some(self.fence.clone()), checkpoint_id.to_owned());
+        answer(self.checkpoints().commit(CommitCheckpointRequest { fence, checkpoint_id }).await)
     }
 
     pub async fn say(&self, message: worker_up::Message) {
@@ -333,6 +393,11 @@ impl FakeWorker {
             other => panic!("{other:?} instead of an order"),
         }
     }
+}
+
+/// An answer, or why there is none.
+pub fn answer<T>(outcome: Result<Response<T>, Status>) -> Result<T, Refusal> {
+    outcome.map(Response::into_inner).map_err(|status| Refusal::from(&status))
 }
 
 fn up_message(fence: &Fence, worker: &WorkerId, message: worker_up::Message) -> WorkerUp {
