@@ -6,6 +6,7 @@ mod bad_input;
 mod cluster;
 mod compatibility;
 mod export;
+mod identity;
 mod images;
 mod methods;
 mod namespaces;

@@ -2,10 +2,10 @@
 
 use crate::cluster::start_coordinator;
 use crate::support::{fail, himpun, succeed};
+use identity::{Access, Role};
 use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::control_service_client::ControlServiceClient;
 use proto::v1::control_service_server::{ControlService, ControlServiceServer};
-use proto::v1::worker_service_client::WorkerServiceClient;
 use proto::v1::*;
 use proto::{PROTOCOL, transport};
 use tokio::net::TcpListener;
@@ -16,20 +16,19 @@ use tonic::{Request, Response, Status};
 const OTHER: u32 = PROTOCOL + 41;
 
 #[test]
-fn a_coordinator_refuses_clients_agents_and_workers_of_another_version() {
+fn a_coordinator_refuses_clients_and_agents_of_another_version() {
     let directory = tempfile::tempdir().unwrap();
     let (_coordinator, address) = start_coordinator(directory.path(), "127.0.0.1:0");
+    let token = directory.path().join("coordinator/credentials/admin.token");
     let refusals = Runtime::new().unwrap().block_on(async {
-        let channel = transport::endpoint(&address).unwrap().connect().await.unwrap();
+        let access = Access::new(None, Some(&token), Role::Admin).unwrap();
+        let channel = access.connect(&address).await.unwrap().channel;
         let submission = SubmitRunRequest { protocol: OTHER, ..SubmitRunRequest::default() };
         let client = ControlServiceClient::new(channel.clone()).submit_run(submission).await.unwrap_err();
-        let attachment = AttachRequest { protocol: OTHER, ..AttachRequest::default() };
-        let worker = WorkerServiceClient::new(channel.clone()).attach(attachment).await.unwrap_err();
         let hello = AgentHello { protocol: OTHER, agent_id: "odd".to_owned(), ..AgentHello::default() };
         let hello = AgentUp { message: Some(agent_up::Message::Hello(hello)) };
-        let session = AgentServiceClient::new(channel).session(tokio_stream::iter([hello])).await.unwrap();
-        let agent = session.into_inner().message().await.unwrap_err();
-        [client, worker, agent]
+        let agent = AgentServiceClient::new(channel).session(tokio_stream::iter([hello])).await.unwrap_err();
+        [client, agent]
     });
     for refusal in refusals {
         let both = format!("protocol {OTHER}, this coordinator protocol {PROTOCOL}");
@@ -51,6 +50,29 @@ fn a_command_refuses_a_coordinator_of_another_version() {
         [&address, &format!("protocol {OTHER}"), &format!("speaks {PROTOCOL}"), "himpun 9.9.9", "hint:"]
     {
         assert!(stderr.contains(words), "`{words}` is not in\n{stderr}");
+    }
+}
+
+#[test]
+fn peers_of_protocol_1_are_told_so_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_coordinator, address) = start_coordinator(directory.path(), "127.0.0.1:0");
+    let refusals = Runtime::new().unwrap().block_on(async {
+        // They spoke clear text, and showed nothing.
+        let channel = transport::endpoint(&address).unwrap().connect().await.unwrap();
+        let mut control = ControlServiceClient::new(channel.clone());
+        let command = control.get_server_info(GetServerInfoRequest {}).await.unwrap_err();
+        let hello = AgentHello { protocol: 1, agent_id: "old".to_owned(), slots: 1, ..AgentHello::default() };
+        let hello = AgentUp { message: Some(agent_up::Message::Hello(hello)) };
+        let agent = AgentServiceClient::new(channel).session(tokio_stream::iter([hello])).await.unwrap_err();
+        [command, agent]
+    });
+    for refusal in refusals {
+        let both = format!(
+            "speaks protocol {PROTOCOL} over TLS; the peer speaks clear text without credentials, as protocol 1"
+        );
+        assert!(refusal.message().contains(&both), "{refusal:?}");
+        assert_eq!(refusal.code(), tonic::Code::FailedPrecondition);
     }
 }
 

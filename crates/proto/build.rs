@@ -10,7 +10,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     std::fs::write(out.join("method.rs"), methods(&descriptors))?;
-    tonic_prost_build::configure().bytes(".himpun.v1.Chunk").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".himpun.v1.Chunk")
+        // They hold secrets: `secrets.rs` says what of them is shown.
+        .skip_debug(["AgentHello", "WorkerAssignment", "Assign"].map(|name| format!(".himpun.v1.{name}")))
+        .compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed={root}");
     Ok(())
 }

@@ -17,8 +17,16 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// The binary under test.
 pub fn himpun() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_himpun"));
-    command.env_remove("RUST_LOG").env_remove("HIMPUN_COORDINATOR").stdin(Stdio::null());
+    for variable in ["RUST_LOG", "HIMPUN_COORDINATOR", "HIMPUN_TOKEN_FILE", "HIMPUN_CERTS"] {
+        command.env_remove(variable);
+    }
+    command.env("HIMPUN_CONFIG_DIR", config_dir()).stdin(Stdio::null());
     command
+}
+
+/// Where the coordinators of all tests leave what commands and agents find them by.
+pub fn config_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("himpun-config")
 }
 
 /// Arguments of a run small enough for a debug build: built-in images, ResNet-20, a head without batch norm.

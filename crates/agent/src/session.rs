@@ -73,8 +73,9 @@ pub(crate) async fn serve(
         let why = match outcome {
             Ok(End::Left) => return Ok(()),
             Ok(End::Closed) => "it closed the session".to_owned(),
-            // A stranger may hold the port of a coordinator that is being started again: workers do not end because of it.
-            Err(Failed::Unproven(error)) if error.is_transient() || (known && error.is_strangers()) => {
+            // A coordinator that was here may be back, whatever holds its port meanwhile and whatever cannot be read just now:
+            // workers end only when it says no itself.
+            Err(Failed::Unproven(error)) if error.is_transient() || (known && !error.is_refusal()) => {
                 proto::one_line(&error)
             }
             Err(Failed::Unproven(error)) => return Err(error.into()),

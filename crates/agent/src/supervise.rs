@@ -138,7 +138,7 @@ impl Supervisor {
 
     /// What a worker knows the coordinator by, and proves itself by.
     fn spawn_input(&self, secret: &[u8]) -> Result<Vec<u8>, identity::Error> {
-        let trust = self.access.trust()?;
+        let trust = self.access.trust(&self.coordinator)?;
         let secret = secret.try_into().map(Secret).map_err(|_| identity::Error::Malformed {
             path: PathBuf::from("the order to start a worker"),
             what: "one with a secret of 16 bytes",

@@ -1,5 +1,6 @@
 //! Why a checkpoint cannot be written or trusted, and what to do about it.
 
+use nix::sys::stat::{FileStat, SFlag};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,67 @@ impl fmt::Display for Part {
     }
 }
 
+/// What lies under a name, or what makes a file unfit for being appended to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, to whatever.
+    SymbolicLink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A device, or something newer than this program.
+    Device,
+    /// A regular file that has other names as well.
+    HardLinked,
+    /// A regular file that another user owns.
+    Foreign,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Found::File => "is a file instead of a directory",
+            Found::Directory => "is a directory instead of a file",
+            Found::SymbolicLink => "is a symbolic link, and none is followed below a run's directory",
+            Found::Fifo => "is a FIFO",
+            Found::Socket => "is a socket",
+            Found::Device => "is a device",
+            Found::HardLinked => {
+                "has another name (a hard link), so that writing to it would change that as well"
+            }
+            Found::Foreign => "belongs to another user",
+        })
+    }
+}
+
+impl Found {
+    pub(crate) fn of(stat: &FileStat) -> Found {
+        match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFREG => Found::File,
+            SFlag::S_IFDIR => Found::Directory,
+            SFlag::S_IFLNK => Found::SymbolicLink,
+            SFlag::S_IFIFO => Found::Fifo,
+            SFlag::S_IFSOCK => Found::Socket,
+            _ => Found::Device,
+        }
+    }
+
+    /// What the user can do about it.
+    fn hint(self) -> &'static str {
+        match self {
+            Found::SymbolicLink => "replace it with a copy of what it leads to (`cp -rL`), or remove it",
+            Found::HardLinked => "replace it with a copy (`cp FILE NEW; mv NEW FILE`), or remove it",
+            Found::Foreign => "replace it with a copy of your own, or work as its owner",
+            _ => "move it out of the way",
+        }
+    }
+}
+
 /// Everything that reading and writing checkpoints can fail with. Messages name the file, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,6 +97,14 @@ pub enum Error {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// Below a run's directory lies something that is not read or written to.
+    #[error("{} {found}", path.display())]
+    NotPlain {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        found: Found,
     },
     /// A file that the manifest lists, or the manifest itself, is gone.
     #[error("{} is missing", file.display())]
@@ -163,10 +233,26 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 
+    /// Whether the system said that nothing is there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Of what a checkpoint must have, that nothing is there.
+    pub(crate) fn or_missing(self) -> Error {
+        match self {
+            Self::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::Missing { file: path }
+            }
+            other => other,
+        }
+    }
+
     /// The process's exit code: 2 usage, 3 corrupt state, 75 try again, 1 otherwise.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Missing { .. }
+            Self::NotPlain { .. }
+            | Self::Missing { .. }
             | Self::Length { .. }
             | Self::Altered { .. }
             | Self::Malformed { .. }
@@ -183,6 +269,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::NotPlain { found, .. } => Some(found.hint()),
             Self::Missing { .. } | Self::Length { .. } | Self::Altered { .. } | Self::Malformed { .. } => {
                 Some(
                     "restore the file from a copy, or remove the checkpoint's directory: the one before is used then",

@@ -1,12 +1,12 @@
 //! The encoder in the form that other programs read: safetensors under PyTorch's names.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
 use crate::Error;
 use crate::shard::encode_shard;
-use crate::staging::{sync_dir, write_durably};
 use crate::state::{Dtype, State, Tensor};
 
 /// Which tensors, under which names.
@@ -159,6 +159,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         });
     }
     sync_dir(dir)
+}
+
+/// Writes a file and waits until it is on the disk; its name is durable once its directory is synced.
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Waits until the names in `dir` are on the disk.
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
 #[cfg(test)]

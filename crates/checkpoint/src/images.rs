@@ -4,13 +4,13 @@
 //! (`metadata.images.list`), so that checkpoints of before and after a change of the data set each find their own. It is
 //! removed with the last checkpoint that names it. What is in it, this crate does not know.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
-use crate::Error;
-use crate::manifest::{Digest, Manifest, digest, hex};
-use crate::store::checkpoints_dir;
+use crate::manifest::{Manifest, digest, hex};
+use crate::store::open_checkpoints;
+use crate::{Directory, Error};
 
 /// Where a manifest's metadata have what is recorded of the data set.
 pub const IMAGES_KEY: &str = "images";
@@ -21,30 +21,33 @@ pub const LIST_KEY: &str = "list";
 /// The list's name while it is written.
 pub(crate) const IMAGES_FILE: &str = "images.list";
 
-pub(crate) fn images_file(run_dir: &Path, digest: &Digest) -> PathBuf {
-    images_file_named(run_dir, &hex(digest))
+/// The name of the list that has this digest.
+pub(crate) fn list_file(digest: &str) -> String {
+    format!("images-{digest}.list")
 }
 
-pub(crate) fn images_file_named(run_dir: &Path, digest: &str) -> PathBuf {
-    checkpoints_dir(run_dir).join(format!("images-{digest}.list"))
-}
-
-/// Whether a path has the name that [`images_file`] gives.
-pub(crate) fn is_images_file(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.strip_prefix("images-").and_then(|name| name.strip_suffix(".list")).is_some_and(is_digest)
+/// The digest that is part of a list's name; nothing where it is the name of anything else.
+pub(crate) fn digest_in_name(name: &str) -> Option<&str> {
+    let named = name.strip_prefix("images-").and_then(|name| name.strip_suffix(".list"));
+    named.filter(|named| is_digest(named))
 }
 
 fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The file of the list that a checkpoint of the run in `run_dir` names, and the digest it must have; nothing where the
-/// checkpoint names none or the file is not there, as in a checkpoint that was copied alone.
-pub fn images_of(run_dir: &Path, manifest: &Manifest) -> Option<(PathBuf, String)> {
-    let named = manifest.metadata.get(IMAGES_KEY)?.get(LIST_KEY)?.as_str()?;
-    let file = is_digest(named).then(|| images_file_named(run_dir, named))?;
-    file.exists().then(|| (file, named.to_owned()))
+/// The digest of the list that a checkpoint names, if it names any.
+pub fn named_list(manifest: &Manifest) -> Option<&str> {
+    manifest.metadata.get(IMAGES_KEY)?.get(LIST_KEY)?.as_str().filter(|named| is_digest(named))
+}
+
+/// Opens the list that has this digest; nothing where it is not there, as beside a checkpoint that was copied alone.
+pub(crate) fn open_list(checkpoints: &Directory, digest: &str) -> Result<Option<File>, Error> {
+    match checkpoints.read(list_file(digest)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the list that a checkpoint of the run in `run_dir` names, if it is there.
@@ -52,13 +55,13 @@ pub fn images_of(run_dir: &Path, manifest: &Manifest) -> Option<(PathBuf, String
 /// # Errors
 /// If it cannot be read, or is not the list that was written.
 pub fn read_images(run_dir: &Path, manifest: &Manifest) -> Result<Option<Vec<u8>>, Error> {
-    let Some((file, expected)) = images_of(run_dir, manifest) else { return Ok(None) };
-    let bytes = match fs::read(&file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", &file)(error)),
-    };
-    check_images(&bytes, &expected, &file)?;
+    let Some(expected) = named_list(manifest) else { return Ok(None) };
+    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+    let Some(mut list) = open_list(&checkpoints, expected)? else { return Ok(None) };
+    let file = checkpoints.path().join(list_file(expected));
+    let mut bytes = Vec::new();
+    list.read_to_end(&mut bytes).map_err(Error::io("read", &file))?;
+    check_images(&bytes, expected, &file)?;
     Ok(Some(bytes))
 }
 

@@ -5,9 +5,10 @@
 //! anywhere.
 
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::path::Path;
 
-use crate::Error;
+use crate::{Directory, Error};
 
 /// Name of the manifest in a checkpoint's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -136,20 +137,27 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the manifest of the checkpoint in `dir`.
+    /// Reads the manifest of the checkpoint in `dir`, to which the path may lead through links.
     ///
     /// # Errors
     /// As [`Manifest::from_json`], or if there is none, or if the directory bears another step's name.
     pub fn read(dir: &Path) -> Result<Manifest, Error> {
-        let file = dir.join(MANIFEST_FILE);
-        let bytes = std::fs::read(&file).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::Missing { file: file.clone() },
-            _ => Error::Io { action: "read", path: file.clone(), source },
-        })?;
+        Manifest::read_in(&Directory::open(dir).map_err(Error::or_missing)?)
+    }
+
+    /// Reads the manifest of the checkpoint in a directory that is open.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn read_in(dir: &Directory) -> Result<Manifest, Error> {
+        let file = dir.path().join(MANIFEST_FILE);
+        let mut bytes = Vec::new();
+        let mut source = dir.read(MANIFEST_FILE).map_err(Error::or_missing)?;
+        source.read_to_end(&mut bytes).map_err(Error::io("read", &file))?;
         let text = String::from_utf8(bytes)
             .map_err(|error| Error::Malformed { file: file.clone(), reason: error.to_string() })?;
         let manifest = Manifest::from_json(&text, &file)?;
-        match crate::store::step_of(dir) {
+        match crate::store::step_of(dir.path()) {
             Some(step) if step != manifest.step => Err(Error::Malformed {
                 file,
                 reason: format!("it is of step {}, its directory is named after step {step}", manifest.step),

@@ -1,14 +1,13 @@
 //! Which checkpoints stay.
 
 use std::collections::HashSet;
-use std::fs;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
-use crate::images::{images_of, is_images_file};
+use crate::images::{digest_in_name, named_list};
 use crate::manifest::Manifest;
-use crate::staging::{self, sync_dir};
-use crate::store::{checkpoints_dir, complete, entries};
+use crate::store::{checkpoint_dir, complete, open_checkpoints, step_name};
+use crate::{Directory, Error};
 
 /// Removes a run's checkpoints but the `keep` newest, and returns the removed directories. Lists of images that only
 /// those named go with them.
@@ -20,69 +19,61 @@ use crate::store::{checkpoints_dir, complete, entries};
 /// # Errors
 /// If a directory cannot be read or removed.
 pub fn retain(run_dir: &Path, keep: usize) -> Result<Vec<PathBuf>, Error> {
-    let sound: Vec<PathBuf> = complete(run_dir)?
-        .into_iter()
-        .filter(|dir| {
-            Manifest::read(dir).is_ok_and(|manifest| manifest.step > 0 && has_all_bytes(dir, &manifest))
-        })
-        .collect();
-    let n_retired = sound.len().saturating_sub(keep.max(1));
-    for dir in &sound[..n_retired] {
-        remove(dir)?;
+    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(Vec::new()) };
+    let mut retired = complete(&checkpoints)?;
+    retired.retain(|step| *step > 0 && is_sound(&checkpoints, *step));
+    retired.truncate(retired.len().saturating_sub(keep.max(1)));
+    for step in &retired {
+        remove(&checkpoints, *step)?;
     }
-    if n_retired > 0 {
-        sync_dir(&checkpoints_dir(run_dir))?;
-        remove_unnamed_lists(run_dir)?;
+    if !retired.is_empty() {
+        checkpoints.sync()?;
+        remove_unnamed_lists(&checkpoints)?;
     }
-    Ok(sound[..n_retired].to_vec())
+    Ok(retired.into_iter().map(|step| checkpoint_dir(run_dir, step)).collect())
 }
 
 /// Whether every shard has its length. Digests were compared when they were written, and reading all
 /// checkpoints after each commit would cost more than writing one.
-fn has_all_bytes(dir: &Path, manifest: &Manifest) -> bool {
-    let has_length =
-        |file: &str, bytes: u64| fs::metadata(dir.join(file)).is_ok_and(|metadata| metadata.len() == bytes);
-    manifest.shards.iter().all(|shard| has_length(&shard.file, shard.bytes))
+fn is_sound(checkpoints: &Directory, step: u64) -> bool {
+    let has_all_bytes = |dir: Directory| {
+        let manifest = Manifest::read_in(&dir).ok()?;
+        let length = |file: &str| Some(dir.read(file).ok()?.metadata().ok()?.len());
+        Some(manifest.shards.iter().all(|shard| length(&shard.file) == Some(shard.bytes)))
+    };
+    checkpoints.open_directory(step_name(step)).ok().and_then(has_all_bytes).unwrap_or(false)
 }
 
 /// Removes the lists of images that no checkpoint names. A checkpoint that is being written may count on one of them:
 /// they then stay until the next retirement.
-fn remove_unnamed_lists(run_dir: &Path) -> Result<(), Error> {
-    if unnamed_lists(run_dir)?.is_empty() {
+fn remove_unnamed_lists(checkpoints: &Directory) -> Result<(), Error> {
+    if unnamed_lists(checkpoints)?.is_empty() || !checkpoints.try_lock()? {
         return Ok(());
     }
-    let _lock = match staging::lock(&checkpoints_dir(run_dir)) {
-        Err(Error::Busy { .. }) => return Ok(()),
-        lock => lock?,
-    };
     // Again, under the lock: a checkpoint may have been committed since.
-    for list in unnamed_lists(run_dir)? {
-        fs::remove_file(&list).map_err(Error::io("remove", &list))?;
+    for list in unnamed_lists(checkpoints)? {
+        checkpoints.remove(list)?;
     }
     Ok(())
 }
 
 /// None while a manifest cannot be read, for it may name any.
-fn unnamed_lists(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+fn unnamed_lists(checkpoints: &Directory) -> Result<Vec<OsString>, Error> {
     let mut named = HashSet::new();
-    for dir in complete(run_dir)? {
-        let Ok(manifest) = Manifest::read(&dir) else { return Ok(Vec::new()) };
-        named.extend(images_of(run_dir, &manifest).map(|(list, _)| list));
+    for step in complete(checkpoints)? {
+        let read = checkpoints.open_directory(step_name(step)).and_then(|dir| Manifest::read_in(&dir));
+        let Ok(manifest) = read else { return Ok(Vec::new()) };
+        named.extend(named_list(&manifest).map(str::to_owned));
     }
-    let is_unnamed = |path: &PathBuf| is_images_file(path) && !named.contains(path);
-    Ok(entries(&checkpoints_dir(run_dir))?.into_iter().filter(is_unnamed).collect())
+    let is_unnamed = |name: &OsString| {
+        name.to_str().and_then(digest_in_name).is_some_and(|digest| !named.contains(digest))
+    };
+    Ok(checkpoints.entries()?.into_iter().filter(is_unnamed).collect())
 }
 
 /// Takes the name away first: a directory that bears it is complete, also while it is being removed.
-fn remove(dir: &Path) -> Result<(), Error> {
-    let name = dir.file_name().and_then(|name| name.to_str()).expect("a checkpoint's name is ASCII");
-    let retired = dir.with_file_name(format!(".{name}.retired.tmp"));
-    fs::rename(dir, &retired).map_err(Error::io("rename", dir))?;
-    match fs::remove_dir_all(&retired) {
-        // A staging that begins now removes leftovers as well.
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", &retired)(error))
-        }
-        _ => Ok(()),
-    }
+fn remove(checkpoints: &Directory, step: u64) -> Result<(), Error> {
+    let retired = format!(".{}.retired.tmp", step_name(step));
+    checkpoints.rename(step_name(step), checkpoints, &retired)?;
+    checkpoints.remove_tree(retired)
 }

@@ -6,27 +6,27 @@
 //! that a late writer of an older group cannot write into its successor's files.
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use std::fs::{self, File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::images::{IMAGES_FILE, images_file, images_file_named};
+use crate::images::{IMAGES_FILE, list_file};
 use crate::manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, hex, shard_file};
-use crate::store::{CheckpointInfo, checkpoint_dir, checkpoints_dir};
-use crate::{Error, Part, store};
+use crate::store::{CHECKPOINTS, CheckpointInfo, open_checkpoints, step_name};
+use crate::{Directory, Error, Part};
 
 /// A checkpoint that is being written. Dropped without a commit it leaves files that the next one removes.
 #[derive(Debug)]
 pub struct Staging {
-    run_dir: PathBuf,
-    dir: PathBuf,
+    /// The run's, locked until the staging ends.
+    checkpoints: Directory,
+    /// The one that is written to, and its name.
+    dir: Directory,
+    name: String,
     step: u64,
     generation: u64,
     progress: Shared,
-    /// Held until the staging ends, by whatever way: the kernel releases it when the process is killed.
-    _lock: File,
 }
 
 /// What has become of each file. The writers report to it.
@@ -65,16 +65,18 @@ impl Staging {
     /// # Errors
     /// [`Error::Busy`] while another staging of the same run is alive, in this process or another.
     pub fn begin(run_dir: &Path, step: u64, generation: u64, n_shards: usize) -> Result<Staging, Error> {
-        let checkpoints = checkpoints_dir(run_dir);
-        fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
-        sync_dir(run_dir)?;
-        let lock = lock(&checkpoints)?;
+        let run = Directory::create(run_dir)?;
+        let checkpoints = run.create_directory(CHECKPOINTS)?;
+        run.sync()?;
+        if !checkpoints.try_lock()? {
+            return Err(Error::Busy { path: checkpoints.path().to_owned() });
+        }
         remove_leftovers(&checkpoints)?;
-        let dir = checkpoints.join(format!(".step-{step:08}.gen-{generation}.tmp"));
-        fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
+        let name = format!(".{}.gen-{generation}.tmp", step_name(step));
+        let dir = checkpoints.create_directory(&name)?;
         let files = Files { shards: vec![Progress::Awaited; n_shards], images: None };
         let progress = Arc::new(Mutex::new(files));
-        Ok(Staging { run_dir: run_dir.to_owned(), dir, step, generation, progress, _lock: lock })
+        Ok(Staging { checkpoints, dir, name, step, generation, progress })
     }
 
     /// Completed updates of the state that is being written.
@@ -98,7 +100,8 @@ impl Staging {
 
     /// Requires the list of images that has this digest, unless the run has it already. True if it is required.
     pub fn want_images(&self, digest: &Digest) -> bool {
-        let wanted = !images_file(&self.run_dir, digest).exists();
+        // Something that is no list is replaced by one.
+        let wanted = self.checkpoints.read(list_file(&hex(digest))).is_err();
         if wanted {
             self.lock().images = Some(Progress::Awaited);
         }
@@ -137,8 +140,7 @@ impl Staging {
             Progress::Durable(_) => return refused("has arrived already".to_owned()),
             Progress::Awaited => {}
         }
-        let path = self.dir.join(&name);
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        let (path, file) = (self.dir.path().join(&name), self.dir.create_file(&name)?);
         *progress = Progress::Open;
         let hasher = blake3::Hasher::new();
         Ok(ShardWriter { part, name, path, file, bytes: 0, hasher, progress: Arc::clone(&self.progress) })
@@ -151,21 +153,20 @@ impl Staging {
     pub fn commit(self, description: Description) -> Result<CheckpointInfo, Error> {
         let manifest = Manifest::new(self.step, self.generation, description, self.durable()?);
         self.keep_images()?;
-        let path = self.dir.join(MANIFEST_FILE);
-        write_durably(&path, manifest.to_json().as_bytes())?;
-        sync_dir(&self.dir)?;
+        let mut file = self.dir.create_file(MANIFEST_FILE)?;
+        let written = file.write_all(manifest.to_json().as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(Error::io("write", &self.dir.path().join(MANIFEST_FILE)))?;
+        self.dir.sync()?;
 
-        let target = checkpoint_dir(&self.run_dir, self.step);
-        publish(&self.dir, &target)?;
-        sync_dir(&checkpoints_dir(&self.run_dir))?;
+        let target = step_name(self.step);
+        publish(&self.checkpoints, &self.name, &target)?;
+        self.checkpoints.sync()?;
         // What the name stood for before has changed places with the new one.
-        if self.dir.exists()
-            && let Err(error) = fs::remove_dir_all(&self.dir)
-        {
+        if let Err(error) = self.checkpoints.remove_tree(&self.name) {
             // The checkpoint stands all the same, and the next staging tries again.
-            tracing::warn!(path = %self.dir.display(), %error, "a replaced checkpoint could not be removed");
+            tracing::warn!(path = %self.dir.path().display(), %error, "a replaced checkpoint could not be removed");
         }
-        Ok(CheckpointInfo::new(target, &manifest))
+        Ok(CheckpointInfo::new(self.checkpoints.path().join(target), &manifest))
     }
 
     /// Gives the checkpoint up and removes its files.
@@ -173,7 +174,7 @@ impl Staging {
     /// # Errors
     /// If they cannot be removed.
     pub fn abort(self) -> Result<(), Error> {
-        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+        self.checkpoints.remove_tree(&self.name)
     }
 
     fn durable(&self) -> Result<Vec<Shard>, Error> {
@@ -197,10 +198,8 @@ impl Staging {
     /// Gives the list of images, if it came, the name by which all checkpoints of the run find it.
     fn keep_images(&self) -> Result<(), Error> {
         let Some(Progress::Durable(list)) = &self.lock().images else { return Ok(()) };
-        let staged = self.dir.join(IMAGES_FILE);
-        let target = images_file_named(&self.run_dir, &list.blake3);
-        fs::rename(&staged, target).map_err(Error::io("rename", &staged))?;
-        sync_dir(&checkpoints_dir(&self.run_dir))
+        self.dir.rename(IMAGES_FILE, &self.checkpoints, list_file(&list.blake3))?;
+        self.checkpoints.sync()
     }
 }
 
@@ -275,60 +274,47 @@ impl Drop for ShardWriter {
     }
 }
 
+/// Removes what stagings and retirements that ended half-way have left in a run's directory, unless a staging is alive.
+/// Returns how many directories it removed.
+///
+/// # Errors
+/// If the system refuses.
+pub fn remove_abandoned(run_dir: &Path) -> Result<usize, Error> {
+    match open_checkpoints(run_dir)? {
+        Some(checkpoints) if checkpoints.try_lock()? => remove_leftovers(&checkpoints),
+        _ => Ok(0),
+    }
+}
+
 /// Gives the complete directory `staged` the name `target`, at once.
 ///
 /// That name may be taken: a run that went back to an older checkpoint comes by the same steps again, and
 /// whoever orders a checkpoint right after a resume gets the step that the run came from. The two then
 /// change places, so that a crash leaves the one or the other, never neither.
-fn publish(staged: &Path, target: &Path) -> Result<(), Error> {
-    let exchanged = renameat2(AT_FDCWD, staged, AT_FDCWD, target, RenameFlags::RENAME_EXCHANGE);
-    match exchanged {
+fn publish(checkpoints: &Directory, staged: &str, target: &str) -> Result<(), Error> {
+    match checkpoints.exchange(staged, target) {
         Ok(()) => Ok(()),
-        Err(Errno::ENOENT) => fs::rename(staged, target).map_err(Error::io("rename", staged)),
+        Err(Errno::ENOENT) => checkpoints.rename(staged, checkpoints, target),
         // Network file systems know no exchange: there the old one goes first.
         Err(Errno::EINVAL | Errno::ENOSYS) => {
-            if target.exists() {
-                fs::remove_dir_all(target).map_err(Error::io("remove", target))?;
-            }
-            fs::rename(staged, target).map_err(Error::io("rename", staged))
+            checkpoints.remove_tree(target)?;
+            checkpoints.rename(staged, checkpoints, target)
         }
-        Err(errno) => Err(Error::io("rename", staged)(errno.into())),
+        Err(errno) => Err(Error::io("rename", &checkpoints.path().join(staged))(errno.into())),
     }
 }
 
-/// Locks the directory itself: no file of its own could be left behind or copied along.
-pub(crate) fn lock(checkpoints: &Path) -> Result<File, Error> {
-    let dir = File::open(checkpoints).map_err(Error::io("open", checkpoints))?;
-    match dir.try_lock() {
-        Ok(()) => Ok(dir),
-        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: checkpoints.to_owned() }),
-        Err(TryLockError::Error(source)) => {
-            Err(Error::Io { action: "lock", path: checkpoints.to_owned(), source })
-        }
+/// Only under the lock: nobody else writes then.
+fn remove_leftovers(checkpoints: &Directory) -> Result<usize, Error> {
+    let mut leftovers = checkpoints.entries()?;
+    leftovers.retain(|name| {
+        let name = name.to_str().unwrap_or_default();
+        name.starts_with(".step-") && name.ends_with(".tmp")
+    });
+    for name in &leftovers {
+        let path = checkpoints.path().join(name);
+        tracing::info!(path = %path.display(), "removing the leftover of an unfinished checkpoint");
+        checkpoints.remove_tree(name)?;
     }
-}
-
-/// Removes what stagings and retirements that ended half-way have left. Only under the lock: nobody else
-/// writes then.
-fn remove_leftovers(checkpoints: &Path) -> Result<(), Error> {
-    for path in store::entries(checkpoints)? {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with(".step-") && name.ends_with(".tmp") {
-            tracing::info!(path = %path.display(), "removing the leftover of an unfinished checkpoint");
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes a file and waits until it is on the disk; its name is durable once its directory is synced.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut file = File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.sync_all().map_err(Error::io("sync", path))
-}
-
-/// Waits until the names in `dir` are on the disk.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    Ok(leftovers.len())
 }

@@ -1,16 +1,20 @@
 //! The checkpoints of a run as they lie on the disk: listed, verified, loaded, found.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use crate::images::{list_file, named_list, open_list};
 use crate::manifest::{MANIFEST_FILE, Manifest, Shard};
 use crate::shard::ShardDecoder;
 use crate::state::{State, Tensor};
+use crate::{Directory, Error, Part};
 
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Where a run's checkpoints are, in its directory.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// One checkpoint, as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +54,11 @@ pub struct Located {
 
 /// The directory of a run's checkpoint of `step`.
 pub fn checkpoint_dir(run_dir: &Path, step: u64) -> PathBuf {
-    checkpoints_dir(run_dir).join(format!("step-{step:08}"))
+    run_dir.join(CHECKPOINTS).join(step_name(step))
 }
 
-pub(crate) fn checkpoints_dir(run_dir: &Path) -> PathBuf {
-    run_dir.join("checkpoints")
+pub(crate) fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
 }
 
 /// The step after which a checkpoint's directory is named.
@@ -64,6 +68,39 @@ pub(crate) fn step_of(dir: &Path) -> Option<u64> {
     (format!("{step:08}") == digits).then_some(step)
 }
 
+/// Opens the checkpoint of a run's `step`. No link is followed, neither to it nor in it.
+///
+/// # Errors
+/// [`Error::Missing`] if there is none.
+pub fn open(run_dir: &Path, step: u64) -> Result<Directory, Error> {
+    let checkpoints = open_checkpoints(run_dir)?;
+    let file = checkpoint_dir(run_dir, step);
+    checkpoints.ok_or(Error::Missing { file })?.open_directory(step_name(step)).map_err(Error::or_missing)
+}
+
+/// Opens a part of the checkpoint of a run's `step` for reading, and says which file it is; nothing where the
+/// checkpoint has no such part.
+///
+/// # Errors
+/// If the checkpoint or a file that it lists is not there, or is something else.
+pub fn open_part(run_dir: &Path, step: u64, part: Part) -> Result<Option<(PathBuf, File)>, Error> {
+    let dir = open(run_dir, step)?;
+    let manifest = Manifest::read_in(&dir)?;
+    match part {
+        Part::Shard(index) => {
+            let Some(shard) = manifest.shards.get(index) else { return Ok(None) };
+            let file = dir.read(&shard.file).map_err(Error::or_missing)?;
+            Ok(Some((dir.path().join(&shard.file), file)))
+        }
+        Part::Images => {
+            let Some(digest) = named_list(&manifest) else { return Ok(None) };
+            let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+            let file = open_list(&checkpoints, digest)?;
+            Ok(file.map(|file| (checkpoints.path().join(list_file(digest)), file)))
+        }
+    }
+}
+
 /// Lists a run's checkpoints by ascending step, and what is wrong with those whose manifest cannot be read.
 /// Shards are not read: see [`verify`].
 ///
@@ -71,31 +108,42 @@ pub(crate) fn step_of(dir: &Path) -> Option<u64> {
 /// If the directory cannot be read; a run without checkpoints has an empty list.
 pub fn list(run_dir: &Path) -> Result<(Vec<CheckpointInfo>, Vec<Error>), Error> {
     let (mut checkpoints, mut problems) = (Vec::new(), Vec::new());
-    for dir in complete(run_dir)? {
-        match Manifest::read(&dir) {
-            Ok(manifest) => checkpoints.push(CheckpointInfo::new(dir, &manifest)),
+    let Some(directory) = open_checkpoints(run_dir)? else { return Ok((checkpoints, problems)) };
+    for step in complete(&directory)? {
+        match directory.open_directory(step_name(step)).and_then(|dir| Manifest::read_in(&dir)) {
+            Ok(manifest) => checkpoints.push(CheckpointInfo::new(checkpoint_dir(run_dir, step), &manifest)),
             Err(problem) => problems.push(problem),
         }
     }
     Ok((checkpoints, problems))
 }
 
-/// Reads a whole checkpoint and returns everything that is wrong with it, by file.
+/// Reads a whole checkpoint and returns everything that is wrong with it, by file. The path to it may lead through links.
 pub fn verify(dir: &Path) -> Vec<Error> {
-    match Manifest::read(dir) {
+    match Directory::open(dir) {
+        Err(problem) => vec![problem.or_missing()],
+        Ok(dir) => verify_in(&dir),
+    }
+}
+
+/// As [`verify`], of a directory that is open.
+pub fn verify_in(dir: &Directory) -> Vec<Error> {
+    match Manifest::read_in(dir) {
         Err(problem) => vec![problem],
         Ok(manifest) => read_shards(dir, &manifest, &mut |_| {}),
     }
 }
 
-/// Loads the tensors of a checkpoint that are `wanted` by their names, having compared every digest.
+/// Loads the tensors of a checkpoint that are `wanted` by their names, having compared every digest. The path to it may
+/// lead through links.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
 pub fn load(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Manifest, State), Error> {
-    let manifest = Manifest::read(dir)?;
+    let dir = Directory::open(dir).map_err(Error::or_missing)?;
+    let manifest = Manifest::read_in(&dir)?;
     let mut tensors = Vec::new();
-    let problems = read_shards(dir, &manifest, &mut |tensor| {
+    let problems = read_shards(&dir, &manifest, &mut |tensor| {
         if wanted(&tensor.name) {
             tensors.push(tensor.into_owned());
         }
@@ -108,29 +156,38 @@ pub fn load(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Manifest, Stat
 
 /// Finds a run's newest checkpoint in which every digest holds, and what is wrong with newer ones.
 pub fn newest_good(run_dir: &Path) -> (Option<PathBuf>, Vec<Error>) {
-    let mut dirs = match complete(run_dir) {
-        Ok(dirs) => dirs,
-        Err(problem) => return (None, vec![problem]),
-    };
     let mut problems = Vec::new();
-    while let Some(dir) = dirs.pop() {
-        let found = verify(&dir);
+    match find_good(run_dir, &mut problems) {
+        Ok(found) => (found, problems),
+        Err(problem) => (None, vec![problem]),
+    }
+}
+
+fn find_good(run_dir: &Path, problems: &mut Vec<Error>) -> Result<Option<PathBuf>, Error> {
+    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+    for step in complete(&checkpoints)?.into_iter().rev() {
+        let found = match checkpoints.open_directory(step_name(step)) {
+            Ok(dir) => verify_in(&dir),
+            Err(problem) => vec![problem],
+        };
         if found.is_empty() {
-            return (Some(dir), problems);
+            return Ok(Some(checkpoint_dir(run_dir, step)));
         }
         problems.extend(found);
     }
-    (None, problems)
+    Ok(None)
 }
 
-/// Finds the checkpoint that a user means: the directory itself, or the newest good one of a run.
+/// Finds the checkpoint that a user means: the directory itself, or the newest good one of a run. The path to either may
+/// lead through links.
 ///
 /// # Errors
 /// If the directory is neither, or nothing in it is intact.
 pub fn locate(path: &Path) -> Result<Located, Error> {
     // A checkpoint whose manifest is gone is still recognised by its name, and not taken for an empty run.
-    if path.join(MANIFEST_FILE).exists() || (step_of(path).is_some() && path.is_dir()) {
-        let mut problems = verify(path);
+    let is_checkpoint = |dir: &Directory| dir.exists(MANIFEST_FILE) || step_of(path).is_some();
+    if let Some(dir) = Directory::open(path).ok().filter(is_checkpoint) {
+        let mut problems = verify_in(&dir);
         return if problems.is_empty() {
             Ok(Located { dir: path.to_owned(), problems })
         } else {
@@ -143,34 +200,34 @@ pub fn locate(path: &Path) -> Result<Located, Error> {
     }
 }
 
-/// Directories that bear a checkpoint's name, by ascending step.
-pub(crate) fn complete(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let checkpoints = checkpoints_dir(run_dir);
-    if !checkpoints.exists() {
-        return Ok(Vec::new());
+/// Opens the directory of a run's checkpoints; nothing where there is no run, or none of its checkpoints.
+pub(crate) fn open_checkpoints(run_dir: &Path) -> Result<Option<Directory>, Error> {
+    let is_none = |error: &Error| match error {
+        Error::Io { source, .. } => matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        _ => false,
+    };
+    match Directory::open(run_dir).and_then(|run| run.open_directory(CHECKPOINTS)) {
+        Ok(checkpoints) => Ok(Some(checkpoints)),
+        Err(error) if is_none(&error) => Ok(None),
+        Err(error) => Err(error),
     }
-    let mut dirs: Vec<(u64, PathBuf)> =
-        entries(&checkpoints)?.into_iter().filter_map(|dir| Some((step_of(&dir)?, dir))).collect();
-    dirs.sort();
-    Ok(dirs.into_iter().map(|(_, dir)| dir).collect())
 }
 
-pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = fs::read_dir(dir).map_err(Error::io("read", dir))?;
-    entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()
-        .map_err(Error::io("read", dir))
+/// Steps after which something in a run's `checkpoints` is named, ascending.
+pub(crate) fn complete(checkpoints: &Directory) -> Result<Vec<u64>, Error> {
+    let names = checkpoints.entries()?;
+    let mut steps: Vec<u64> = names.iter().filter_map(|name| step_of(Path::new(name))).collect();
+    steps.sort_unstable();
+    Ok(steps)
 }
 
 /// Hands over the tensors of every shard, and returns what is wrong with them.
-fn read_shards(dir: &Path, manifest: &Manifest, take: &mut dyn FnMut(Tensor<'_>)) -> Vec<Error> {
+fn read_shards(dir: &Directory, manifest: &Manifest, take: &mut dyn FnMut(Tensor<'_>)) -> Vec<Error> {
     let mut problems = Vec::new();
     let mut names = std::collections::HashSet::new();
     for shard in &manifest.shards {
-        let file = dir.join(&shard.file);
         let mut repeated = None;
-        let read = read_shard(&file, shard, &mut |tensor| {
+        let read = read_shard(dir, shard, &mut |tensor| {
             if !names.insert(tensor.name.clone()) {
                 repeated = Some(tensor.name.clone());
             }
@@ -178,28 +235,25 @@ fn read_shards(dir: &Path, manifest: &Manifest, take: &mut dyn FnMut(Tensor<'_>)
         });
         problems.extend(read.err());
         problems.extend(repeated.map(|name| Error::Malformed {
-            file,
+            file: dir.path().join(&shard.file),
             reason: format!("tensor `{name}` is also in another shard"),
         }));
     }
     problems
 }
 
-fn read_shard(file: &Path, shard: &Shard, take: &mut dyn FnMut(Tensor<'_>)) -> Result<(), Error> {
-    let io = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Error::Missing { file: file.to_owned() },
-        _ => Error::io("read", file)(error),
-    };
-    let mut source = File::open(file).map_err(io)?;
+fn read_shard(dir: &Directory, shard: &Shard, take: &mut dyn FnMut(Tensor<'_>)) -> Result<(), Error> {
+    let mut source = dir.read(&shard.file).map_err(Error::or_missing)?;
+    let file = dir.path().join(&shard.file);
     // The length first: nobody waits for the digest of a file that has grown.
-    let actual = source.metadata().map_err(io)?.len();
+    let actual = source.metadata().map_err(Error::io("read", &file))?.len();
     if actual != shard.bytes {
-        return Err(Error::Length { file: file.to_owned(), expected: shard.bytes, actual });
+        return Err(Error::Length { file, expected: shard.bytes, actual });
     }
-    let mut decoder = ShardDecoder::new(shard, file);
+    let mut decoder = ShardDecoder::new(shard, &file);
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        match source.read(&mut chunk).map_err(io)? {
+        match source.read(&mut chunk).map_err(Error::io("read", &file))? {
             0 => return decoder.finish(),
             n => decoder.push(&chunk[..n])?,
         }

@@ -1,5 +1,7 @@
 //! Checkpoints on a real disk: written, broken on purpose, found again.
 
+mod links;
+
 use crate::{
     Description, Error, Manifest, Staging, State, Tensor, checkpoint_dir, digest, encode_shard, list, load,
     locate, newest_good, retain, shard_file, verify,
@@ -420,6 +422,6 @@ fn only_a_digest_names_a_list() {
         let list = serde_json::json!({ crate::LIST_KEY: named });
         description.metadata.insert(crate::IMAGES_KEY.to_owned(), list);
         let path = staged(run.path(), 1, 1).commit(description).unwrap().path;
-        assert!(crate::images_of(run.path(), &Manifest::read(&path).unwrap()).is_none(), "{named:?}");
+        assert_eq!(crate::images::named_list(&Manifest::read(&path).unwrap()), None, "{named:?}");
     }
 }

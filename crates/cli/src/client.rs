@@ -22,19 +22,25 @@ pub struct CoordinatorArgument {
     #[arg(long, value_name = "ADDRESS", env = "HIMPUN_COORDINATOR", default_value = DEFAULT_ADDRESS, value_parser = host_and_port)]
     pub coordinator: String,
     /// Prove yourself by this file, a copy of one in the coordinator's directory `credentials` [default: what a
-    /// coordinator of this user on this machine has left in ~/.config/himpun]
-    #[arg(long, value_name = "FILE", env = "HIMPUN_TOKEN_FILE", conflicts_with = "certs")]
+    /// coordinator of this user on this machine has left in ~/.config/himpun] [env: HIMPUN_TOKEN_FILE]
+    #[arg(long, value_name = "FILE", conflicts_with = "certs")]
     token_file: Option<PathBuf>,
     /// Prove yourself by the certificate in this folder, as `himpun certs init` makes one for each role
-    #[arg(long, value_name = "DIR", env = "HIMPUN_CERTS")]
+    /// [env: HIMPUN_CERTS]
+    #[arg(long, value_name = "DIR")]
     certs: Option<PathBuf>,
 }
 
 impl CoordinatorArgument {
     /// What this user proves itself by, in a role.
     pub fn access(&self, role: Role) -> Result<Access, Failure> {
-        let (certificates, token_file) = (self.certs.as_deref(), self.token_file.as_deref());
-        Ok(Access::find(&self.coordinator, certificates, token_file, role)?)
+        let is_named = self.certs.is_some() || self.token_file.is_some();
+        // What is named on the command line counts before the environment, whichever of the two it is.
+        let of_environment = |name| std::env::var_os(name).filter(|value| !is_named && !value.is_empty());
+        let certificates = self.certs.clone().or_else(|| of_environment("HIMPUN_CERTS").map(PathBuf::from));
+        let token_file =
+            self.token_file.clone().or_else(|| of_environment("HIMPUN_TOKEN_FILE").map(PathBuf::from));
+        Ok(Access::new(certificates.as_deref(), token_file.as_deref(), role)?)
     }
 }
 

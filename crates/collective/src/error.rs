@@ -105,8 +105,8 @@ impl fmt::Display for Field {
 pub enum Refusal {
     /// It speaks another version of the protocol.
     Version,
-    /// It has another run, configuration or binary.
-    Token,
+    /// Its MAC is not one by the key of this generation.
+    Key,
     /// It is of another generation.
     Generation,
     /// It does not expect this rank or communicator, or has it already.
@@ -119,7 +119,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Version => "it speaks another version of the protocol",
-            Self::Token => "it has another run, configuration or binary",
+            Self::Key => "it does not know the key of this generation",
             Self::Generation => "it is of another generation",
             Self::Place => "it does not expect this rank there",
             Self::NotAWorker => "what listens there is no worker",

@@ -1,24 +1,24 @@
 //! Builds the mesh: every rank dials the ranks below it and is dialled by those above.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
+use ring::hmac;
 
 use crate::clock::Deadline;
+use crate::dial::{Dial, resolve};
 use crate::exchange::{poll_interruptible, ready, retrying};
-use crate::handshake::{self, HELLO_BYTES, Hello, WELCOME_BYTES};
+use crate::handshake::{self, Hello};
+use crate::stranger::{Heard, Stranger};
 use crate::{AbortHandle, Communicator, Error, Refusal};
 
-/// Strangers that may be connected at once without having said anything; the longest silent one goes first.
+/// Strangers that may be connected at once without having proved who they are.
 const MAX_STRANGERS: usize = 256;
 
 /// Where the ranks above this one will dial.
@@ -45,11 +45,11 @@ impl Listener {
     }
 }
 
-/// Who belongs together, and this rank's place among them.
-#[derive(Debug, Clone)]
+/// Who belongs together, and this rank's place among them. Not `Debug`, so that no log has the key.
+#[derive(Clone)]
 pub struct Group {
-    /// Digest of run, incarnation, configuration and binary: ranks that differ in it refuse each other.
-    pub token: [u8; 32],
+    /// Secret of this generation, known to its ranks and the coordinator. It is never sent to a peer.
+    pub key: [u8; 32],
     /// Which membership of the run.
     pub generation: u64,
     /// This rank.
@@ -61,7 +61,8 @@ pub struct Group {
 /// Connects this rank with all others, `n_communicators` times over.
 ///
 /// Returns when every rank that this one waits for has been heard, so that no rank gets ahead of a peer that
-/// is missing. Connections to the listener that are no peer's are dropped and change nothing.
+/// is missing. Both ends of a connection prove that they know the group's key. Connections to the listener that
+/// are no peer's are dropped and change nothing. What is sent later is neither encrypted nor authenticated.
 ///
 /// # Errors
 /// A peer that is gone or refuses, `abort`, or `deadline`.
@@ -102,7 +103,7 @@ pub fn loopback(world_size: usize, n_communicators: usize) -> Result<Vec<Vec<Com
     let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
         let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let group = Group { token: [0; 32], generation: 0, rank, peers: peers.clone() };
+            let group = Group { key: [0; 32], generation: 0, rank, peers: peers.clone() };
             scope.spawn(move || {
                 form(listener, group, n_communicators, Duration::from_secs(60), &AbortHandle::new()?)
             })
@@ -117,27 +118,11 @@ pub fn loopback(world_size: usize, n_communicators: usize) -> Result<Vec<Vec<Com
 struct Forming<'a> {
     listener: &'a TcpListener,
     group: &'a Group,
+    key: hmac::Key,
     /// `[communicator][rank]`.
     links: Vec<Vec<Option<TcpStream>>>,
     dials: Vec<Dial>,
     strangers: VecDeque<Stranger>,
-}
-
-/// A connection that this rank opened and that has not been welcomed yet.
-struct Dial {
-    rank: usize,
-    communicator: usize,
-    stream: TcpStream,
-    greeted: bool,
-    answer: [u8; WELCOME_BYTES],
-    received: usize,
-}
-
-/// A connection to the listener that has not yet said who it is.
-struct Stranger {
-    stream: TcpStream,
-    hello: [u8; HELLO_BYTES],
-    received: usize,
 }
 
 impl<'a> Forming<'a> {
@@ -146,15 +131,14 @@ impl<'a> Forming<'a> {
         for rank in 0..group.rank {
             let address = resolve(rank, &group.peers[rank])?;
             for communicator in 0..n_communicators {
-                let stream = dial(address).map_err(lost(rank))?;
-                let answer = [0; WELCOME_BYTES];
-                dials.push(Dial { rank, communicator, stream, greeted: false, answer, received: 0 });
+                dials.push(Dial::begin(address, &hello(group, n_communicators, rank, communicator)?)?);
             }
         }
         let no_links = || group.peers.iter().map(|_| None).collect();
         Ok(Self {
             listener: &listener.listener,
             group,
+            key: hmac::Key::new(hmac::HMAC_SHA256, &group.key),
             links: (0..n_communicators).map(|_| no_links()).collect(),
             dials,
             strangers: VecDeque::new(),
@@ -174,10 +158,7 @@ impl<'a> Forming<'a> {
     /// Waits for the sockets and takes one step with each that is ready.
     fn wait(&mut self, abort: &AbortHandle, until: Deadline) -> Result<(), Error> {
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.dials.iter().map(|dial| {
-            let interest = if dial.greeted { PollFlags::POLLIN } else { PollFlags::POLLOUT };
-            PollFd::new(dial.stream.as_fd(), interest)
-        }));
+        fds.extend(self.dials.iter().map(|dial| PollFd::new(dial.stream.as_fd(), dial.interest())));
         fds.extend(
             self.strangers.iter().map(|stranger| PollFd::new(stranger.stream.as_fd(), PollFlags::POLLIN)),
         );
@@ -187,7 +168,7 @@ impl<'a> Forming<'a> {
 
         let knocking = is_ready.next() == Some(true);
         for mut dial in std::mem::take(&mut self.dials) {
-            if is_ready.next() == Some(true) && dial.advance(&hello(self.group, self.links.len(), &dial))? {
+            if is_ready.next() == Some(true) && dial.advance(&self.key)? {
                 let place = &mut self.links[dial.communicator][dial.rank];
                 *place = Some(dial.stream);
             } else {
@@ -209,11 +190,11 @@ impl<'a> Forming<'a> {
             match retrying(|| self.listener.accept()) {
                 Ok((stream, _)) => {
                     if self.strangers.len() == MAX_STRANGERS {
-                        self.strangers.pop_front();
+                        self.drop_a_stranger();
                     }
                     if stream.set_nonblocking(true).is_ok() {
-                        // A peer has usually spoken by now, and then never stands in the queue of strangers.
-                        self.hear(Stranger { stream, hello: [0; HELLO_BYTES], received: 0 });
+                        // A peer has usually sent its `Hello` by now, and is challenged at once.
+                        self.hear(Stranger::new(stream)?);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -224,46 +205,38 @@ impl<'a> Forming<'a> {
         }
     }
 
-    /// Listens to a stranger, and makes it a peer or drops it.
+    /// Drops the one that has been connected for longest, silent ones first: a peer waits unproved for no longer
+    /// than a round trip, in which others may connect and say nothing.
+    fn drop_a_stranger(&mut self) {
+        let silent = self.strangers.iter().position(|stranger| !stranger.is_challenged());
+        self.strangers.remove(silent.unwrap_or(0));
+    }
+
+    /// Listens to a stranger, and makes it a peer, waits for more or drops it.
     fn hear(&mut self, mut stranger: Stranger) {
-        let mut stream = &stranger.stream;
-        match retrying(|| stream.read(&mut stranger.hello[stranger.received..])) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return self.strangers.push_back(stranger),
-            Ok(0) | Err(_) => return tracing::debug!("a connection closed before it said who it was"),
-            Ok(count) => stranger.received += count,
-        }
-        if !handshake::may_be_hello(&stranger.hello[..stranger.received]) {
-            let peer = stranger.stream.peer_addr().ok();
-            return tracing::debug!(?peer, "dropped a connection that is no worker's");
-        }
-        if stranger.received < HELLO_BYTES {
-            return self.strangers.push_back(stranger);
-        }
-        let admitted = self.admit(&stranger.hello);
-        // Twenty bytes always fit into a new socket; if they cannot be sent, the peer is gone.
-        let answer = handshake::encode_answer(admitted.map(|_| ()));
-        let answered = retrying(|| stream.write(&answer)).is_ok_and(|count| count == WELCOME_BYTES);
-        match admitted {
-            Ok((communicator, rank)) if answered => self.links[communicator][rank] = Some(stranger.stream),
-            Ok((_, rank)) => tracing::debug!(rank, "a peer closed its connection during the handshake"),
-            Err(refusal) => {
-                let peer = stranger.stream.peer_addr().ok();
-                tracing::info!(?peer, %refusal, "refused a worker's connection");
+        let peer = stranger.stream.peer_addr().ok();
+        match stranger.advance(&self.key, |hello| self.admit(hello)) {
+            Ok(Heard::Unfinished) => self.strangers.push_back(stranger),
+            Ok(Heard::Proved { communicator, rank }) => {
+                self.links[communicator][rank] = Some(stranger.stream);
             }
+            Ok(Heard::Refused(Refusal::NotAWorker)) => {
+                tracing::debug!(?peer, "dropped a connection that is no worker's");
+            }
+            Ok(Heard::Refused(refusal)) => tracing::info!(?peer, %refusal, "refused a worker's connection"),
+            Err(error) => tracing::debug!(?peer, %error, "a connection closed during the handshake"),
         }
     }
 
-    /// Which communicator and rank a greeting is for.
-    fn admit(&self, hello: &[u8; HELLO_BYTES]) -> Result<(usize, usize), Refusal> {
-        let hello = Hello::decode(hello)?;
-        let (rank, communicator) = (hello.rank as usize, hello.communicator as usize);
+    /// The communicator and rank that a `Hello` claims, if it belongs here and nobody has proved that claim yet.
+    fn admit(&self, hello: &Hello) -> Result<(usize, usize), Refusal> {
+        let (rank, communicator) = (hello.rank as usize, usize::from(hello.communicator));
         let same_shape = hello.world_size as usize == self.group.peers.len()
-            && hello.n_communicators as usize == self.links.len();
-        if hello.token != self.group.token {
-            Err(Refusal::Token)
-        } else if hello.generation != self.group.generation {
+            && usize::from(hello.n_communicators) == self.links.len();
+        if hello.generation != self.group.generation {
             Err(Refusal::Generation)
         } else if !same_shape
+            || hello.dialled as usize != self.group.rank
             || rank <= self.group.rank
             || !self.links.get(communicator).and_then(|links| links.get(rank)).is_some_and(Option::is_none)
         {
@@ -289,59 +262,18 @@ impl<'a> Forming<'a> {
     }
 }
 
-impl Dial {
-    /// True when the peer has welcomed this rank.
-    fn advance(&mut self, hello: &Hello) -> Result<bool, Error> {
-        let mut stream = &self.stream;
-        if !self.greeted {
-            let failure = stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
-            failure.map_err(lost(self.rank))?;
-            // A new socket has room for a greeting.
-            retrying(|| stream.write_all(&hello.encode())).map_err(lost(self.rank))?;
-            self.greeted = true;
-            return Ok(false);
-        }
-        match retrying(|| stream.read(&mut self.answer[self.received..])) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-            Ok(0) => return Err(lost(self.rank)(ErrorKind::UnexpectedEof.into())),
-            Ok(count) => self.received += count,
-            Err(source) => return Err(lost(self.rank)(source)),
-        }
-        if self.received < WELCOME_BYTES {
-            return Ok(false);
-        }
-        let verdict = handshake::decode_answer(&self.answer);
-        verdict.map_err(|refusal| Error::BadHandshake { rank: self.rank, refusal })?;
-        Ok(true)
-    }
-}
-
-fn hello(group: &Group, n_communicators: usize, dial: &Dial) -> Hello {
-    let number = |value: usize| u32::try_from(value).expect("ranks and communicators are few");
-    Hello {
-        rank: number(group.rank),
-        communicator: number(dial.communicator),
+fn hello(group: &Group, n_communicators: usize, dialled: usize, communicator: usize) -> Result<Hello, Error> {
+    let rank = |value: usize| u32::try_from(value).expect("ranks are few");
+    let number = |value: usize| u16::try_from(value).expect("communicators are few");
+    Ok(Hello {
+        rank: rank(group.rank),
+        dialled: rank(dialled),
+        communicator: number(communicator),
         n_communicators: number(n_communicators),
-        world_size: number(group.peers.len()),
+        world_size: rank(group.peers.len()),
         generation: group.generation,
-        token: group.token,
-    }
-}
-
-fn resolve(rank: usize, peer: &str) -> Result<SocketAddr, Error> {
-    let mut addresses = peer.to_socket_addrs().map_err(lost(rank))?;
-    addresses.next().ok_or_else(|| lost(rank)(io::Error::new(ErrorKind::NotFound, "the name has no address")))
-}
-
-/// Begins to connect; the socket becomes writable when that has succeeded or failed.
-fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(TcpStream::from(socket)),
-        Err(errno) => Err(errno.into()),
-    }
+        nonce: handshake::nonce()?,
+    })
 }
 
 /// Small frames leave at once, and a host that has gone silent is found out.
@@ -354,10 +286,6 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     // that is stopped or evaluates does. The coordinator notices a lost host far earlier.
     setsockopt(stream, sockopt::TcpUserTimeout, &600_000)?;
     Ok(())
-}
-
-fn lost(rank: usize) -> impl Fn(io::Error) -> Error {
-    move |source| Error::PeerLost { rank, source }
 }
 
 fn failed_to(action: &'static str) -> impl Fn(io::Error) -> Error {

@@ -4,6 +4,9 @@
 //! per [`Communicator`], formed once per generation by [`form`]. Every operation is one or two *exchanges*, in
 //! which a rank sends at most one frame to each peer and receives at most one from it, all of them at once.
 //!
+//! Both ends of a socket prove that they know the secret of the generation when it is opened (`handshake`);
+//! nothing is encrypted.
+//!
 //! The room promises: sums run in rank order and have the same bits on every rank; a frame that belongs to
 //! another generation, step or operation is a typed error and is never summed; a blocked operation ends at
 //! once when a peer dies or [`AbortHandle::abort`] is called; nothing spins. It knows no model and no
@@ -14,13 +17,16 @@
 mod abort;
 mod clock;
 mod communicator;
+mod dial;
 mod element;
 mod error;
 mod exchange;
 mod form;
 mod frame;
 mod handshake;
+mod partial;
 mod reducer;
+mod stranger;
 
 pub use abort::AbortHandle;
 pub use communicator::Communicator;

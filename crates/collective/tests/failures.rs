@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
+#[path = "support/dialer.rs"]
+mod dialer;
 mod support;
 
 use std::sync::Barrier;
@@ -175,13 +177,16 @@ fn bytes_that_are_no_frame_are_refused() {
     let address = listener.address();
     let peer = thread::spawn(move || {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(&greeting(1)).unwrap();
+        let hello = dialer::hello(1, 1, 0);
+        let challenge = dialer::greet(&stream, &hello);
+        let welcome: [u8; 20] = dialer::ask(&stream, &dialer::proof(&[7; 32], &hello, &challenge));
+        assert_eq!(dialer::verdict(&welcome), dialer::WELCOME);
         stream.write_all(&[0x55; 4096]).unwrap();
         stream
     });
     let group = collective::Group {
-        token: [0; 32],
-        generation: 0,
+        key: [7; 32],
+        generation: 2,
         rank: 0,
         peers: vec![address.to_string(), "127.0.0.1:1".to_owned()],
     };
@@ -189,18 +194,6 @@ fn bytes_that_are_no_frame_are_refused() {
     let mut group = collective::form(listener, group, 1, Duration::from_secs(20), &abort).unwrap();
     assert_eq!(group[0].barrier().unwrap_err().to_string(), "rank 1 sent a damaged frame");
     drop(peer.join().unwrap());
-}
-
-/// The greeting of rank `rank` of two, written out by hand from the layout in the documentation.
-fn greeting(rank: u32) -> Vec<u8> {
-    let mut bytes = b"himpun\xf0\x0a".to_vec();
-    for number in [1, rank, 0, 1, 2] {
-        bytes.extend(u32::to_le_bytes(number));
-    }
-    bytes.extend(0u64.to_le_bytes());
-    bytes.extend([0; 32]);
-    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-    bytes
 }
 
 #[test]

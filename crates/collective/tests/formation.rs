@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use std::time::Duration;
 use collective::{AbortHandle, Error, Group, Listener, Refusal, form, loopback};
 
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const KEY: [u8; 32] = [7; 32];
 const LONG: Duration = Duration::from_secs(30);
 
 fn group(rank: usize, peers: &[String]) -> Group {
-    Group { token: [7; 32], generation: 2, rank, peers: peers.to_vec() }
+    Group { key: KEY, generation: 2, rank, peers: peers.to_vec() }
 }
 
 #[test]
@@ -59,26 +60,11 @@ fn ranks_that_do_not_belong_together_refuse_each_other() {
             other => panic!("{other:?}"),
         }
     }
-    check(|group| group.token[31] ^= 1, 2, Refusal::Token);
+    check(|group| group.key[31] ^= 1, 2, Refusal::Key);
     check(|group| group.generation += 1, 2, Refusal::Generation);
     check(|group| group.generation -= 1, 2, Refusal::Generation);
     check(|group| group.peers.push("127.0.0.1:1".to_owned()), 2, Refusal::Place);
     check(|_| {}, 3, Refusal::Place);
-}
-
-#[test]
-fn another_version_of_the_protocol_is_told_so() {
-    let answer = with_rank_0_waiting(|peers| {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
-        let mut hello = b"himpun\xf0\x0a".to_vec();
-        hello.extend(2u32.to_le_bytes());
-        hello.resize(72, 0);
-        stream.write_all(&hello).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        answer
-    });
-    assert_eq!(answer[8..16], [1, 0, 0, 0, 1, 0, 0, 0], "this side's version, and the verdict");
 }
 
 #[test]
@@ -117,7 +103,7 @@ fn knock(address: SocketAddr, index: usize) -> TcpStream {
         0 => b"",
         1 => b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n",
         2 => &[0; 4096],
-        _ => b"himpun\xf0\x0a\x01\0\0\0",
+        _ => b"himpun\xf0\x0a\x02\0\0\0",
     };
     // The listener may already have dropped it.
     stream.write_all(said).ok();

@@ -197,7 +197,7 @@ fn on_hosts<R: Send>(world_size: usize, body: impl Fn(Communicator) -> R + Sync)
             .into_iter()
             .enumerate()
             .map(|(rank, listener)| {
-                let group = Group { token: [0; 32], generation: 0, rank, peers: peers.clone() };
+                let group = Group { key: [0; 32], generation: 0, rank, peers: peers.clone() };
                 scope.spawn(|| {
                     let abort = AbortHandle::new().unwrap();
                     body(form(listener, group, 1, Duration::from_secs(60), &abort).unwrap().pop().unwrap())

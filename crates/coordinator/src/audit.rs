@@ -3,10 +3,10 @@
 //! It is written with what is at hand and never holds up a call: where the disk refuses a line, the log says so once.
 
 use serde_json::json;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,38 @@ struct Inner {
     bytes: u64,
     /// The last line could not be written.
     failing: bool,
+    strangers: Strangers,
+}
+
+/// Bounds the lines of those who showed nothing: by noise nobody shall rotate everybody else's lines away.
+#[derive(Default)]
+struct Strangers {
+    /// When the present period began, in nanoseconds.
+    since: u64,
+    lines: u32,
+    /// Left out since the last line of a stranger.
+    left_out: u64,
+}
+
+/// Lines of strangers in a period.
+const STRANGERS_LINES: u32 = 100;
+
+/// A period, in nanoseconds.
+const PERIOD_NS: u64 = 60_000_000_000;
+
+impl Strangers {
+    /// How many lines were left out before this one; nothing if it is one too many itself.
+    fn admit(&mut self, now: u64) -> Option<u64> {
+        if now.saturating_sub(self.since) >= PERIOD_NS {
+            (self.since, self.lines) = (now, 0);
+        }
+        if self.lines == STRANGERS_LINES {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 /// One line.
@@ -54,7 +86,15 @@ impl Audit {
         let path = directory.join("audit.jsonl");
         let file = append(&path).map_err(|source| Error::Io { what: "open", path: path.clone(), source })?;
         let bytes = file.metadata().map_or(0, |found| found.len());
-        Ok(Audit { inner: Some(Arc::new(Mutex::new(Inner { path, file, bytes, failing: false }))) })
+        Ok(Audit {
+            inner: Some(Arc::new(Mutex::new(Inner {
+                path,
+                file,
+                bytes,
+                failing: false,
+                strangers: Strangers::default(),
+            }))),
+        })
     }
 
     /// Keeps none.
@@ -65,15 +105,21 @@ impl Audit {
     /// Writes a line.
     pub fn write(&self, entry: &Entry<'_>) {
         let Some(inner) = &self.inner else { return };
-        let line = json!({
-            "time_ns": clock::wall_ns(),
+        let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::wall_ns();
+        let admitted = if entry.role == "nobody" { inner.strangers.admit(now) } else { Some(0) };
+        let Some(left_out) = admitted else { return };
+        let mut line = json!({
+            "time_ns": now,
             "who": cut(entry.who),
             "role": entry.role,
             "from": entry.from.to_string(),
             "what": cut(entry.what),
             "outcome": cut(entry.outcome),
         });
-        let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if left_out > 0 {
+            line["left_out"] = left_out.into();
+        }
         let written = inner.write(&format!("{line}\n"));
         if let Err(error) = &written
             && !inner.failing
@@ -107,6 +153,7 @@ fn append(path: &Path) -> std::io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
     let found = file.metadata()?;
     if found.is_file() && found.nlink() == 1 && found.uid() == nix::unistd::geteuid().as_raw() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
         return Ok(file);
     }
     Err(std::io::Error::other("it is not a plain file of this user with one name: remove it"))
@@ -140,6 +187,15 @@ mod tests {
         assert_eq!(read(&path.with_extension("jsonl.1"))["what"], "/a");
         assert_eq!(read(&path)["what"].as_str().unwrap().chars().count(), MAX_TEXT);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn strangers_fill_a_bounded_part() {
+        let mut strangers = Strangers::default();
+        let admitted = (0..150).filter_map(|_| strangers.admit(PERIOD_NS)).count();
+        assert_eq!(admitted, 100);
+        assert_eq!(strangers.admit(2 * PERIOD_NS), Some(50));
+        assert_eq!(strangers.admit(2 * PERIOD_NS), Some(0));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 use checkpoint::{Description, Manifest, Part, ShardWriter, Staging};
 use proto::v1::{CheckpointInfo, Fence};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -174,6 +173,15 @@ impl Checkpoints {
         self.discard(run_id);
     }
 
+    /// Removes what a coordinator that was killed has left of a checkpoint.
+    pub fn clean(&self, run_id: &str, run_dir: &Path) {
+        match checkpoint::remove_abandoned(run_dir) {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(run_id, n, "abandoned checkpoints removed"),
+            Err(error) => tracing::warn!(run_id, %error, "an abandoned checkpoint could not be removed"),
+        }
+    }
+
     fn discard(&self, run_id: &str) {
         let Some(open) = self.lock().open.remove(run_id) else { return };
         if let Err(error) = open.staging.abort() {
@@ -202,15 +210,17 @@ impl Runs {
 /// The checkpoint that stands where the plan's would, if it is of the same step, ranks, images and configuration: the run
 /// came from it or has written it, and has made no step since. One that cannot be read is written anew.
 fn standing(plan: &Plan) -> Option<CheckpointInfo> {
-    let path = plan.may_stand.then(|| checkpoint::checkpoint_dir(&plan.run_dir, plan.step))?;
-    let manifest = Manifest::read(&path).ok()?;
-    let list = checkpoint::images_of(&plan.run_dir, &manifest).map(|(_, digest)| digest);
+    let directory = plan.may_stand.then(|| checkpoint::open(&plan.run_dir, plan.step))?.ok()?;
+    let manifest = Manifest::read_in(&directory).ok()?;
+    let named = checkpoint::named_list(&manifest).map(str::to_owned);
+    let has_list = || matches!(checkpoint::open_part(&plan.run_dir, plan.step, Part::Images), Ok(Some(_)));
     let is_same = manifest.world_size as usize == plan.shard_limits.len()
         && manifest.config_digest == config_digest(plan)
-        && list == plan.images.map(|digest| checkpoint::hex(&digest));
+        && named == plan.images.map(|digest| checkpoint::hex(&digest))
+        && (named.is_none() || has_list());
     is_same.then(|| CheckpointInfo {
         step: manifest.step,
-        path: path.to_string_lossy().into_owned(),
+        path: directory.path().to_string_lossy().into_owned(),
         bytes: manifest.total_bytes(),
         time_ns: manifest.time_ns,
         world_size: manifest.world_size,
@@ -223,7 +233,7 @@ fn config_digest(plan: &Plan) -> String {
 
 /// The text of a committed checkpoint's manifest.
 pub(crate) fn manifest_json(run_dir: &Path, step: u64) -> Result<String, Error> {
-    Ok(Manifest::read(&checkpoint::checkpoint_dir(run_dir, step))?.to_json())
+    Ok(Manifest::read_in(&checkpoint::open(run_dir, step)?)?.to_json())
 }
 
 /// Reads a part of a committed checkpoint in pieces of `size` bytes, until `sink` wants no more. Nothing
@@ -235,15 +245,8 @@ pub(crate) fn read_part(
     size: usize,
     mut sink: impl FnMut(u64, Vec<u8>) -> bool,
 ) -> Result<(), Error> {
-    let dir = checkpoint::checkpoint_dir(run_dir, step);
-    let manifest = Manifest::read(&dir)?;
-    let path = match part {
-        Part::Shard(shard) => manifest.shards.get(shard).map(|entry| dir.join(&entry.file)),
-        Part::Images => checkpoint::images_of(run_dir, &manifest).map(|(file, _)| file),
-    };
-    let path = path.ok_or(Error::NoPart { step, part })?;
+    let (path, mut file) = checkpoint::open_part(run_dir, step, part)?.ok_or(Error::NoPart { step, part })?;
     let read_error = |source| Error::Read { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(read_error)?;
     let mut offset = 0;
     loop {
         let mut data = Vec::with_capacity(size);

@@ -1,17 +1,22 @@
 //! A run's directory: what stands in it, written by the coordinator alone.
 //!
 //! Rows and events reach the file system as they are written; the directory is locked while its run is
-//! unfinished, so that no second coordinator takes it up.
+//! unfinished, so that no second coordinator takes it up. Below it no link is followed ([`Directory`]).
 
-use nix::fcntl::{Flock, FlockArg};
+use checkpoint::Directory;
 use proto::v1::{Event, MetricRow, RunEnded, RunState, Severity, WorkerId, event, metric};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::state::{Summary, state_name};
+
+const METRICS: &str = "metrics.jsonl";
+const EVENTS: &str = "events.jsonl";
+const LOGS: &str = "logs";
 
 /// Why a run's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,9 @@ pub enum Error {
         /// Counted from 1.
         line: usize,
     },
+    /// A link, a FIFO or the like is where a file of ours should be.
+    #[error(transparent)]
+    NotPlain(checkpoint::Error),
     /// The file system refused.
     #[error("failed to {what} {}: {source}", path.display())]
     Io {
@@ -45,15 +53,34 @@ pub enum Error {
     },
 }
 
+impl From<checkpoint::Error> for Error {
+    fn from(error: checkpoint::Error) -> Error {
+        match error {
+            checkpoint::Error::Io { action, path, source } => Error::Io { what: action, path, source },
+            other => Error::NotPlain(other),
+        }
+    }
+}
+
 /// The open directory of a run.
 pub(crate) struct RunDir {
-    path: PathBuf,
+    /// Locked.
+    dir: Directory,
     run_id: String,
     metrics: File,
     events: File,
+    log_dir: Directory,
     /// By worker; of the present generation.
     logs: HashMap<WorkerId, File>,
-    _lock: Flock<File>,
+}
+
+/// A worker's log, to be opened when it is read: a run may have more of them than a process may open files.
+pub(crate) struct Log {
+    pub rank: u32,
+    pub generation: u64,
+    /// Its length.
+    pub bytes: u64,
+    log_dir: Arc<Directory>,
 }
 
 /// What `events.jsonl` tells of a run's past.
@@ -71,43 +98,38 @@ pub(crate) struct Past {
 impl RunDir {
     /// Makes the directory of a new run.
     pub fn create(path: &Path, run_id: &str, config_toml: &str) -> Result<RunDir, Error> {
-        std::fs::create_dir_all(path).map_err(io("create", path))?;
-        let lock = lock(path)?;
-        if ["config.toml", "events.jsonl", "metrics.jsonl", "checkpoints"]
-            .iter()
-            .any(|name| path.join(name).exists())
-        {
+        let dir = locked(Directory::create(path)?)?;
+        if ["config.toml", EVENTS, METRICS, "checkpoints"].iter().any(|name| dir.exists(name)) {
             return Err(Error::Occupied(path.to_owned()));
         }
-        RunDir::open_files(path, run_id, config_toml, lock)
+        RunDir::open_files(dir, run_id, config_toml)
     }
 
     /// Opens the directory of a run that goes on after update `step`: rows of later updates are removed,
     /// because those updates happen again. So does the evaluation before the first one.
     pub fn resume(path: &Path, run_id: &str, config_toml: &str, step: Option<u64>) -> Result<RunDir, Error> {
-        let lock = lock(path)?;
-        keep_rows(&path.join("metrics.jsonl"), step)?;
-        drop_torn_line(&path.join("events.jsonl"))?;
-        RunDir::open_files(path, run_id, config_toml, lock)
+        let dir = locked(open(path)?)?;
+        keep_rows(&dir, step)?;
+        drop_torn_line(&dir)?;
+        RunDir::open_files(dir, run_id, config_toml)
     }
 
-    fn open_files(path: &Path, run_id: &str, config_toml: &str, lock: Flock<File>) -> Result<RunDir, Error> {
-        let logs = path.join("logs");
-        std::fs::create_dir_all(&logs).map_err(io("create", &logs))?;
-        replace(&path.join("config.toml"), config_toml.as_bytes())?;
+    fn open_files(dir: Directory, run_id: &str, config_toml: &str) -> Result<RunDir, Error> {
+        let log_dir = dir.create_directory(LOGS)?;
+        dir.replace("config.toml", config_toml.as_bytes())?;
         Ok(RunDir {
             run_id: run_id.to_owned(),
-            metrics: append(&path.join("metrics.jsonl"))?,
-            events: append(&path.join("events.jsonl"))?,
+            metrics: dir.append(METRICS)?,
+            events: dir.append(EVENTS)?,
+            log_dir,
             logs: HashMap::new(),
-            path: path.to_owned(),
-            _lock: lock,
+            dir,
         })
     }
 
     /// Appends a row to `metrics.jsonl`.
     pub fn write_metrics(&mut self, row: &MetricRow) -> Result<(), Error> {
-        write_line(&mut self.metrics, &row_json(row)).map_err(io("write", &self.path.join("metrics.jsonl")))
+        write_line(&mut self.metrics, &row_json(row)).map_err(io("write", &self.dir.path().join(METRICS)))
     }
 
     /// Appends an event to `events.jsonl`. Rows of metrics have a file of their own.
@@ -116,15 +138,14 @@ impl RunDir {
             return Ok(());
         }
         let line = event_json(&self.run_id, event);
-        write_line(&mut self.events, &line).map_err(io("write", &self.path.join("events.jsonl")))
+        write_line(&mut self.events, &line).map_err(io("write", &self.dir.path().join(EVENTS)))
     }
 
     /// Opens one log a member of a new generation.
     pub fn open_logs(&mut self, generation: u64, members: &[(WorkerId, u32)]) -> Result<(), Error> {
         self.logs.clear();
         for (worker, rank) in members {
-            let file = append(&self.path.join("logs").join(log_name(*rank, generation)))?;
-            self.logs.insert(worker.clone(), file);
+            self.logs.insert(worker.clone(), self.log_dir.append(log_name(*rank, generation))?);
         }
         Ok(())
     }
@@ -137,20 +158,17 @@ impl RunDir {
             text.push_str(line);
             text.push('\n');
         }
-        file.write_all(text.as_bytes()).map_err(io("write a log in", &self.path.join("logs")))
+        file.write_all(text.as_bytes()).map_err(io("write a log in", self.log_dir.path()))
     }
 }
 
 /// What is known of the run in `path`.
 pub(crate) fn past(path: &Path) -> Result<Past, Error> {
-    let events = path.join("events.jsonl");
-    let file = match File::open(&events) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NoRun(path.to_owned()));
-        }
-        Err(error) => return Err(io("open", &events)(error)),
+    let file = match open(path)?.read(EVENTS) {
+        Err(error) if error.is_not_found() => return Err(Error::NoRun(path.to_owned())),
+        opened => opened?,
     };
+    let events = path.join(EVENTS);
     let mut past = Past::default();
     let mut damaged = None;
     for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
@@ -175,8 +193,9 @@ pub(crate) fn past(path: &Path) -> Result<Past, Error> {
 /// The last numbers in `metrics.jsonl` up to update `step`.
 pub(crate) fn summary(path: &Path, step: u64) -> Summary {
     let mut summary = Summary::default();
-    // A run that logged nothing yet has no such file.
-    let text = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
+    // A run that logged nothing yet has no such file, and what cannot be read does not keep it from being shown.
+    let rows = open(path).and_then(|dir| read(&dir, METRICS)).ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(&rows);
     for row in text.lines().filter_map(|line| serde_json::from_str::<Map<String, Value>>(line).ok()) {
         let Some(row_step) = row.get("step").and_then(Value::as_u64).filter(|row_step| *row_step <= step)
         else {
@@ -192,19 +211,36 @@ pub(crate) fn summary(path: &Path, step: u64) -> Summary {
     summary
 }
 
-/// Logs of a run: `(rank, generation, path)`, in order of generation and rank.
-pub(crate) fn logs(run_dir: &Path) -> Vec<(u32, u64, PathBuf)> {
-    // No directory: no worker was ever started.
-    let Ok(entries) = std::fs::read_dir(run_dir.join("logs")) else { return Vec::new() };
-    let mut found: Vec<(u32, u64, PathBuf)> = entries
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let (rank, generation) = parse_log_name(path.file_name()?.to_str()?)?;
-            Some((rank, generation, path))
-        })
-        .collect();
-    found.sort_by_key(|(rank, generation, _)| (*generation, *rank));
-    found
+/// Logs of the run in `path`, in order of generation and rank.
+pub(crate) fn logs(path: &Path) -> Result<Vec<Log>, Error> {
+    let log_dir = match Directory::open(path).and_then(|dir| dir.open_directory(LOGS)) {
+        // No worker was ever started.
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        opened => Arc::new(opened?),
+    };
+    let mut found = Vec::new();
+    for name in log_dir.entries()? {
+        let Some((rank, generation)) = name.to_str().and_then(parse_log_name) else { continue };
+        let mut log = Log { rank, generation, bytes: 0, log_dir: Arc::clone(&log_dir) };
+        // Whoever reads one that cannot be opened hears why.
+        log.bytes =
+            log.open().ok().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        found.push(log);
+    }
+    found.sort_by_key(|log| (log.generation, log.rank));
+    Ok(found)
+}
+
+impl Log {
+    /// Opens it for reading.
+    pub fn open(&self) -> Result<File, Error> {
+        Ok(self.log_dir.read(log_name(self.rank, self.generation))?)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.log_dir.path().join(log_name(self.rank, self.generation))
+    }
 }
 
 fn log_name(rank: u32, generation: u64) -> String {
@@ -213,17 +249,15 @@ fn log_name(rank: u32, generation: u64) -> String {
 
 fn parse_log_name(name: &str) -> Option<(u32, u64)> {
     let (rank, generation) = name.strip_prefix("rank-")?.strip_suffix(".log")?.split_once(".gen-")?;
-    Some((rank.parse().ok()?, generation.parse().ok()?))
+    let (rank, generation) = (rank.parse().ok()?, generation.parse().ok()?);
+    // Other spellings of the same numbers (`rank-00`) are no names that we give.
+    (log_name(rank, generation) == name).then_some((rank, generation))
 }
 
 /// Removes the rows of updates after `step`, or all where no update was made, and a last line that was cut
 /// off; at once or not at all.
-fn keep_rows(path: &Path, step: Option<u64>) -> Result<(), Error> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("read", path)(error)),
-    };
+fn keep_rows(dir: &Directory, step: Option<u64>) -> Result<(), Error> {
+    let Some(bytes) = read(dir, METRICS)? else { return Ok(()) };
     let mut kept = Vec::with_capacity(bytes.len());
     for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
         let row: Option<Value> = serde_json::from_slice(line).ok();
@@ -232,20 +266,15 @@ fn keep_rows(path: &Path, step: Option<u64>) -> Result<(), Error> {
             kept.extend_from_slice(line);
         }
     }
-    replace(path, &kept)
+    Ok(dir.replace(METRICS, &kept)?)
 }
 
-fn drop_torn_line(path: &Path) -> Result<(), Error> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("read", path)(error)),
-    };
-    if bytes.is_empty() || bytes.ends_with(b"\n") {
-        return Ok(());
-    }
+/// Removes a last event that was cut off. The file is a new one afterwards, as that of the rows is, so that a run of which
+/// there is a backup by hard links can be resumed, and the backup keeps what it has.
+fn drop_torn_line(dir: &Directory) -> Result<(), Error> {
+    let Some(bytes) = read(dir, EVENTS)? else { return Ok(()) };
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    replace(path, &bytes[..whole])
+    Ok(dir.replace(EVENTS, &bytes[..whole])?)
 }
 
 /// One row as JSON: `step` first, then the columns in their order; numbers so that they read back equal.
@@ -343,16 +372,26 @@ fn text(object: &Map<String, Value>, key: &str) -> String {
     object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn lock(path: &Path) -> Result<Flock<File>, Error> {
-    let directory = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::NoRun(path.to_owned()),
-        _ => io("open", path)(error),
-    })?;
-    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| Error::Active(path.to_owned()))
+fn open(path: &Path) -> Result<Directory, Error> {
+    match Directory::open(path) {
+        Err(error) if error.is_not_found() => Err(Error::NoRun(path.to_owned())),
+        opened => Ok(opened?),
+    }
 }
 
-fn append(path: &Path) -> Result<File, Error> {
-    OpenOptions::new().create(true).append(true).open(path).map_err(io("open", path))
+fn locked(dir: Directory) -> Result<Directory, Error> {
+    if dir.try_lock()? { Ok(dir) } else { Err(Error::Active(dir.path().to_owned())) }
+}
+
+/// The bytes of a file, if it is there.
+fn read(dir: &Directory, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let mut file = match dir.read(name) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io("read", &dir.path().join(name)))?;
+    Ok(Some(bytes))
 }
 
 /// One `write` for the whole line: a reader never sees half of it, unless this process is killed within.
@@ -362,25 +401,12 @@ fn write_line(file: &mut File, value: &Value) -> std::io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
-/// Replaces a file by a rename, after its bytes are on the disk, and waits until the rename is as well.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut name = path.file_name().expect("a file in a run's directory has a name").to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(path.parent().expect("a file in a run's directory has a parent"))?.sync_all()
-    };
-    write().map_err(io("write", path))
-}
-
 fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { what, path, source }
 }
 
+#[cfg(test)]
+mod links;
 #[cfg(test)]
 mod tests;

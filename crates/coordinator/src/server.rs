@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,9 @@ use crate::store::Store;
 
 /// How often the state hears that time passed: leases and patience are seconds.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// How long peers have to read what is queued for them when the coordinator ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -85,8 +88,8 @@ impl Coordinator {
     /// If another coordinator uses the directory, the address cannot be bound, or credentials are not private.
     pub async fn start(options: Options) -> Result<Running, Error> {
         let bind_error = |source| Error::Bind { address: options.bind, source };
-        let listener = TcpListener::bind(options.bind).await.map_err(bind_error)?;
-        let address = listener.local_addr().map_err(bind_error)?;
+        let socket = bind(options.bind).map_err(bind_error)?;
+        let address = socket.local_addr().map_err(bind_error)?;
 
         // All of this blocks on the disk, once, before anybody is served.
         let (store, recovered) = Store::open(&options.dir)?;
@@ -101,6 +104,8 @@ impl Coordinator {
             Identity::Ephemeral => (None, Vec::new()),
             Identity::Kept { .. } => enter(address, &credentials)?,
         };
+        // Not before: who reaches the port finds the entry as well.
+        let listener = socket.listen(BACKLOG).map_err(bind_error)?;
         let incarnation = recovered.incarnation;
         let checkpoints = Checkpoints::default();
         let (owner, ended) = Owner::start(store, recovered, checkpoints.clone(), spawn_key)
@@ -131,6 +136,15 @@ impl Coordinator {
         tasks.spawn(services.serve(listener));
         Ok(Running { address, owner, credentials, entries, notes, shutdown, tasks })
     }
+}
+
+/// Takes the address; nobody is served there before it is listened at.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A coordinator that is started again does not wait for the connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// What a coordinator knows itself and its callers by.
@@ -283,12 +297,12 @@ impl Services {
         health.set_serving::<AgentServiceServer<Agents>>().await;
         health.set_serving::<WorkerServiceServer<Workers>>().await;
         health.set_serving::<CheckpointServiceServer<CheckpointSync>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .expect("our own descriptors are well formed")
-            .max_decoding_message_size(NAME_BYTES);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let well_formed = "our own descriptors are well formed";
 
         let audit = keeper.audit.clone();
         let rejected = move |Rejected { address: from, reason }| {
@@ -299,7 +313,11 @@ impl Services {
         transport::server()
             .layer(keeper)
             .add_service(health_service.max_decoding_message_size(NAME_BYTES))
-            .add_service(reflection)
+            .add_service(reflection().build_v1().expect(well_formed).max_decoding_message_size(NAME_BYTES))
+            // Many clients know the older name of the same service only.
+            .add_service(
+                reflection().build_v1alpha().expect(well_formed).max_decoding_message_size(NAME_BYTES),
+            )
             .add_service(control)
             .add_service(agents)
             .add_service(workers)

@@ -4,6 +4,7 @@ use nix::fcntl::{Flock, FlockArg};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::Error;
@@ -15,6 +16,8 @@ const RUNS: TableDefinition<&str, &[u8]> = TableDefinition::new("runs");
 /// Order of submission, by run id.
 const ORDER: TableDefinition<&str, u64> = TableDefinition::new("order");
 const ANSWERS: TableDefinition<&str, &str> = TableDefinition::new("answers");
+
+const DATABASE: &str = "coordinator.redb";
 
 const INCARNATION: &str = "incarnation";
 const SUBMISSIONS: &str = "submissions";
@@ -39,10 +42,13 @@ impl Store {
     pub fn open(dir: &Path) -> Result<(Store, Recovered), Error> {
         let io = |what| move |source| Error::Io { what, path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(io("create the directory"))?;
+        // Before anything in it is believed: its records name directories that are written to.
+        identity::files::trusted_directory(dir)?;
+        check_database(&dir.join(DATABASE))?;
         let directory = File::open(dir).map_err(io("open the directory"))?;
         let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, _)| Error::DirectoryInUse { dir: dir.to_owned() })?;
-        let database = Database::create(dir.join("coordinator.redb")).map_err(store("open"))?;
+        let database = Database::create(dir.join(DATABASE)).map_err(store("open"))?;
         let store = Store { database, _lock: lock };
         let recovered = store.recover()?;
         Ok((store, recovered))
@@ -116,6 +122,19 @@ impl Store {
         transaction.commit().map_err(store(what))?;
         Ok(value)
     }
+}
+
+/// A database that is there already is a plain file of ours: others may write the directory, and put anything there.
+fn check_database(path: &Path) -> Result<(), Error> {
+    let found = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|source| Error::Io { what: "look at", path: path.to_owned(), source })?,
+    };
+    if found.is_file() && found.uid() == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    let source = std::io::Error::other("it is not a plain file of this user");
+    Err(Error::Io { what: "use", path: path.to_owned(), source })
 }
 
 fn store<E: Into<redb::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {

@@ -9,6 +9,8 @@ use crate::{Encryption, Error, Fingerprint, Role, TokenFile, WorkerSecret, keyri
 /// How a client reaches a coordinator.
 #[derive(Clone, Debug)]
 pub enum Access {
+    /// In this role, by what the coordinator has left in this user's home, looked up at every connection: it may start later.
+    Home(Role),
     /// By a token, which came with the fingerprint of the coordinator's key.
     Token(TokenFile),
     /// By a folder of certificates, read at every connection: they may have been made anew.
@@ -46,39 +48,43 @@ pub struct Spawn {
 }
 
 impl Access {
-    /// Finds what this user has for the coordinator at `address`: the named folder of certificates or token file, or what the
-    /// coordinator left in this user's home.
+    /// What a user has: a folder of certificates or a token file that is named, or else what is in the home.
+    ///
+    /// # Errors
+    /// If the token file cannot be read, or lies open to others.
+    pub fn new(certificates: Option<&Path>, token_file: Option<&Path>, role: Role) -> Result<Access, Error> {
+        Ok(match (certificates, token_file) {
+            (Some(folder), _) => Access::Certificates(folder.to_owned()),
+            (None, Some(path)) => Access::Token(TokenFile::read(path)?),
+            (None, None) => Access::Home(role),
+        })
+    }
+
+    /// With what is in the home now, for the coordinator at `address`.
     ///
     /// # Errors
     /// If there is nothing, naming the file to copy; or if it lies open to others.
-    pub fn find(
-        address: &str,
-        certificates: Option<&Path>,
-        token_file: Option<&Path>,
-        role: Role,
-    ) -> Result<Access, Error> {
-        if let Some(folder) = certificates {
-            return Ok(Access::Certificates(folder.to_owned()));
-        }
-        match token_file {
-            Some(path) => TokenFile::read(path).map(Access::Token),
-            None => keyring::find(address, role).map(Access::Token),
+    pub(crate) fn resolve(&self, address: &str) -> Result<Access, Error> {
+        match self {
+            Access::Home(role) => keyring::find(address, *role).map(Access::Token),
+            other => Ok(other.clone()),
         }
     }
 
-    /// What a worker of this client may know the coordinator by.
+    /// What a worker of this client may know the coordinator at `address` by.
     ///
     /// # Errors
-    /// If the folder of certificates cannot be read.
-    pub fn trust(&self) -> Result<Trust, Error> {
-        Ok(match self {
+    /// If what this client knows it by cannot be read.
+    pub fn trust(&self, address: &str) -> Result<Trust, Error> {
+        Ok(match self.resolve(address)? {
+            Access::Home(_) => unreachable!("resolved to a token"),
             Access::Token(file) if file.encryption == Encryption::None => Trust::Proof,
             Access::Token(file) => Trust::Key(file.fingerprint),
             Access::Certificates(folder) => {
-                let authority = Folder::new(folder).authority()?;
+                let authority = Folder::new(&folder).authority()?;
                 Trust::Authority(String::from_utf8_lossy(&authority).into_owned())
             }
-            Access::Worker { trust, .. } => trust.clone(),
+            Access::Worker { trust, .. } => trust,
         })
     }
 }

@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 use proto::transport;
 use proto::v1::GetServerInfoRequest;
 use proto::v1::control_service_client::ControlServiceClient;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -46,13 +47,25 @@ impl Access {
     /// # Errors
     /// If nothing answers there, or not the coordinator that this access is for, or it refuses this client.
     pub async fn connect(&self, address: &str) -> Result<Connection, Error> {
-        let (endpoint, connector, connection) = self.prepare(address)?;
+        let access = match self.resolve(address) {
+            // Without credentials it can still be told whether a coordinator is there, and of which version.
+            Err(missing @ Error::NoCredentials { .. }) => {
+                return Err(knock(address).await.unwrap_or(missing));
+            }
+            access => access?,
+        };
+        let (endpoint, connector, connection) = access.prepare(address)?;
+        let failure = Arc::clone(&connector.failure);
         let inner = match endpoint.connect_with_connector(connector).await {
             Ok(inner) => inner,
             Err(error) => {
-                return Err(match explain(address, error) {
-                    Error::OtherProtocol(_) => probe(address).await,
-                    error => error,
+                let own = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return Err(match own {
+                    Some(own) if has_hung_up(&own) => probe(address).await.unwrap_or(own),
+                    Some(own) => own,
+                    None => {
+                        Error::Unreachable { address: address.to_owned(), source: io::Error::other(error) }
+                    }
                 });
             }
         };
@@ -64,18 +77,24 @@ impl Access {
     /// # Errors
     /// If `address` is no host and port.
     pub fn connect_lazy(&self, address: &str) -> Result<Connection, Error> {
-        let (_, _, connection) = self.prepare(address)?;
+        let (_, _, connection) = self.resolve(address)?.prepare(address)?;
         Ok(connection)
     }
 
     fn prepare(&self, address: &str) -> Result<(Endpoint, Connector, Connection), Error> {
         let endpoint = transport::endpoint(address).map_err(|error| Error::Unreachable {
             address: address.to_owned(),
-            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, error),
+            source: io::Error::new(io::ErrorKind::InvalidInput, error),
         })?;
+        // What is longer than the deadline of `dial`, which knows what it waits for.
+        let endpoint = endpoint.connect_timeout(2 * dial::DEADLINE);
         let seal = Arc::new(Mutex::new(Seal::ENCRYPTED));
-        let connector =
-            Connector { access: self.clone(), address: address.to_owned(), seal: Arc::clone(&seal) };
+        let connector = Connector {
+            access: self.clone(),
+            address: address.to_owned(),
+            seal: Arc::clone(&seal),
+            failure: Arc::default(),
+        };
         let channel = Channel {
             inner: endpoint.connect_with_connector_lazy(connector.clone()),
             authorization: self.authorization(),
@@ -123,60 +142,81 @@ struct Connector {
     access: Access,
     address: String,
     seal: Arc<Mutex<Seal>>,
+    /// Why the last attempt failed: the transport keeps the text alone.
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 impl Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, Error>> + Send>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let Connector { access, address, seal } = self.clone();
+        let Connector { access, address, seal, failure } = self.clone();
         Box::pin(async move {
-            let (stream, opened) = dial::open(&access, &address).await?;
+            let (stream, opened) = dial::open(&access, &address).await.map_err(|error| {
+                let text = proto::one_line(&error);
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                io::Error::other(text)
+            })?;
             *seal.lock().unwrap_or_else(PoisonError::into_inner) = opened;
             Ok(TokioIo::new(stream))
         })
     }
 }
 
-/// The error of our own that is at the bottom of one of the transport's.
-fn explain(address: &str, error: tonic::transport::Error) -> Error {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(found) = cause {
-        if let Some(own) = found.downcast_ref::<Error>() {
-            return own.duplicate();
+/// Whether that is how a coordinator that speaks otherwise ends a connection; one that is being stopped does so as well.
+fn has_hung_up(error: &Error) -> bool {
+    match error {
+        Error::OtherProtocol(_) => true,
+        Error::Unreachable { source, .. } => {
+            matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
         }
-        cause = found.source();
+        _ => false,
     }
-    Error::Unreachable { address: address.to_owned(), source: std::io::Error::other(error) }
 }
 
-/// Asks what does not speak TLS for its version: an older coordinator tells it to everybody. It is shown nothing.
-async fn probe(address: &str) -> Error {
-    let stranger = |reason: String| Error::Impostor { address: address.to_owned(), reason };
-    let asked = async {
-        let endpoint = transport::endpoint(address).map_err(|error| proto::one_line(&error))?;
-        let channel = endpoint.connect().await.map_err(|error| proto::one_line(&error))?;
-        let answer = ControlServiceClient::new(channel).get_server_info(GetServerInfoRequest {}).await;
-        Ok::<_, String>(answer.map_err(|status| proto::Refusal::from(&status)))
-    };
-    match tokio::time::timeout(transport::CALL_DEADLINE, asked).await {
-        Ok(Ok(Ok(server))) => {
-            let server = server.into_inner();
-            Error::OtherProtocol(format!(
-                "the coordinator at {address} (himpun {}) speaks protocol {}, this himpun {} speaks {}",
-                server.version,
-                server.protocol,
-                env!("CARGO_PKG_VERSION"),
-                proto::PROTOCOL
-            ))
-        }
-        Ok(Ok(Err(refusal))) if !refusal.reason.is_empty() => stranger(refusal.message),
-        Ok(Ok(Err(_)) | Err(_)) | Err(_) => stranger("it does not speak TLS".to_owned()),
+/// What keeps anybody from being served at `address`, with credentials or without: nothing answers, or an older version.
+async fn knock(address: &str) -> Option<Error> {
+    let connected = tokio::time::timeout(dial::DEADLINE, tokio::net::TcpStream::connect(address)).await;
+    match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Err(source) => Some(Error::Unreachable { address: address.to_owned(), source }),
+        Ok(_) => probe(address).await.filter(|error| matches!(error, Error::OtherProtocol(_))),
     }
+}
+
+/// Asks what speaks otherwise for its version, which every coordinator tells everybody. It is shown nothing, and what it says is
+/// believed as little as that it is a coordinator.
+async fn probe(address: &str) -> Option<Error> {
+    let asked = async {
+        let channel = transport::endpoint(address).ok()?.connect().await.ok()?;
+        Some(ControlServiceClient::new(channel).get_server_info(GetServerInfoRequest {}).await)
+    };
+    let answer = tokio::time::timeout(dial::DEADLINE, asked).await.ok()??;
+    let stranger = |reason| Error::Impostor { address: address.to_owned(), reason };
+    match answer.map(tonic::Response::into_inner) {
+        Ok(server) if server.protocol == proto::PROTOCOL => {
+            Some(stranger("it does not encrypt its connections".to_owned()))
+        }
+        Ok(server) => Some(Error::OtherProtocol(format!(
+            "the coordinator at {address} (himpun {}) speaks protocol {}, this himpun {} speaks {}",
+            plain(&server.version),
+            server.protocol,
+            env!("CARGO_PKG_VERSION"),
+            proto::PROTOCOL
+        ))),
+        Err(status) => {
+            let refusal = proto::Refusal::from(&status);
+            (!refusal.reason.is_empty()).then(|| stranger(format!("it says: {}", plain(&refusal.message))))
+        }
+    }
+}
+
+/// A stranger's text, for a terminal.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

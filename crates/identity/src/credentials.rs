@@ -2,6 +2,7 @@
 
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use rustls::ServerConfig;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,6 @@ const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "certificate.pem";
 
 /// A coordinator's own secrets.
-#[derive(Debug)]
 pub struct Credentials {
     certificate_pem: String,
     key_pem: String,
@@ -126,6 +126,18 @@ impl Credentials {
             token,
             directory: self.directory.as_ref().map_or(String::new(), |path| path.display().to_string()),
         }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither the key nor a token.
+        let Credentials { encryption, fingerprint, directory, .. } = self;
+        f.debug_struct("Credentials")
+            .field("encryption", encryption)
+            .field("fingerprint", fingerprint)
+            .field("directory", directory)
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,8 +13,8 @@ use crate::authority::Folder;
 use crate::proof::{self, Proved};
 use crate::{Access, Encryption, Error, Seal, Trust, tls};
 
-/// How long a server may take to prove itself.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a server may take to prove itself, from the first packet on.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The name that is asked for where the key alone counts.
 const ANY_NAME: &str = "himpun";
@@ -32,10 +32,12 @@ pub(crate) struct Stream {
 /// Connects, and returns once each side knows the other.
 pub(crate) async fn open(access: &Access, address: &str) -> Result<(Stream, Seal), Error> {
     let unreachable = |source| Error::Unreachable { address: address.to_owned(), source };
-    let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
-    let opened = tokio::time::timeout(HANDSHAKE, authenticate(access, address, tcp)).await;
-    opened.unwrap_or_else(|_| {
+    let opened = async {
+        let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
+        tcp.set_nodelay(true).map_err(unreachable)?;
+        authenticate(access, address, tcp).await
+    };
+    tokio::time::timeout(DEADLINE, opened).await.unwrap_or_else(|_| {
         let source = io::Error::new(ErrorKind::TimedOut, "it says nothing");
         Err(Error::Unreachable { address: address.to_owned(), source })
     })
@@ -69,6 +71,9 @@ async fn prove(
         Ok(Proved::ServerUnknown) => {
             Err(Error::Impostor { address, reason: "it does not know the token".to_owned() })
         }
+        Ok(Proved::TurnedAway(reason)) => {
+            Err(Error::Impostor { address, reason: format!("it says: {reason}") })
+        }
         Ok(Proved::Refused(reason)) => Err(Error::Refused { address, reason }),
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Err(Error::OtherProtocol(format!("what answers at {address} is no coordinator of this version")))
@@ -91,7 +96,9 @@ async fn encrypt(access: &Access, address: &str, tcp: TcpStream) -> Result<(Stre
                 host,
             )
         }
-        Access::Worker { trust: Trust::Proof, .. } => unreachable!("proven without encryption"),
+        Access::Worker { trust: Trust::Proof, .. } | Access::Home(_) => {
+            unreachable!("proven without encryption, or resolved before")
+        }
     };
     let failed = |error| explain(address, error);
     let name = ServerName::try_from(name.to_owned())
@@ -99,39 +106,49 @@ async fn encrypt(access: &Access, address: &str, tcp: TcpStream) -> Result<(Stre
     let mut tls = TlsConnector::from(config).connect(name, tcp).await.map_err(failed)?;
     // The server begins HTTP/2 once it has looked at this client's certificate: an alert comes instead if it does not take it.
     let mut ahead = vec![0; 1024];
-    let n = tls.read(&mut ahead).await.map_err(failed)?;
+    let n = tls.read(&mut ahead).await.map_err(|error| match alert(&error) {
+        Some(alert) => {
+            let reason = format!("it does not take the certificate ({alert:?})");
+            Error::Refused { address: address.to_owned(), reason }
+        }
+        // It has proven itself: it is being stopped.
+        None => Error::Unreachable { address: address.to_owned(), source: error },
+    })?;
     if n == 0 {
-        return Err(failed(ErrorKind::UnexpectedEof.into()));
+        let source = ErrorKind::UnexpectedEof.into();
+        return Err(Error::Unreachable { address: address.to_owned(), source });
     }
     ahead.truncate(n);
     Ok((Stream { io: Box::new(tls), ahead }, Seal::ENCRYPTED))
 }
 
-/// What an error of TLS means to the user.
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn alert(error: &io::Error) -> Option<rustls::AlertDescription> {
+    match tls_error(error)? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// What an error of TLS means to the user, as long as the server has not proven itself.
 fn explain(address: &str, error: io::Error) -> Error {
     let address = address.to_owned();
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
+    match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)) => {
             Error::Impostor { address, reason: "it has another key".to_owned() }
         }
         Some(rustls::Error::InvalidCertificate(reason)) => {
             Error::Impostor { address, reason: format!("its certificate is not good: {reason}") }
         }
-        Some(rustls::Error::AlertReceived(alert)) => {
-            Error::Refused { address, reason: format!("it does not take the certificate ({alert:?})") }
-        }
-        Some(rustls::Error::InvalidMessage(_)) => Error::OtherProtocol(no_tls(&address)),
+        Some(rustls::Error::InvalidMessage(_)) => Error::OtherProtocol(format!(
+            "what answers at {address} does not speak TLS: it is no coordinator of this version"
+        )),
         Some(other) => Error::Impostor { address, reason: other.to_string() },
-        None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
-            Error::OtherProtocol(no_tls(&address))
-        }
         None => Error::Unreachable { address, source: error },
     }
-}
-
-fn no_tls(address: &str) -> String {
-    format!("what answers at {address} does not speak TLS: it is no coordinator of this version")
 }
 
 impl AsyncRead for Stream {

@@ -103,9 +103,9 @@ impl Error {
         matches!(self, Error::Unreachable { .. })
     }
 
-    /// Whether it tells of what holds the coordinator's port, and not of these credentials.
-    pub fn is_strangers(&self) -> bool {
-        matches!(self, Error::Impostor { .. } | Error::OtherProtocol(_))
+    /// Whether the coordinator itself, having proven that it is, does not take these credentials.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Refused { .. })
     }
 
     /// What the user can do about it.
@@ -137,24 +137,6 @@ impl Error {
             }
             _ => return None,
         })
-    }
-
-    /// The same for another reader: the transport keeps its own.
-    pub(crate) fn duplicate(&self) -> Error {
-        match self {
-            Error::Unreachable { address, source } => Error::Unreachable {
-                address: address.clone(),
-                source: std::io::Error::new(source.kind(), source.to_string()),
-            },
-            Error::Impostor { address, reason } => {
-                Error::Impostor { address: address.clone(), reason: reason.clone() }
-            }
-            Error::Refused { address, reason } => {
-                Error::Refused { address: address.clone(), reason: reason.clone() }
-            }
-            Error::OtherProtocol(text) => Error::OtherProtocol(text.clone()),
-            other => Error::Refused { address: String::new(), reason: proto::one_line(other) },
-        }
     }
 
     pub(crate) fn io(what: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {

@@ -129,7 +129,15 @@ fn read(path: &Path, flags: i32) -> Result<(Vec<u8>, Metadata), Error> {
         return Err(exposed(path, "is not a plain file", "put a plain file there"));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    // Not its beginning alone: a list of revoked certificates would lack its end.
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Error::Malformed {
+            path: path.to_owned(),
+            what: "a credential",
+            reason: format!("it has more than {MAX_BYTES} bytes"),
+        });
+    }
     Ok((bytes, found))
 }
 

@@ -1,11 +1,11 @@
 //! A server's side: its key, the tokens it knows, the authority it takes certificates from, and who a caller is.
 
 use http::HeaderValue;
-use rustls::ServerConfig;
-use std::collections::HashSet;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{CertificateError, ServerConfig};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::authority::{CertificateId, Folder, Version};
 use crate::listener::{Peer, Proven};
@@ -51,7 +51,8 @@ struct Inner {
 struct Current {
     version: Option<Version>,
     config: Arc<ServerConfig>,
-    revoked: HashSet<Vec<u8>>,
+    /// Checks clients' certificates, where there is a folder of them.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Guard {
@@ -65,7 +66,7 @@ impl Guard {
         workers: WorkerSecrets,
     ) -> Result<Guard, Error> {
         let current = match &folder {
-            None => Current { version: None, config: credentials.server()?, revoked: HashSet::new() },
+            None => Current { version: None, config: credentials.server()?, clients: None },
             Some(folder) => Current::read(&Folder::new(folder))?,
         };
         let inner = Inner {
@@ -113,7 +114,7 @@ impl Guard {
                     Ok(Caller::Holder { role, name: None })
                 }
             },
-            (Proven::Certificate(id), _) => self.of_certificate(id),
+            (Proven::Certificate(chain), _) => self.of_certificate(chain),
             (Proven::Nothing, None) => Ok(Caller::Nobody),
             (Proven::Nothing, Some(value)) => {
                 let text = value.to_str().map_err(|_| "an authorization that cannot be read")?;
@@ -126,16 +127,16 @@ impl Guard {
         let mut words = text.split(' ');
         match [words.next(), words.next(), words.next(), words.next()] {
             [Some(scheme), Some(token), None, None] if scheme.eq_ignore_ascii_case("bearer") => {
-                let token = Token::from_hex(token).ok_or("a token that is none of himpun's")?;
+                let token = Token::from_hex(token).ok_or("a malformed token")?;
                 let known = self.inner.tokens.iter().find(|(_, known)| known.matches(&token.0));
                 let (role, _) = known.ok_or("a token that this coordinator does not know")?;
                 Ok(Caller::Holder { role: *role, name: None })
             }
             [Some("Worker"), Some(nonce), Some(secret), None] => {
-                let shown = WorkerSecret::from_hex(secret).ok_or("a worker's secret that is none")?;
+                let shown = WorkerSecret::from_hex(secret).ok_or("a malformed worker secret")?;
                 match (self.inner.workers)(nonce).matches(&shown.0) {
                     true => Ok(Caller::Worker(nonce.to_owned())),
-                    false => Err("another secret than this worker's"),
+                    false => Err("a wrong worker secret"),
                 }
             }
             _ => Err("an authorization of an unknown kind"),
@@ -143,16 +144,24 @@ impl Guard {
     }
 
     /// A certificate counts as long as it is valid, also on a connection that was opened before.
-    fn of_certificate(&self, id: &CertificateId) -> Result<Caller, &'static str> {
+    fn of_certificate(&self, chain: &[CertificateDer<'static>]) -> Result<Caller, &'static str> {
         self.refresh();
-        if self.current().revoked.contains(&id.serial) {
-            return Err("a certificate that was revoked");
+        let clients =
+            self.current().clients.clone().ok_or("a certificate of no authority that is known here")?;
+        let (own, others) = chain.split_first().ok_or("no certificate")?;
+        match clients.verify_client_cert(own, others, UnixTime::now()) {
+            Ok(_) => {}
+            Err(rustls::Error::InvalidCertificate(CertificateError::Revoked)) => {
+                return Err("a certificate that was revoked");
+            }
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            )) => return Err("a certificate that has expired"),
+            Err(_) => return Err("a certificate that the authority does not stand for"),
         }
-        if id.not_after < unix_now() {
-            return Err("a certificate that has expired");
-        }
+        let id = CertificateId::of(own).ok_or("a certificate that cannot be read")?;
         let role = id.role.ok_or("a certificate without a role of himpun")?;
-        Ok(Caller::Holder { role, name: id.name.clone() })
+        Ok(Caller::Holder { role, name: id.name })
     }
 
     /// Reads the folder of certificates again if a file in it has changed. What cannot be used is logged, and what was read
@@ -187,11 +196,7 @@ impl Current {
     fn read(folder: &Folder) -> Result<Current, Error> {
         // Before the files: one that changes meanwhile is then read once more.
         let version = folder.version();
-        Ok(Current { version: Some(version), config: folder.server()?, revoked: folder.revoked()? })
+        let (config, clients) = folder.server()?;
+        Ok(Current { version: Some(version), config, clients: Some(clients) })
     }
-}
-
-pub(crate) fn unix_now() -> i64 {
-    // A clock before 1970 is one that nothing is valid by.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(i64::MAX, |since| since.as_secs() as i64)
 }

@@ -6,7 +6,10 @@
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::{Uid, User};
 use ring::digest;
+use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::secret::hex;
@@ -19,7 +22,7 @@ pub const DIRECTORY_VARIABLE: &str = "HIMPUN_CONFIG_DIR";
 #[derive(Debug)]
 pub struct Entries {
     paths: Vec<PathBuf>,
-    bytes: Vec<u8>,
+    access: TokenFile,
 }
 
 /// Enters a coordinator that listens at `address`; a wildcard stands for every address of this machine. What an earlier one
@@ -28,19 +31,27 @@ pub struct Entries {
 /// # Errors
 /// If there is no home, or it cannot be written, or the directory in it is not private.
 pub fn enter(address: SocketAddr, access: &TokenFile) -> Result<Entries, Error> {
-    let directory = directory()?;
-    make_directory(&directory)?;
-    let machine = machine();
-    let mut entries = Entries { paths: Vec::new(), bytes: access.to_json().into_bytes() };
+    let directory = directory_of(std::env::var_os(DIRECTORY_VARIABLE), std::env::var_os("HOME"))?;
+    enter_in(&directory, &machine(), address, access)
+}
+
+fn enter_in(
+    directory: &Path,
+    machine: &str,
+    address: SocketAddr,
+    access: &TokenFile,
+) -> Result<Entries, Error> {
+    make_directory(directory)?;
+    let mut entries = Entries { paths: Vec::new(), access: access.clone() };
     for ip in addresses(address.ip()) {
         let at = SocketAddr::new(ip, address.port());
-        entries.paths.push(directory.join(file_name(at, Some(&machine))));
+        entries.paths.push(directory.join(file_name(at, Some(machine))));
         if !ip.is_loopback() {
             entries.paths.push(directory.join(file_name(at, None)));
         }
     }
     for path in &entries.paths {
-        files::replace_secret(path, &entries.bytes)?;
+        files::replace_secret(path, access.to_json().as_bytes())?;
     }
     Ok(entries)
 }
@@ -49,7 +60,8 @@ impl Entries {
     /// Takes the entries away, but those that another coordinator has replaced.
     pub fn remove(&self) {
         for path in &self.paths {
-            let ours = files::read_secret(path).is_ok_and(|bytes| bytes == self.bytes);
+            let found = files::read_secret(path).and_then(|bytes| TokenFile::parse(path, &bytes));
+            let ours = found.is_ok_and(|found| found == self.access);
             if ours && let Err(error) = std::fs::remove_file(path) {
                 tracing::warn!(path = %path.display(), %error, "an entry of this coordinator could not be removed");
             }
@@ -62,21 +74,24 @@ impl Entries {
 /// # Errors
 /// If there is none, or it is not private.
 pub fn find(address: &str, role: Role) -> Result<TokenFile, Error> {
+    match directory_of(std::env::var_os(DIRECTORY_VARIABLE), std::env::var_os("HOME")) {
+        Ok(directory) => find_in(&directory, &machine(), address, role),
+        Err(Error::NoHome) => Err(Error::NoCredentials { address: address.to_owned(), role }),
+        Err(error) => Err(error),
+    }
+}
+
+fn find_in(directory: &Path, machine: &str, address: &str, role: Role) -> Result<TokenFile, Error> {
     let missing = || Error::NoCredentials { address: address.to_owned(), role };
-    let directory = match directory() {
-        Err(Error::NoHome) => return Err(missing()),
-        directory => directory?,
-    };
     if !directory.exists() {
         return Err(missing());
     }
-    files::private_directory(&directory)?;
+    files::private_directory(directory)?;
     // A name that has no address has no entry either; whoever connects says so.
     let resolved: Vec<SocketAddr> = address.to_socket_addrs().into_iter().flatten().collect();
-    let machine = machine();
     for at in resolved {
         let elsewhere = (!at.ip().is_loopback()).then(|| file_name(at, None));
-        for name in [Some(file_name(at, Some(&machine))), elsewhere].into_iter().flatten() {
+        for name in [Some(file_name(at, Some(machine))), elsewhere].into_iter().flatten() {
             let path = directory.join(name);
             if path.symlink_metadata().is_ok() {
                 return TokenFile::parse(&path, &files::read_secret(&path)?);
@@ -86,20 +101,21 @@ pub fn find(address: &str, role: Role) -> Result<TokenFile, Error> {
     Err(missing())
 }
 
-/// Where this user's entries lie.
-fn directory() -> Result<PathBuf, Error> {
-    if let Some(named) = std::env::var_os(DIRECTORY_VARIABLE).filter(|named| !named.is_empty()) {
+/// Where this user's entries lie, by the values of [`DIRECTORY_VARIABLE`] and `HOME`.
+fn directory_of(named: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, Error> {
+    if let Some(named) = named.filter(|named| !named.is_empty()) {
         return Ok(named.into());
     }
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let home = home.filter(|home| !home.is_empty()).map(PathBuf::from);
     let home = home.or_else(|| User::from_uid(Uid::effective()).ok().flatten().map(|user| user.dir));
     Ok(home.ok_or(Error::NoHome)?.join(".config").join("himpun"))
 }
 
 fn make_directory(directory: &Path) -> Result<(), Error> {
-    // `.config` is not ours alone: it gets the user's own mode.
+    // `.config` is not ours alone: one that is there keeps its mode.
     if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(Error::io("create", parent))?;
     }
     files::private_directory(directory)
 }

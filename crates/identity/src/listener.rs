@@ -3,6 +3,7 @@
 //! The first byte tells: TLS, a proof without encryption, or clear HTTP/2, to which a guard answers by a refusal that names the
 //! versions. Handshakes are made beside each other, so that a silent client delays nobody.
 
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,8 +16,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::authority::CertificateId;
 use crate::dial::Io;
 use crate::{Encryption, Guard, Seal, proof};
 
@@ -35,10 +36,15 @@ const TLS: u8 = 0x16;
 /// The first byte of HTTP/2's preface.
 const HTTP2: u8 = b'P';
 
+/// How often the certificate of an open connection is looked at again: a session may last for weeks.
+const RECHECK: Duration = Duration::from_secs(5);
+
 /// A connection that can be served.
 pub struct Connected {
     io: Box<dyn Io>,
     peer: Peer,
+    /// Ends once the certificate of the other end does not count any more, and the connection with it.
+    lapse: Option<AbortOnDropHandle<()>>,
 }
 
 /// What is known of a connection's other end.
@@ -60,8 +66,8 @@ pub(crate) enum Proven {
     ClearText,
     /// That it knows the secret of this claim.
     Claim(String),
-    /// A certificate of the authority.
-    Certificate(Arc<CertificateId>),
+    /// A certificate that the authority stood for when the connection was opened, and the key of it.
+    Certificate(Arc<[CertificateDer<'static>]>),
 }
 
 /// A connection that came to nothing, for the audit.
@@ -123,18 +129,18 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
     if tcp.peek(&mut first).await.map_err(failed)? == 0 {
         return Err("it closed before it said anything".to_owned());
     }
-    let connected = |io: Box<dyn Io>, proven, seal| Connected { io, peer: Peer { address, seal, proven } };
+    let connected = |io: Box<dyn Io>, proven, seal| {
+        let peer = Peer { address, seal, proven };
+        let lapse = matches!(peer.proven, Proven::Certificate(_))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(until_lapsed(guard.clone(), peer.clone()))));
+        Connected { io, peer, lapse }
+    };
     match (first[0], guard.encryption()) {
         (HTTP2, _) => Ok(connected(Box::new(tcp), Proven::ClearText, Seal::ENCRYPTED)),
         (TLS, Encryption::Tls) => {
             let tls = TlsAcceptor::from(guard.config()).accept(tcp).await.map_err(failed)?;
-            let proven = match tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()) {
-                None => Proven::Nothing,
-                Some(certificate) => {
-                    let id = CertificateId::of(certificate).ok_or("a certificate that cannot be read")?;
-                    Proven::Certificate(Arc::new(id))
-                }
-            };
+            let shown = tls.get_ref().1.peer_certificates();
+            let proven = shown.map_or(Proven::Nothing, |chain| Proven::Certificate(chain.into()));
             Ok(connected(Box::new(tls), proven, Seal::ENCRYPTED))
         }
         (byte, Encryption::None) if byte == proof::MAGIC[0] => {
@@ -152,6 +158,18 @@ async fn open(mut tcp: TcpStream, address: SocketAddr, guard: &Guard) -> Result<
     }
 }
 
+/// Returns once what the peer has shown does not count any more.
+async fn until_lapsed(guard: Guard, peer: Peer) {
+    let mut ticks = tokio::time::interval(RECHECK);
+    loop {
+        ticks.tick().await;
+        if let Err(why) = guard.identify(&peer, None) {
+            tracing::info!(from = %peer.address, "a connection is cut: it has shown {why}");
+            return;
+        }
+    }
+}
+
 impl tonic::transport::server::Connected for Connected {
     type ConnectInfo = Peer;
 
@@ -166,6 +184,12 @@ impl AsyncRead for Connected {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(lapse) = &mut self.lapse
+            && Pin::new(lapse).poll(context).is_ready()
+        {
+            self.lapse = None;
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
+        }
         Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }

@@ -12,12 +12,14 @@
 //! | client | HMAC (32) |
 //! | server | 1; or 0, length (1), why not |
 
+use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::hmac;
+use ring::rand::SystemRandom;
 use std::io::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::Seal;
-use crate::secret::random;
+use crate::channel::plain;
 
 /// The first byte differs from that of TLS and of HTTP/2.
 pub(crate) const MAGIC: [u8; 8] = *b"himpun\xf0\x02";
@@ -32,6 +34,8 @@ pub(crate) enum Proved {
     Both(Seal),
     /// The server does not know it; it was not told it.
     ServerUnknown,
+    /// Whoever it is says no, and has not proven that it is the server.
+    TurnedAway(String),
     /// The server says no.
     Refused(String),
 }
@@ -62,9 +66,24 @@ impl Transcript {
         hmac::verify(&self.key, &[label.as_bytes(), &self.bytes].concat(), mac).is_ok()
     }
 
-    fn seal(&self) -> Seal {
-        Seal::under(self.mac("himpun seal").as_ref())
+    /// The key of the connection: of the secret, and of a secret that the two have agreed on by their nonces, so that not even
+    /// another holder of the same token can open what it overhears.
+    fn seal(&self, own: EphemeralPrivateKey, theirs: &[u8; NONCE_BYTES]) -> Result<Seal> {
+        let theirs = UnparsedPublicKey::new(&X25519, theirs);
+        let seal = |agreed: &[u8]| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, agreed);
+            Seal::under(hmac::sign(&key, self.mac("himpun seal").as_ref()).as_ref())
+        };
+        agree_ephemeral(own, &theirs, seal).map_err(|_| ErrorKind::InvalidData.into())
     }
+}
+
+/// A nonce that is the public half of a key of this connection alone (X25519).
+fn nonce() -> (EphemeralPrivateKey, [u8; NONCE_BYTES]) {
+    let private = EphemeralPrivateKey::generate(&X25519, &SystemRandom::new());
+    let private = private.expect("the system's random generator works once it has booted");
+    let public = private.compute_public_key().expect("a private key has a public half");
+    (private, public.as_ref().try_into().expect("a key of X25519 has 32 bytes"))
 }
 
 /// The client's side: `claim` says whose `secret` it is.
@@ -73,20 +92,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let length = u8::try_from(claim.len()).map_err(|_| Error::from(ErrorKind::InvalidInput))?;
-    let own = random::<NONCE_BYTES>();
+    let (private, own) = nonce();
     let hello = [&MAGIC[..], &[length], claim.as_bytes(), &own].concat();
     stream.write_all(&hello).await?;
     if let Some(refusal) = read_verdict(stream).await? {
-        return Ok(Proved::Refused(refusal));
+        return Ok(Proved::TurnedAway(refusal));
     }
-    let (nonce, mac): ([u8; NONCE_BYTES], [u8; MAC_BYTES]) = (read(stream).await?, read(stream).await?);
-    let transcript = Transcript::new(secret, claim, [&own, &nonce]);
+    let (theirs, mac): ([u8; NONCE_BYTES], [u8; MAC_BYTES]) = (read(stream).await?, read(stream).await?);
+    let transcript = Transcript::new(secret, claim, [&own, &theirs]);
     if !transcript.is("himpun server", &mac) {
         return Ok(Proved::ServerUnknown);
     }
     stream.write_all(transcript.mac("himpun client").as_ref()).await?;
     Ok(match read_verdict(stream).await? {
-        None => Proved::Both(transcript.seal()),
+        None => Proved::Both(transcript.seal(private, &theirs)?),
         Some(refusal) => Proved::Refused(refusal),
     })
 }
@@ -105,15 +124,16 @@ where
     }
     let claim = read_text(stream).await?;
     let theirs: [u8; NONCE_BYTES] = read(stream).await?;
-    let Some(secret) = secret_of(&claim) else { return refuse(stream, "nobody of that name is known").await };
-    let own = random::<NONCE_BYTES>();
+    let Some(secret) = secret_of(&claim) else { return refuse(stream, "unknown role").await };
+    let (private, own) = nonce();
     let transcript = Transcript::new(&secret, &claim, [&theirs, &own]);
     stream.write_all(&[&[1], &own[..], transcript.mac("himpun server").as_ref()].concat()).await?;
     if !transcript.is("himpun client", &read(stream).await?) {
-        return refuse(stream, "the secret is another").await;
+        return refuse(stream, "wrong secret").await;
     }
+    let seal = transcript.seal(private, &theirs)?;
     stream.write_all(&[1]).await?;
-    Ok(Ok((claim, transcript.seal())))
+    Ok(Ok((claim, seal)))
 }
 
 /// Reads what a client sends first, and says no.
@@ -154,7 +174,11 @@ async fn read_text(stream: &mut (impl AsyncRead + Unpin)) -> Result<String> {
 async fn read_verdict(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<String>> {
     match stream.read_u8().await? {
         1 => Ok(None),
-        0 => read_text(stream).await.map(Some),
+        // HTTP/2 begins by two zeros as well.
+        0 => match read_text(stream).await?.as_str() {
+            "" => Err(ErrorKind::InvalidData.into()),
+            text => Ok(Some(plain(text))),
+        },
         _ => Err(ErrorKind::InvalidData.into()),
     }
 }

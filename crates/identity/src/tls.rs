@@ -5,6 +5,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, ServerConfig,
@@ -79,32 +80,30 @@ impl Pair {
     }
 }
 
-/// Whom a server takes certificates from.
-pub(crate) struct ClientAuthority<'a> {
-    pub certificates: &'a [u8],
-    pub revoked: Option<&'a [u8]>,
+/// Checks clients' certificates: of this authority, valid today, and on no list of revoked ones.
+pub(crate) fn client_verifier(
+    authority: &[u8],
+    revoked: Option<&[u8]>,
+) -> Result<Arc<dyn ClientCertVerifier>, BoxError> {
+    let crypto = Arc::new(provider::default_provider());
+    let lists = revoked.map(CertificateRevocationListDer::pem_slice_iter).into_iter().flatten();
+    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), crypto)
+        .with_crls(lists.collect::<Result<Vec<_>, _>>()?)
+        .allow_unknown_revocation_status()
+        .allow_unauthenticated()
+        .build()?)
 }
 
-/// A server of `pair` that asks for certificates of `authority`, and serves who shows none as well: a token may follow.
+/// A server of `pair` that asks `clients` for certificates, and serves who shows none as well: a token may follow.
 pub(crate) fn server(
     pair: Pair,
-    authority: Option<ClientAuthority<'_>>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<Arc<ServerConfig>, BoxError> {
-    let crypto = Arc::new(provider::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&crypto))
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?;
-    let builder = match authority {
+    let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(ClientAuthority { certificates, revoked }) => {
-            let lists = revoked.map(CertificateRevocationListDer::pem_slice_iter).into_iter().flatten();
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(certificates)?), crypto)
-                    .with_crls(lists.collect::<Result<Vec<_>, _>>()?)
-                    .allow_unknown_revocation_status()
-                    .allow_unauthenticated()
-                    .build()?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(clients) => builder.with_client_cert_verifier(clients),
     };
     let mut config = builder.with_single_cert(pair.chain, pair.key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];

@@ -1,6 +1,7 @@
 //! The file that a token is copied by: whom it proves, to which server, and how it is reached.
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use std::path::Path;
 
 use crate::{Error, Fingerprint, Role, Token, files};
@@ -44,7 +45,13 @@ impl TokenFile {
         serde_json::from_slice(bytes).map_err(|error| Error::Malformed {
             path: path.to_owned(),
             what: "a token file of himpun",
-            reason: error.to_string(),
+            // Without serde's text: it repeats what it did not expect, which may be the token.
+            reason: match error.classify() {
+                Category::Data => format!("a field is missing, unknown or wrong (line {})", error.line()),
+                Category::Io | Category::Syntax | Category::Eof => {
+                    format!("it is no JSON (line {}, column {})", error.line(), error.column())
+                }
+            },
         })
     }
 

@@ -5,6 +5,7 @@
 
 mod fence;
 mod refusal;
+mod secrets;
 pub mod transport;
 
 pub use refusal::{MissingField, Refusal, one_line};

@@ -84,6 +84,12 @@ pub enum Error {
         /// Digest of this rank's.
         ours: String,
     },
+    /// What the coordinator sent as the key of this generation is none.
+    #[error("the coordinator sent a group key of {got} bytes, not 32")]
+    GroupKey {
+        /// Its length.
+        got: usize,
+    },
     /// Another data set than the one that the checkpoint was made from.
     #[error("{path} is not the data set of the checkpoint: {what}")]
     OtherImages {
@@ -199,6 +205,7 @@ impl Error {
             | Error::NothingDecoded { .. }
             | Error::Sync { .. }
             | Error::Disagreement { .. }
+            | Error::GroupKey { .. }
             | Error::System { .. } => 1,
         }
     }

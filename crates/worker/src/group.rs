@@ -52,7 +52,7 @@ pub fn listen(coordinator: &str) -> Result<Listener, Error> {
 /// Connects the ranks and compares what they were started with.
 ///
 /// # Errors
-/// If a peer does not come, or has another configuration or binary.
+/// If the coordinator gave no key, a peer does not come, or has another configuration or binary.
 pub fn form(
     listener: Listener,
     fence: &Fence,
@@ -61,7 +61,7 @@ pub fn form(
     abort: &AbortHandle,
 ) -> Result<[Communicator; COMMUNICATORS], Error> {
     let group = Group {
-        token: token(fence),
+        key: key(assign)?,
         generation: fence.generation,
         rank: assign.rank as usize,
         peers: assign.peers.clone(),
@@ -75,10 +75,9 @@ pub fn form(
 }
 
 /// Keeps strangers out of the group; what its members are is compared by [`verify`], which can name it.
-fn token(fence: &Fence) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key("himpun 2026 collective group");
-    hasher.update(fence.run_id.as_bytes()).update(&fence.incarnation.to_le_bytes());
-    *hasher.finalize().as_bytes()
+fn key(assign: &Assign) -> Result<[u8; 32], Error> {
+    let key = assign.group_key.as_slice();
+    key.try_into().map_err(|_| Error::GroupKey { got: key.len() })
 }
 
 fn verify(communicator: &mut Communicator, own: Credentials) -> Result<(), Error> {
@@ -161,9 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn another_run_or_incarnation_is_another_group() {
-        let fence = |run: &str, incarnation| Fence { run_id: run.into(), incarnation, generation: 1 };
-        assert_ne!(token(&fence("a", 1)), token(&fence("b", 1)));
-        assert_ne!(token(&fence("a", 1)), token(&fence("a", 2)));
+    fn a_group_key_has_32_bytes() {
+        let of = |len: usize| key(&Assign { group_key: vec![9; len], ..Assign::default() });
+        assert_eq!(of(32).unwrap(), [9; 32]);
+        for len in [0, 31, 33, 64] {
+            let error = of(len).unwrap_err();
+            assert_eq!(error.to_string(), format!("the coordinator sent a group key of {len} bytes, not 32"));
+            assert_eq!((error.exit_code(), error.is_peer()), (1, false));
+        }
     }
 }

@@ -21,7 +21,7 @@ pub struct Arguments {
     dir: PathBuf,
     /// Show the certificate in this folder, as `himpun certs init` makes one, and take callers' certificates of the same
     /// authority, besides tokens
-    #[arg(long, value_name = "DIR", env = "HIMPUN_CERTS", conflicts_with = "insecure")]
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     certs: Option<PathBuf>,
     /// Let operators name run directories below this one, too [default: only below --dir; whoever holds the coordinator's
     /// own token may name any]

@@ -84,7 +84,11 @@ impl Desk {
                 let total_steps = record.summary.total_steps;
                 record.summary = Summary { total_steps, ..run_dir::summary(path, u64::MAX) };
                 match RunDir::resume(path, &record.run_id, &record.config_toml, Some(u64::MAX)) {
-                    Ok(dir) => self.open_files(&record.run_id, dir),
+                    // Locked by now: nobody else writes checkpoints there.
+                    Ok(dir) => {
+                        self.open_files(&record.run_id, dir);
+                        self.checkpoints.clean(&record.run_id, path);
+                    }
                     Err(error) => {
                         tracing::warn!(run_id = record.run_id, %error, "the run's files cannot be opened")
                     }
@@ -142,7 +146,7 @@ impl Desk {
             }
             Message::Logs(agent_id, fence, worker, lines) => self.logs(&agent_id, &fence, &worker, lines)?,
             Message::Watch(run, answer) => reply(answer, self.watch(&run).map_err(CallError::from)),
-            Message::Tail(run, rank, answer) => reply(answer, self.tail(&run, rank).map_err(CallError::from)),
+            Message::Tail(run, rank, answer) => reply(answer, self.tail(&run, rank)),
             Message::Read(look) => look(&self.state),
             Message::ShutDown(_) => unreachable!("served by the loop"),
         }
@@ -191,8 +195,9 @@ impl Desk {
                 }
             }
             Command::ToWorker(worker, message) => {
-                let sent = self.workers.get(&worker).map(|open| open.outbox.try_send(Ok(message)));
-                if let Some(Err(error)) = sent {
+                if let Some(open) = self.workers.get(&worker)
+                    && let Err(error) = open.outbox.try_send(Ok(message))
+                {
                     tracing::warn!(%worker, %error, "worker cut off: it does not read its orders");
                     self.workers.remove(&worker);
                 }
@@ -323,7 +328,10 @@ impl Desk {
     }
 
     fn submit(&mut self, submission: Submission) -> Result<Result<(String, String), CallError>, Error> {
-        let Submission { record, key, resumed, warnings } = submission;
+        let Submission { mut record, key, resumed, warnings } = submission;
+        // A copy of an older state of the run must not assign a generation again.
+        let known = self.state.record(&record.run_id).map_or(0, |known| known.generation);
+        record.generation = record.generation.max(known);
         let (run_id, run_dir) = (record.run_id.clone(), record.run_dir.clone());
         if let Some(known) = key.as_ref().and_then(|key| self.state.answer(key)) {
             let run_dir = self.state.record(known).map(|record| record.run_dir.clone());
@@ -442,19 +450,12 @@ impl Desk {
     }
 
     /// The logs as long as they are at this moment, so that no line is missed or seen twice.
-    fn tail(&self, run: &str, rank: Option<u32>) -> Result<Tail, Refused> {
+    fn tail(&self, run: &str, rank: Option<u32>) -> Result<Tail, CallError> {
         let run_id = self.state.resolve(run)?;
         let record = self.state.record(run_id).expect("a resolved id has a record");
-        let files = run_dir::logs(Path::new(&record.run_dir))
-            .into_iter()
-            .filter(|(its_rank, ..)| rank.is_none_or(|rank| rank == *its_rank))
-            // A file that cannot be looked at shows as empty.
-            .map(|(rank, generation, path)| {
-                let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                (rank, generation, path, bytes)
-            })
-            .collect();
-        Ok(Tail { files, follow: self.files.get(run_id).map(|files| files.tail.subscribe()) })
+        let mut logs = run_dir::logs(Path::new(&record.run_dir))?;
+        logs.retain(|log| rank.is_none_or(|rank| rank == log.rank));
+        Ok(Tail { logs, follow: self.files.get(run_id).map(|files| files.tail.subscribe()) })
     }
 }
 

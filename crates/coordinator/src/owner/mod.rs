@@ -11,7 +11,6 @@
 mod desk;
 
 use proto::v1::{AgentDown, AgentHello, CheckpointInfo, Fence, LogLine, WorkerDown, WorkerId};
-use std::path::PathBuf;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
@@ -70,8 +69,8 @@ pub(crate) struct Accepted {
 
 /// A worker's log as it stands, and what comes after.
 pub(crate) struct Tail {
-    /// `(rank, generation, path, bytes)`.
-    pub files: Vec<(u32, u64, PathBuf, u64)>,
+    /// In order of generation and rank.
+    pub logs: Vec<run_dir::Log>,
     /// Lines after those; nothing if the run has ended.
     pub follow: Option<broadcast::Receiver<LogLine>>,
 }

@@ -1,7 +1,7 @@
 use super::*;
 use proto::v1::{Counts, Metric};
 
-fn row(step: u64, loss: f64) -> MetricRow {
+pub(super) fn row(step: u64, loss: f64) -> MetricRow {
     let metric = |name: &str, value| Metric { name: name.to_owned(), value: Some(value) };
     let values = vec![
         metric("epoch", metric::Value::Number(0.5)),
@@ -13,15 +13,15 @@ fn row(step: u64, loss: f64) -> MetricRow {
     MetricRow { step, values }
 }
 
-fn event(seq: u64, text: &str, kind: Option<event::Kind>) -> Event {
+pub(super) fn event(seq: u64, text: &str, kind: Option<event::Kind>) -> Event {
     Event { seq, time_ns: 5, generation: 2, severity: Severity::Info.into(), text: text.to_owned(), kind }
 }
 
-fn worker(slot: u32) -> WorkerId {
+pub(super) fn worker(slot: u32) -> WorkerId {
     WorkerId { agent_id: "a".to_owned(), slot, nonce: "n".to_owned() }
 }
 
-fn read(path: &Path, name: &str) -> String {
+fn text_of(path: &Path, name: &str) -> String {
     std::fs::read_to_string(path.join(name)).unwrap()
 }
 
@@ -32,11 +32,11 @@ fn rows_keep_order_and_precision() {
     let mut run = RunDir::create(&path, "r", "[run]\n").unwrap();
     let loss = 0.1 + 0.2;
     run.write_metrics(&row(1, loss)).unwrap();
-    let line = read(&path, "metrics.jsonl");
+    let line = text_of(&path, "metrics.jsonl");
     let expected = "{\"step\":1,\"epoch\":0.5,\"loss\":0.30000000000000004,\"corrupt_images\":18446744073709551615,\"rows_encoded\":[3,2]}\n";
     assert_eq!(line, expected);
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["loss"].as_f64(), Some(loss));
-    assert_eq!(read(&path, "config.toml"), "[run]\n");
+    assert_eq!(text_of(&path, "config.toml"), "[run]\n");
 }
 
 #[test]
@@ -65,10 +65,10 @@ fn check_resume(step: Option<u64>, kept: &[u64]) {
     let mut run = RunDir::resume(dir.path(), "r", "new", step).unwrap();
     run.write_metrics(&row(99, 0.5)).unwrap();
     let rows: Vec<Value> =
-        read(dir.path(), "metrics.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        text_of(dir.path(), "metrics.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let steps: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [kept, &[99]].concat());
-    assert_eq!(read(dir.path(), "config.toml"), "new");
+    assert_eq!(text_of(dir.path(), "config.toml"), "new");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn the_past_is_read_from_the_events() {
     let mut end = event(3, "failed", Some(event::Kind::Ended(end)));
     end.severity = Severity::Error.into();
     run.write_event(&end).unwrap();
-    assert_eq!(read(dir.path(), "events.jsonl").lines().count(), 2, "metrics have a file of their own");
+    assert_eq!(text_of(dir.path(), "events.jsonl").lines().count(), 2, "metrics have a file of their own");
     let found = past(dir.path()).unwrap();
     assert_eq!(found, Past { run_id: "r".to_owned(), generation: 2, next_seq: 4, ended: Some(end) });
 
@@ -133,9 +133,10 @@ fn logs_are_one_file_a_worker_and_generation() {
     run.write_log(&worker(1), &["one".to_owned(), "two".to_owned()]).unwrap();
     run.write_log(&worker(7), &["nobody's".to_owned()]).unwrap();
     run.open_logs(2, &[(worker(0), 0)]).unwrap();
+    std::fs::write(dir.path().join("logs/rank-00.gen-1.log"), "not ours").unwrap();
     let found: Vec<_> =
-        logs(dir.path()).into_iter().map(|(rank, generation, _)| (generation, rank)).collect();
-    assert_eq!(found, [(1, 0), (1, 1), (2, 0)]);
-    assert_eq!(read(dir.path(), "logs/rank-1.gen-1.log"), "one\ntwo\n");
-    assert_eq!(read(dir.path(), "logs/rank-0.gen-1.log"), "");
+        logs(dir.path()).unwrap().into_iter().map(|log| (log.generation, log.rank, log.bytes)).collect();
+    assert_eq!(found, [(1, 0, 0), (1, 1, 8), (2, 0, 0)]);
+    assert_eq!(text_of(dir.path(), "logs/rank-1.gen-1.log"), "one\ntwo\n");
+    assert_eq!(text_of(dir.path(), "logs/rank-0.gen-1.log"), "");
 }

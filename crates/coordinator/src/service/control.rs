@@ -9,9 +9,8 @@ use proto::v1::{
     TailLogsRequest, VerifyCheckpointRequest, VerifyCheckpointResponse, WatchRequest,
 };
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +22,7 @@ use super::{blocking, caller, refusal, submission};
 use crate::checkpoints;
 use crate::event_log::{EventLog, Next};
 use crate::owner::{Accepted, Order, Owner, Tail};
+use crate::run_dir::Log;
 use crate::state::{IdempotencyKey, Operation, Refused};
 
 /// Events and lines on their way to one client.
@@ -94,13 +94,13 @@ impl ControlService for Control {
         request: Request<TailLogsRequest>,
     ) -> Result<Response<Self::TailLogsStream>, Status> {
         let TailLogsRequest { run_id, rank, follow, lines } = request.into_inner();
-        let Tail { files, follow: live } = self.owner.tail(run_id, rank).await?;
+        let Tail { logs, follow: live } = self.owner.tail(run_id, rank).await?;
         let live = live.filter(|_| follow);
         let (sender, stream) = mpsc::channel(IN_FLIGHT);
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             let past = sender.clone();
-            let read = blocking(move || send_past(&files, lines as usize, &past)).await;
+            let read = blocking(move || send_past(&logs, lines as usize, &past)).await;
             if let Err(status) = read {
                 // A client that has gone away needs no answer.
                 sender.send(Err(status)).await.ok();
@@ -224,19 +224,16 @@ async fn send_events(log: EventLog, since_seq: u64, events: &mpsc::Sender<Result
 }
 
 /// Sends the last `n` lines of each file (all, if `n` is 0), as far as the files reached when they were asked for.
-fn send_past(
-    files: &[(u32, u64, PathBuf, u64)],
-    n: usize,
-    lines: &mpsc::Sender<Result<LogLine, Status>>,
-) -> Result<(), Status> {
-    for (rank, generation, path, bytes) in files {
-        let failed =
-            |error: std::io::Error| Status::internal(format!("failed to read {}: {error}", path.display()));
-        let text = BufReader::new(File::open(path).map_err(failed)?.take(*bytes));
+fn send_past(logs: &[Log], n: usize, lines: &mpsc::Sender<Result<LogLine, Status>>) -> Result<(), Status> {
+    for log in logs {
+        let failed = |error: std::io::Error| {
+            Status::internal(format!("failed to read {}: {error}", log.path().display()))
+        };
+        let text = BufReader::new(log.open()?.take(log.bytes));
         let mut last = VecDeque::new();
         for line in text.split(b'\n') {
             let line = String::from_utf8_lossy(&line.map_err(failed)?).into_owned();
-            let line = LogLine { rank: *rank, generation: *generation, line };
+            let line = LogLine { rank: log.rank, generation: log.generation, line };
             if n == 0 {
                 if lines.blocking_send(Ok(line)).is_err() {
                     return Ok(());
@@ -279,17 +276,15 @@ async fn send_lines(
 }
 
 fn verify(run_dir: &Path, step: u64) -> Result<VerifyCheckpointResponse, Status> {
-    let dir = checkpoint::checkpoint_dir(run_dir, step);
-    if !dir.is_dir() {
-        let message = format!("{} has no checkpoint of step {step}", run_dir.display());
-        return Err(refusal(
-            Code::NotFound,
-            "checkpoint_missing",
-            message,
-            "`himpun checkpoint list` shows them",
-        ));
-    }
-    let problems = checkpoint::verify(&dir).iter().map(|problem| proto::one_line(problem)).collect();
+    let dir = match checkpoint::open(run_dir, step) {
+        Err(checkpoint::Error::Missing { .. }) => {
+            let message = format!("{} has no checkpoint of step {step}", run_dir.display());
+            let hint = "`himpun checkpoint list` shows them";
+            return Err(refusal(Code::NotFound, "checkpoint_missing", message, hint));
+        }
+        opened => opened.map_err(checkpoints::Error::from)?,
+    };
+    let problems = checkpoint::verify_in(&dir).iter().map(|problem| proto::one_line(problem)).collect();
     let (listed, _) = checkpoint::list(run_dir).map_err(checkpoints::Error::from)?;
     let checkpoint = listed.iter().find(|info| info.step == step).map(checkpoints::to_proto);
     Ok(VerifyCheckpointResponse { checkpoint, problems })

@@ -3,6 +3,7 @@
 use http::header::AUTHORIZATION;
 use identity::{Caller, Encryption, Guard, Peer};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::body::Body;
@@ -65,17 +66,43 @@ where
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 let response = self.inner.call(request);
+                let mut line = Line { audit, who, role, from, what: path, outcome: GIVEN_UP.to_owned() };
                 Box::pin(async move {
                     let response = response.await?;
                     // A refusal has no body: its status is among the headers.
                     let refused = Status::from_header_map(response.headers());
                     let refused = refused.filter(|status| status.code() != Code::Ok);
-                    let outcome = refused.as_ref().map_or("ok".to_owned(), outcome);
-                    audit.write(&Entry { who: &who, role, from, what: &path, outcome: &outcome });
+                    line.ends_with(refused.as_ref().map_or("ok".to_owned(), outcome));
                     Ok(response)
                 })
             }
         }
+    }
+}
+
+/// What the audit has of a call whose caller did not wait for the answer. It may have been carried out.
+const GIVEN_UP: &str = "given up by the caller";
+
+/// A line of the audit, written when the call is over, also if nobody waits for its answer any more.
+struct Line {
+    audit: Audit,
+    who: String,
+    role: &'static str,
+    from: SocketAddr,
+    what: String,
+    outcome: String,
+}
+
+impl Line {
+    fn ends_with(&mut self, outcome: String) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let Line { audit, who, role, from, what, outcome } = self;
+        audit.write(&Entry { who, role, from: *from, what, outcome });
     }
 }
 

@@ -190,6 +190,9 @@ impl From<run_dir::Error> for Status {
                 (Code::FailedPrecondition, "run_active", "stop that run, or wait for its end")
             }
             run_dir::Error::Damaged { .. } => (Code::DataLoss, "damaged_events", "remove the damaged line"),
+            run_dir::Error::NotPlain(error) => {
+                (Code::FailedPrecondition, "not_a_plain_file", error.hint().unwrap_or_default())
+            }
             // Not a place for a run: another one is.
             run_dir::Error::Io { source, .. } if is_misplaced(source.kind()) => {
                 (Code::InvalidArgument, "bad_run_dir", "choose another directory with `--out`")
@@ -217,6 +220,7 @@ impl From<checkpoints::Error> for Status {
                 Inner::Incomplete { .. } => (Code::FailedPrecondition, "shards_missing"),
                 Inner::Refused { .. } => (Code::FailedPrecondition, "shard_refused"),
                 Inner::Missing { .. } => (Code::NotFound, "checkpoint_missing"),
+                Inner::NotPlain { .. } => (Code::FailedPrecondition, "not_a_plain_file"),
                 inner if inner.exit_code() == 3 => (Code::DataLoss, "damaged_checkpoint"),
                 _ => (Code::Internal, "checkpoint_io"),
             },

@@ -15,12 +15,13 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Refuses a run directory that is not the caller's to name. Whoever holds the coordinator's own token could write anywhere
-    /// the coordinator can, as they are one user; others name what is below the coordinator's directory or an allowed one.
-    /// Links on the way are followed first: what counts is where they lead.
-    pub fn check(&self, caller: &Caller, run_dir: &Path) -> Result<(), Status> {
+    /// The directory that a caller names so, unless it is not the caller's to name. Whoever holds the coordinator's own token
+    /// could write anywhere the coordinator can, as they are one user; others name what is below the coordinator's directory or
+    /// an allowed one, and not within another run's. Links on the way are followed first: what counts, and is used from then
+    /// on, is where they lead.
+    pub fn check(&self, caller: &Caller, run_dir: &Path) -> Result<PathBuf, Status> {
         if matches!(caller, Caller::Holder { role: Role::Admin, .. }) {
-            return Ok(());
+            return Ok(run_dir.to_owned());
         }
         let target = resolve(run_dir);
         let below = |root: &PathBuf| {
@@ -31,10 +32,14 @@ impl Places {
         // What is below the coordinator's directory, but for its own secrets.
         let is_secret = below(&self.dir.join("credentials"));
         if !is_secret && self.allowed.iter().chain([&self.dir]).any(below) {
-            return Ok(());
+            let target = target.as_deref().unwrap_or(run_dir);
+            if !target.ancestors().skip(1).any(|above| above.join("events.jsonl").exists()) {
+                return Ok(target.to_owned());
+            }
         }
         let message = format!(
-            "{} lies neither below the coordinator's directory nor below one that it was started with by --allow-dir",
+            "{} lies neither below the coordinator's directory nor below one that it was started with by --allow-dir, or within \
+             another run",
             run_dir.display()
         );
         let hint = "leave the directory to the coordinator, or have it started with --allow-dir";
@@ -70,9 +75,10 @@ mod tests {
     fn operators_name_what_is_below_an_allowed_directory() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        for name in ["own/credentials", "allowed/deep", "elsewhere"] {
+        for name in ["own/credentials", "own/runs/other", "allowed/deep", "elsewhere"] {
             std::fs::create_dir_all(path(name)).unwrap();
         }
+        std::fs::write(path("own/runs/other/events.jsonl"), "").unwrap();
         symlink(path("elsewhere"), path("own/out")).unwrap();
         symlink(path("nowhere"), path("own/dangling")).unwrap();
         symlink(path("allowed"), path("way-in")).unwrap();
@@ -87,6 +93,8 @@ mod tests {
         check("allowed/deep/b", true);
         check("way-in/c", true);
         check("elsewhere/d", false);
+        check("own/runs/other", true);
+        check("own/runs/other/checkpoints", false);
         check("own", false);
         check("own/credentials/run", false);
         check("own/runs/../credentials/run", false);
@@ -95,5 +103,7 @@ mod tests {
         check("own/../elsewhere/g", false);
         check("own/new/../../elsewhere/h", false);
         check("ownership", false);
+        let led = places.check(&holder(Role::Operator), &path("way-in/c")).unwrap();
+        assert_eq!(led, path("allowed").canonicalize().unwrap().join("c"));
     }
 }

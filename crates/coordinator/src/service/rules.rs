@@ -33,7 +33,9 @@ pub(crate) fn of_path(path: &str) -> Option<Rule> {
     match (service, method) {
         ("grpc.health.v1.Health", "Check") => Some(Rule::Anybody),
         ("grpc.health.v1.Health", _) => Some(Rule::Known),
-        ("grpc.reflection.v1.ServerReflection", _) => Some(Rule::Known),
+        ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
+            Some(Rule::Known)
+        }
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use super::places::Places;
 use super::{check_protocol, refusal};
+use crate::checkpoints;
 use crate::owner::Submission;
 use crate::run_dir;
 use crate::state::{IdempotencyKey, RunRecord, Stage, Summary};
@@ -44,32 +45,32 @@ pub(super) fn read(
     let key = (!request.idempotency_key.is_empty())
         .then(|| IdempotencyKey(format!("submit/{}", request.idempotency_key)));
     if request.resume {
-        let run_dir = absolute(Path::new(&request.run_dir))?;
-        places.check(caller, &run_dir)?;
+        let run_dir = places.check(caller, &absolute(Path::new(&request.run_dir))?)?;
         return resumed(request, &run_dir, key);
     }
-    let submission = fresh(request, key, &places.dir)?;
-    places.check(caller, Path::new(&submission.record.run_dir))?;
+    let mut submission = fresh(request, key, &places.dir)?;
+    let run_dir = places.check(caller, Path::new(&submission.record.run_dir))?;
+    submission.record.run_dir = run_dir.to_string_lossy().into_owned();
     Ok(submission)
 }
 
 fn fresh(request: SubmitRunRequest, key: Option<IdempotencyKey>, dir: &Path) -> Result<Submission, Status> {
     let run_id = if request.run_id.is_empty() { new_run_id() } else { request.run_id };
-    // The id becomes the name of a directory.
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if run_id.starts_with('.') || run_id.len() > 100 || !run_id.chars().all(plain) {
-        let hint = "use letters, digits, `-`, `_` and `.`, at most 100, the first no `.`";
-        return Err(refusal(
-            Code::InvalidArgument,
-            "bad_run_id",
-            format!("`{run_id}` is not a run id"),
-            hint,
-        ));
-    }
+    check_run_id(&run_id)?;
     let run_dir =
         if request.run_dir.is_empty() { dir.join("runs").join(&run_id) } else { request.run_dir.into() };
     let record = record(run_id, &absolute(&run_dir)?, request.config_toml, request.workers);
     Ok(Submission { record, key, resumed: None, warnings: Vec::new() })
+}
+
+/// The id becomes the name of a directory, and part of the names of workers.
+fn check_run_id(run_id: &str) -> Result<(), Status> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !run_id.is_empty() && !run_id.starts_with('.') && run_id.len() <= 100 && run_id.chars().all(plain) {
+        return Ok(());
+    }
+    let hint = "use letters, digits, `-`, `_` and `.`, at most 100, the first no `.`";
+    Err(refusal(Code::InvalidArgument, "bad_run_id", format!("`{run_id}` is not a run id"), hint))
 }
 
 /// A run goes on under its own id from its newest good checkpoint.
@@ -79,6 +80,7 @@ fn resumed(
     key: Option<IdempotencyKey>,
 ) -> Result<Submission, Status> {
     let past = run_dir::past(run_dir)?;
+    check_run_id(&past.run_id)?;
     let (newest, problems) = checkpoint::newest_good(run_dir);
     let mut record = record(past.run_id, run_dir, request.config_toml, request.workers);
     record.generation = past.generation;
@@ -86,8 +88,7 @@ fn resumed(
     let mut warnings: Vec<String> = problems.iter().map(|problem| proto::one_line(problem)).collect();
     match newest {
         Some(checkpoint) => {
-            let manifest =
-                checkpoint::Manifest::read(&checkpoint).map_err(crate::checkpoints::Error::from)?;
+            let manifest = checkpoint::Manifest::read(&checkpoint).map_err(checkpoints::Error::from)?;
             record.checkpoint_step = Some(manifest.step);
             record.last_checkpoint = checkpoint.to_string_lossy().into_owned();
             record.summary = run_dir::summary(run_dir, manifest.step);

@@ -76,7 +76,8 @@ impl Run {
             News::Beat(progress) => {
                 member.progress = Some(progress);
                 // Before the run's length is known, no step can be told from an impossible one.
-                if self.last_step().is_some() {
+                // And only rank 0 says where the group is.
+                if rank == 0 && self.last_step().is_some() {
                     self.record.summary.step = self.record.summary.step.max(progress.step);
                 }
             }
@@ -98,7 +99,10 @@ impl Run {
             News::Finished { step, stopped_early } => {
                 self.finished(step, stopped_early, incarnation, now, out)
             }
-            News::Notice { severity, text } => out.push(self.note(severity, text, None)),
+            News::Notice { severity, text } => {
+                let text = if rank == 0 { text } else { format!("{name}: {text}") };
+                out.push(self.note(severity, text, None));
+            }
             News::Failed(failure) => {
                 let severity = if failure.peer { Severity::Info } else { Severity::Warn };
                 let text = format!("{name} reports: {}", failure.error);

@@ -2,15 +2,14 @@
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ServerConfig};
-use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use super::CertificateId;
-use crate::tls::{self, ClientAuthority, Pair};
+use crate::tls::{self, Pair};
 use crate::{Error, Fingerprint, files};
 
 pub(super) const AUTHORITY: &str = "ca.pem";
@@ -69,25 +68,14 @@ impl Folder {
         tls::client_of_authority(&authority, Some(self.pair()?)).map_err(|error| self.unusable(error))
     }
 
-    pub(crate) fn server(&self) -> Result<Arc<ServerConfig>, Error> {
+    /// For a server, with what it checks its clients' certificates by.
+    pub(crate) fn server(&self) -> Result<(Arc<ServerConfig>, Arc<dyn ClientCertVerifier>), Error> {
         let (certificates, revoked) = (self.authority()?, self.revoked_list()?);
-        let authority = ClientAuthority { certificates: &certificates, revoked: revoked.as_deref() };
-        tls::server(self.pair()?, Some(authority)).map_err(|error| self.unusable(error))
-    }
-
-    /// The serials that the authority has revoked.
-    pub(crate) fn revoked(&self) -> Result<HashSet<Vec<u8>>, Error> {
-        let mut serials = HashSet::new();
-        let Some(pem) = self.revoked_list()? else { return Ok(serials) };
-        for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
-            let list = list.map_err(|error| self.unusable(error))?;
-            let (_, list) = CertificateRevocationList::from_der(&list)
-                .map_err(|_| self.unusable("the list of revoked ones"))?;
-            serials.extend(
-                list.iter_revoked_certificates().map(|revoked| revoked.user_certificate.to_bytes_be()),
-            );
-        }
-        Ok(serials)
+        let made = tls::client_verifier(&certificates, revoked.as_deref()).and_then(|clients| {
+            let config = tls::server(self.pair()?, Some(Arc::clone(&clients)))?;
+            Ok((config, clients))
+        });
+        made.map_err(|error| self.unusable(error))
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -103,8 +91,17 @@ impl Folder {
     }
 
     fn revoked_list(&self) -> Result<Option<Vec<u8>>, Error> {
-        let path = self.path.join(REVOKED_LIST);
-        if path.exists() { files::read_named(&path).map(Some) } else { Ok(None) }
+        let pem = match files::read_named(&self.path.join(REVOKED_LIST)) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            pem => pem?,
+        };
+        // A copy that is under way begins empty: as if nothing had been revoked.
+        match CertificateRevocationListDer::pem_slice_iter(&pem).next() {
+            Some(_) => Ok(Some(pem)),
+            None => Err(self.unusable("there is no list in revoked.pem")),
+        }
     }
 
     fn unusable(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

@@ -16,6 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use time::{Duration, OffsetDateTime};
 
@@ -30,6 +31,9 @@ const LIFE: Duration = Duration::days(365);
 
 /// Clocks of two machines differ.
 const SKEW: Duration = Duration::hours(1);
+
+/// Serials that were issued, each with its holder's folder, one a line.
+const ISSUED: &str = "issued";
 
 /// Serials that were revoked, one a line.
 const REVOKED: &str = "revoked";
@@ -84,9 +88,8 @@ impl Authority {
         let own = directory.join("authority");
         files::private_directory(&own)?;
         if !own.join(folder::CERTIFICATE).exists() {
-            let key = KeyPair::generate()?;
+            let key = open_or_make_key(&own)?;
             let certificate = authority_params()?.self_signed(&key)?.pem();
-            files::create_secret(&own.join(folder::KEY), key.serialize_pem().as_bytes())?;
             files::create_secret(&own.join(folder::CERTIFICATE), certificate.as_bytes())?;
         }
         Authority::open(directory)
@@ -112,14 +115,12 @@ impl Authority {
     /// # Errors
     /// If it cannot be written, or a name is none.
     pub fn issue(&self, holder: &Holder) -> Result<Folder, Error> {
-        let folder = self.directory.join(holder.name());
+        let folder = self.folder_of(&holder.name())?;
         files::private_directory(&folder)?;
-        let key_file = folder.join(folder::KEY);
-        if !key_file.exists() {
-            files::create_secret(&key_file, KeyPair::generate()?.serialize_pem().as_bytes())?;
-        }
-        let key = KeyPair::from_pem(&String::from_utf8_lossy(&files::read_secret(&key_file)?))?;
-        let certificate = params(holder)?.signed_by(&key, &self.issuer)?.pem();
+        let key = open_or_make_key(&folder)?;
+        let params = params(holder)?;
+        self.note_issued(&holder.name(), &params)?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
         files::replace_secret(&folder.join(folder::AUTHORITY), self.certificate_pem.as_bytes())?;
         files::replace_secret(&folder.join(folder::CERTIFICATE), certificate.as_bytes())?;
         if matches!(holder, Holder::Coordinator(_)) {
@@ -134,11 +135,23 @@ impl Authority {
     /// # Errors
     /// If there is no such folder.
     pub fn revoke(&self, name: &str) -> Result<CertificateId, Error> {
-        let folder = self.directory.join(name);
+        let folder = self.folder_of(name)?;
+        // Of two that revoke at once, each adds to what the other wrote.
+        let own = self.directory.join("authority");
+        let _locked = File::open(&own)
+            .and_then(|directory| directory.lock().map(|()| directory))
+            .map_err(Error::io("lock", &own))?;
         let id = Folder::new(&folder).id()?;
-        let list = self.directory.join("authority").join(REVOKED);
+        let list = own.join(REVOKED);
         let mut serials = self.revoked_serials()?;
+        // A copy of the folder may hold a certificate of before: all that were issued to its holder end.
+        serials.extend(self.lines(ISSUED)?.iter().filter_map(|line| {
+            let (serial, holder) = line.split_once(' ')?;
+            (holder == name).then(|| serial.to_owned())
+        }));
         serials.push(hex(&id.serial));
+        serials.sort();
+        serials.dedup();
         files::replace_secret(&list, (serials.join("\n") + "\n").as_bytes())?;
         let target = self.directory.join("coordinator");
         if target.exists() {
@@ -172,8 +185,35 @@ impl Authority {
         Ok(found)
     }
 
+    /// The folder of this name, which is that of a holder: the authority's own key is never touched.
+    fn folder_of(&self, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.directory.join(name);
+        match !name.contains('/') && !name.starts_with('.') && !["", "authority"].contains(&name) {
+            true => Ok(folder),
+            false => Err(Error::Malformed {
+                path: folder,
+                what: "the folder of a holder",
+                reason: "name one as `himpun certs show` lists them".to_owned(),
+            }),
+        }
+    }
+
+    /// Notes a serial before its certificate exists, so that none is forgotten.
+    fn note_issued(&self, name: &str, params: &CertificateParams) -> Result<(), Error> {
+        let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
+        let mut lines = self.lines(ISSUED)?;
+        lines.push(format!("{} {name}", hex(&serial)));
+        let list = self.directory.join("authority").join(ISSUED);
+        files::replace_secret(&list, (lines.join("\n") + "\n").as_bytes())
+    }
+
     fn revoked_serials(&self) -> Result<Vec<String>, Error> {
-        let list = self.directory.join("authority").join(REVOKED);
+        self.lines(REVOKED)
+    }
+
+    /// The lines of one of the authority's own lists.
+    fn lines(&self, list: &str) -> Result<Vec<String>, Error> {
+        let list = self.directory.join("authority").join(list);
         if !list.exists() {
             return Ok(Vec::new());
         }
@@ -200,6 +240,15 @@ impl Authority {
         };
         Ok(params.signed_by(&self.issuer)?.pem()?)
     }
+}
+
+/// The key in `folder`, made if there is none; of two that make it at once, both get the same.
+fn open_or_make_key(folder: &Path) -> Result<KeyPair, Error> {
+    let file = folder.join(folder::KEY);
+    if !file.exists() {
+        files::create_secret(&file, KeyPair::generate()?.serialize_pem().as_bytes())?;
+    }
+    Ok(KeyPair::from_pem(&String::from_utf8_lossy(&files::read_secret(&file)?))?)
 }
 
 fn authority_params() -> Result<CertificateParams, Error> {

@@ -159,7 +159,7 @@ pub fn collective_rank(
         .map_err(failed_to("tell this process's address"))?;
     let addresses = line(&mut input).map_err(failed_to("read the peers' addresses"))?;
     let peers = addresses.split_whitespace().map(str::to_owned).collect();
-    let group = Group { token: [0; 32], generation: 0, rank, peers };
+    let group = Group { key: [0; 32], generation: 0, rank, peers };
     let abort = AbortHandle::new().map_err(Error::Collective)?;
     let mut communicators = form(listener, group, 1, FORMING, &abort).map_err(Error::Collective)?;
     let mut communicator = communicators.pop().expect("one communicator was asked for");

@@ -89,7 +89,7 @@ fn no_checkpoint_is_begun_before_all_are_ready() {
         assert_eq!(admit(&world, 0), Err(expected));
         world.news(n_ready, ready());
     }
-    assert_eq!(admit(&world, 0).unwrap().may_stand, false);
+    assert!(!admit(&world, 0).unwrap().may_stand);
 }
 
 #[test]
