@@ -67,7 +67,7 @@ impl Bench {
     }
 
     pub fn trust(&self) -> Trust {
-        self.running.access(Role::Agent).trust().unwrap()
+        self.running.access(Role::Agent).trust(&self.address()).unwrap()
     }
 
     pub fn control(&self) -> ControlServiceClient<Channel> {
