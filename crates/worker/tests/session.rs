@@ -106,7 +106,7 @@ impl Coordinator {
 
     fn identity(&self, generation: u64) -> Identity {
         let worker = WorkerId { agent_id: "a".into(), slot: 0, nonce: "n".into() };
-        let trust = Access::Token(self.credentials.access(Role::Agent)).trust().unwrap();
+        let trust = Access::Token(self.credentials.access(Role::Agent)).trust(&self.address).unwrap();
         let access = Access::Worker { trust, nonce: worker.nonce.clone(), secret: SECRET };
         Identity { coordinator: self.address.clone(), fence: fence(generation), worker, access }
     }
