@@ -93,7 +93,7 @@ impl Stranger {
             };
             while let Ok((mut tcp, _)) = listener.accept().await {
                 // What is sent before all was read may not arrive.
-                tcp.read(&mut [0; 4096]).await.ok();
+                let Ok(1..) = tcp.read(&mut [0; 4096]).await else { continue };
                 tcp.write_all(answer).await.ok();
                 tcp.shutdown().await.ok();
                 sender.send(()).ok();

@@ -73,7 +73,7 @@ fn a_place_that_others_can_reach_is_refused() {
     let folder = directory.path().join("credentials");
     #[track_caller]
     fn check(directory: &Path, problem: &str, remedy: &str) {
-        let error = open(directory).err().expect(problem);
+        let error = open(directory).expect_err(problem);
         assert!(error.to_string().contains(problem), "{error}");
         assert!(error.hint().unwrap().starts_with(remedy), "{:?}", error.hint());
         assert_eq!(error.exit_code(), 2);
