@@ -77,7 +77,7 @@ fn a_coordinator_is_found_in_the_home_and_by_nobody_else() {
 
     signal(coordinator.id(), "TERM");
     assert_eq!(coordinator.wait().code(), Some(0), "{}", coordinator.stderr());
-    assert_eq!(entries(), [PathBuf::new(); 0]);
+    assert_eq!(entries(), Vec::<PathBuf>::new());
     let audit = std::fs::read_to_string(dir.join("audit.jsonl")).unwrap();
     assert!(
         audit.lines().any(|line| line.contains("\"viewer\"") && line.contains("PermissionDenied")),

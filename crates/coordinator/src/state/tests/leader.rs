@@ -74,7 +74,10 @@ fn no_step_is_beyond_the_last() {
     assert_eq!(world.try_news(0, finished(424_242)), implausible("step 424242, where the last is 9"));
     assert_eq!((world.run_state("run"), world.state.status("run").unwrap().step), (RunState::Running, 0));
 
+    // Where the group is, rank 0 says alone.
     world.news(1, beat(3));
+    assert_eq!(world.state.status("run").unwrap().step, 0);
+    world.news(0, beat(3));
     assert_eq!(world.state.status("run").unwrap().step, 3);
     for news in [row(9), paused(9), beat(9), finished(9)] {
         world.news(0, news);
