@@ -152,6 +152,6 @@ async fn an_agent_that_never_knew_its_coordinator_ends_at_a_strangers() {
         let agent = fixture.agent(Path::new("/bin/true"), 1);
         let error = tokio::time::timeout(PATIENCE, agent).await.unwrap().unwrap().unwrap_err();
         let agent::Error::Identity(error) = error else { panic!("{error:?}") };
-        assert!(error.is_strangers() && error.exit_code() == 2, "{error:?}");
+        assert!(!error.is_refusal() && error.exit_code() == 2, "{error:?}");
     }
 }

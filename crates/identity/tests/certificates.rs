@@ -100,7 +100,7 @@ fn check_refused(attempt: Result<String, Error>, alert: &str) {
     let error = error(attempt);
     assert!(matches!(&error, Error::Refused { reason, .. } if reason.contains(alert)), "{error:?}");
     assert_eq!(error.exit_code(), 2);
-    assert!(!error.is_strangers());
+    assert!(error.is_refusal());
 }
 
 #[track_caller]
@@ -142,7 +142,7 @@ async fn tokens_and_workers_go_with_the_certificate_of_an_authority() {
     let server = Server::start(&credentials, Some(certs.join("coordinator"))).await;
     let token = Access::Token(credentials.access(Role::Viewer));
     assert_eq!(who(&token, &server.address).await.unwrap(), "Holder { role: Viewer, name: None }");
-    let trust = Access::Certificates(certs.join("agent")).trust().unwrap();
+    let trust = Access::Certificates(certs.join("agent")).trust("127.0.0.1:1").unwrap();
     assert!(matches!(trust, Trust::Authority(_)));
     let worker = Access::Worker { trust, nonce: "n-1".to_owned(), secret: WORKER };
     assert_eq!(who(&worker, &server.address).await.unwrap(), "Worker(\"n-1\")");

@@ -23,7 +23,7 @@ fn accesses(encryption: Encryption) -> [(Access, Vec<u8>); 2] {
     let directory = tempfile::tempdir().unwrap();
     let file = Credentials::open(directory.path(), encryption, None).unwrap().access(Role::Operator);
     let token = (Access::Token(file.clone()), file.token.0.to_vec());
-    let trust = token.0.trust().unwrap();
+    let trust = token.0.trust("127.0.0.1:1").unwrap();
     assert_eq!(trust == Trust::Proof, encryption == Encryption::None);
     let worker = Access::Worker { trust, nonce: "n-1".to_owned(), secret: SECRET };
     [token, (worker, SECRET.0.to_vec())]

@@ -20,7 +20,7 @@ fn credentials(encryption: Encryption) -> (TempDir, Credentials) {
 }
 
 fn worker(file: &TokenFile, secret: &Secret<16>) -> Access {
-    let trust = Access::Token(file.clone()).trust().unwrap();
+    let trust = Access::Token(file.clone()).trust("127.0.0.1:1").unwrap();
     Access::Worker { trust, nonce: "n-1".to_owned(), secret: secret.clone() }
 }
 
@@ -78,7 +78,7 @@ async fn a_token_of_another_coordinator_is_not_shown() {
         for access in [worker(&file, &Secret([8; 16])), Access::Token(file)] {
             let error = error(who(&access, &server.address).await);
             assert!(matches!(error, Error::Impostor { .. }), "{error:?}");
-            assert!(error.is_strangers() && error.exit_code() == 2);
+            assert!(!error.is_refusal() && error.exit_code() == 2);
             server.rejected().await;
         }
         assert_eq!(server.shown.lock().unwrap().len(), 0, "{encryption:?}");
@@ -163,7 +163,7 @@ async fn nobody_is_there() {
     let lazy = access.connect_lazy(&address).unwrap();
     assert_eq!(try_caller(&lazy.channel).await, None);
     assert_eq!(error.to_string(), format!("failed to reach the coordinator at {address}"));
-    let trust = access.trust().unwrap();
+    let trust = access.trust("127.0.0.1:1").unwrap();
     assert!(
         matches!(trust, Trust::Key(fingerprint) if matches!(&access, Access::Token(file) if file.fingerprint == fingerprint))
     );
