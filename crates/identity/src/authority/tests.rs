@@ -69,8 +69,8 @@ fn all_that_is_made_is_private() {
             files += 1;
         }
     }
-    // Three for each holder, the coordinator's list, and the authority's two.
-    assert_eq!(files, 5 * 3 + 1 + 2);
+    // Three for each holder, the coordinator's list, and the authority's two, with its list of what it issued.
+    assert_eq!(files, 5 * 3 + 1 + 3);
 }
 
 #[test]
@@ -211,4 +211,20 @@ fn a_list_of_revoked_ones_that_is_none_is_not_taken_for_an_empty_one() {
     }
     std::fs::remove_file(&list).unwrap();
     folder.server().unwrap();
+}
+
+#[test]
+fn a_copy_of_a_certificate_of_before_is_revoked_with_it() {
+    let (_directory, authority) = made();
+    let serial = |authority: &Authority| {
+        let found = ids(authority).into_iter().find(|(folder, ..)| folder == "operator");
+        hex(&found.unwrap().1.serial)
+    };
+    let first = serial(&authority);
+    authority.issue(&Holder::Operator).unwrap();
+    let second = serial(&authority);
+    authority.revoke("operator").unwrap();
+    let mut expected = [first, second];
+    expected.sort();
+    assert_eq!(authority.revoked_serials().unwrap(), expected);
 }
