@@ -146,14 +146,26 @@ impl Certified {
         let mut coordinator = Process::start(&mut command, directory.path(), "coordinator");
         let address = coordinator.line().rsplit(' ').next().unwrap().to_owned();
         let mut certified = Certified { directory, address, processes: vec![coordinator] };
+        // Its own copy, as on another machine.
+        let own = certified.copy("agent-node-a");
         let mut agent = certified.command("agent-node-a");
-        agent.args(["agent", "--id", "node-a", "--slots", "1"]);
+        agent.env("HIMPUN_CERTS", own).args(["agent", "--id", "node-a", "--slots", "1"]);
         certified.processes.push(Process::start(&mut agent, certified.directory.path(), "agent"));
         certified
     }
 
     fn certs(&self, holder: &str) -> PathBuf {
         self.directory.path().join("certs").join(holder)
+    }
+
+    /// A copy of a holder's folder, which a revocation does not reach.
+    fn copy(&self, holder: &str) -> PathBuf {
+        let copy = self.directory.path().join(format!("copy-of-{holder}"));
+        std::fs::create_dir(&copy).unwrap();
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::copy(self.certs(holder).join(name), copy.join(name)).unwrap();
+        }
+        copy
     }
 
     /// The binary with the certificate of this holder and nothing else.
@@ -188,11 +200,7 @@ fn certificates_carry_roles_and_can_be_revoked() {
     assert_says(&stderr, &["a certificate of agent node-a does not speak for agent node-b"]);
 
     let certs = cluster.directory.path().join("certs");
-    let kept = cluster.directory.path().join("kept");
-    std::fs::create_dir(&kept).unwrap();
-    for name in ["ca.pem", "cert.pem", "key.pem"] {
-        std::fs::copy(cluster.certs("operator").join(name), kept.join(name)).unwrap();
-    }
+    let kept = cluster.copy("operator");
     succeed(himpun().args(["certs", "revoke", "operator", "--dir"]).arg(&certs));
     let mut revoked = cluster.command("operator");
     let stderr = fail(revoked.env("HIMPUN_CERTS", &kept).arg("runs"), 2);

@@ -4,6 +4,7 @@
 //! versions. Handshakes are made beside each other, so that a silent client delays nobody.
 
 use rustls::pki_types::CertificateDer;
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,7 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +28,7 @@ use crate::{Encryption, Guard, Seal, proof};
 /// silent one from there on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Handshakes at a time; further clients wait for their turn.
+/// Handshakes at a time; for one more the oldest is given up, so that silent clients keep nobody out.
 const AT_ONCE: usize = 256;
 
 /// Before the next attempt where the system has no descriptor left for a connection.
@@ -96,9 +98,8 @@ pub fn incoming(
     let (sender, stream) = mpsc::channel(16);
     let rejected = Arc::new(rejected);
     tokio::spawn(async move {
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let mut opening: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let turn = Arc::clone(&turns).acquire_owned().await.expect("the semaphore is never closed");
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = shutdown.cancelled() => return,
@@ -112,10 +113,14 @@ pub fn incoming(
                 }
             };
             let (guard, sender, rejected) = (guard.clone(), sender.clone(), Arc::clone(&rejected));
-            tokio::spawn(async move {
-                let opened = tokio::time::timeout(HANDSHAKE, open(tcp, address, &guard)).await;
-                drop(turn);
-                match opened {
+            opening.retain(|handshake| !handshake.is_finished());
+            if opening.len() == AT_ONCE
+                && let Some(oldest) = opening.pop_front()
+            {
+                oldest.abort();
+            }
+            let handshake = tokio::spawn(async move {
+                match tokio::time::timeout(HANDSHAKE, open(tcp, address, &guard)).await {
                     // A server that has ended takes no more connections.
                     Ok(Ok(connected)) => drop(sender.send(Ok(connected)).await),
                     Ok(Err(reason)) => rejected(Rejected { address, reason }),
@@ -124,6 +129,7 @@ pub fn incoming(
                     }
                 }
             });
+            opening.push_back(handshake.abort_handle());
         }
     });
     ReceiverStream::new(stream)

@@ -221,3 +221,20 @@ async fn a_byte_that_is_changed_on_the_way_is_never_a_success() {
     }
     assert_eq!(*server.shown.lock().unwrap(), [], "no call came through");
 }
+
+#[tokio::test]
+async fn silent_clients_keep_nobody_out() {
+    let credentials = Credentials::ephemeral().unwrap();
+    let server = Server::start(&credentials, None).await;
+    let mut silent = Vec::new();
+    // More than handshakes are made at a time.
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(&server.address).await.unwrap());
+    }
+    let access = Access::Token(credentials.access(Role::Viewer));
+    let caller = within(who(&access, &server.address)).await.unwrap();
+    assert!(caller.contains("Viewer"), "{caller}");
+    // The oldest was given up for it.
+    let mut byte = [0];
+    assert_eq!(within(silent[0].read(&mut byte)).await.unwrap(), 0);
+}
