@@ -107,7 +107,8 @@ impl Audit {
         let Some(inner) = &self.inner else { return };
         let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock::wall_ns();
-        let admitted = if entry.role == "nobody" { inner.strangers.admit(now) } else { Some(0) };
+        let is_stranger = matches!(entry.role, "nobody" | "clear-text");
+        let admitted = if is_stranger { inner.strangers.admit(now) } else { Some(0) };
         let Some(left_out) = admitted else { return };
         let mut line = json!({
             "time_ns": now,

@@ -30,7 +30,9 @@ impl Places {
                 .is_some_and(|(root, target)| *target != root && target.starts_with(root))
         };
         // What is below the coordinator's directory, but for its own secrets.
-        let is_secret = below(&self.dir.join("credentials"));
+        let secrets = self.dir.join("credentials").canonicalize().ok();
+        let is_secret =
+            secrets.zip(target.as_ref()).is_some_and(|(secrets, target)| target.starts_with(secrets));
         if !is_secret && self.allowed.iter().chain([&self.dir]).any(below) {
             let target = target.as_deref().unwrap_or(run_dir);
             if !target.ancestors().skip(1).any(|above| above.join("events.jsonl").exists()) {
@@ -96,6 +98,7 @@ mod tests {
         check("own/runs/other", true);
         check("own/runs/other/checkpoints", false);
         check("own", false);
+        check("own/credentials", false);
         check("own/credentials/run", false);
         check("own/runs/../credentials/run", false);
         check("own/out/e", false);
