@@ -3,8 +3,8 @@
 use nix::fcntl::{Flock, FlockArg};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 
 use crate::Error;
@@ -41,7 +41,9 @@ impl Store {
     /// Opens the store in `dir`, which is created if need be, and counts this start.
     pub fn open(dir: &Path) -> Result<(Store, Recovered), Error> {
         let io = |what| move |source| Error::Io { what, path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(io("create the directory"))?;
+        // Whatever the umask: a directory that everybody can write would be refused below.
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+        made.map_err(io("create the directory"))?;
         // Before anything in it is believed: its records name directories that are written to.
         identity::files::trusted_directory(dir)?;
         check_database(&dir.join(DATABASE))?;
