@@ -52,7 +52,7 @@ async fn a_wrong_secret_makes_nobody_of_its_holder() {
     let known = who(&Access::Token(file.clone()), &server.address).await.unwrap();
     assert_eq!(known, "a token that this coordinator does not know");
     let known = who(&worker(&file, &Secret([8; 16])), &server.address).await.unwrap();
-    assert_eq!(known, "another secret than this worker's");
+    assert_eq!(known, "a wrong worker secret");
 
     // Without encryption the server proves itself by the secret, which this client has another one of.
     let (_directory, credentials) = self::credentials(Encryption::None);
