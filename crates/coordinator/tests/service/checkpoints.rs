@@ -1,6 +1,8 @@
 //! Checkpoint sync, and what it refuses.
 
-use crate::support::{Bench, FakeWorker, SHARD_BYTES, assert_refused, collect, save, shard, tensors};
+use crate::support::{
+    Bench, FakeWorker, SHARD_BYTES, assert_refused, collect, save, shard, submission, tensors,
+};
 use proto::Refusal;
 use proto::v1::put_shard_message::Message;
 use proto::v1::*;
@@ -235,4 +237,19 @@ async fn a_step_that_is_saved_is_not_sent_again_and_none_goes_back() {
     header.total_bytes = 2 * SHARD_BYTES + 1;
     let large = workers[0].put(messages).await.unwrap_err();
     assert_refused(&large, Code::InvalidArgument, "too_large", "shard 0 would have 4194305 bytes");
+}
+
+#[tokio::test]
+async fn what_a_killed_coordinator_left_of_a_checkpoint_is_removed_at_the_next_start() {
+    let bench = Bench::start().await;
+    // Nobody runs it yet: it is unfinished when the next coordinator starts.
+    bench.submit(submission("run", 1)).await.unwrap();
+    let checkpoints = bench.run_dir("run").join("checkpoints");
+    let leftover = checkpoints.join(".step-00000007.gen-1.tmp");
+    std::fs::create_dir_all(&leftover).unwrap();
+    std::fs::write(leftover.join("shard"), [0; 4096]).unwrap();
+    let bench = bench.restart().await;
+    // Answered once the runs found were taken up.
+    assert_eq!(bench.status("run").await.state(), RunState::Queued);
+    assert_eq!(std::fs::read_dir(&checkpoints).unwrap().count(), 0);
 }
