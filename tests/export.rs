@@ -1,7 +1,7 @@
 //! Encoders as other programs get them: PyTorch's names, shapes and types, and PyTorch's features.
 
 use crate::support::{assert_quiet, himpun, succeed, write_images};
-use checkpoint::{Description, Staging, Tensor};
+use checkpoint::{Description, Directory, Staging, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ fn with_weights(run: &Path, weights: &Dict) -> PathBuf {
         Tensor { data, ..tensor.clone() }
     };
     let bytes = checkpoint::encode_shard(&state.tensors().iter().map(replaced).collect::<Vec<_>>());
-    let staging = Staging::begin(run, 2, manifest.generation, 1).unwrap();
+    let staging = Staging::begin(&Directory::open(run).unwrap(), 2, manifest.generation, 1).unwrap();
     let mut shard = staging.shard(0).unwrap();
     shard.append(&bytes).unwrap();
     shard.finish(&checkpoint::digest(&bytes)).unwrap();

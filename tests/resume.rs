@@ -121,7 +121,7 @@ fn saved_by_the_minute_until_the_terminal_hangs_up() {
     assert_eq!(train.wait().code(), Some(0), "{}", train.stderr());
     assert_eq!(checkpoints(&undisturbed), checkpoints(&saved)[checkpoints(&saved).len() - 1..]);
     let weights = |run: &Path| {
-        let newest = checkpoint::newest_good(run).0.unwrap();
+        let newest = checkpoint::locate(run).unwrap().dir;
         let (_, state) = checkpoint::load(&newest, checkpoint::export::is_exported).unwrap();
         checkpoint::encode_shard(&checkpoint::export::state_dict(&state).unwrap())
     };

@@ -1,8 +1,9 @@
 //! What lies below a directory, none of it reached through a link.
 //!
 //! Others may be able to write to a run directory. A symbolic link there would choose which file of ours, anywhere, is
-//! written to; a hard link does the same, and a FIFO would make us wait for ever. The path *to* a [`Directory`] is the
-//! user's and may lead through links. Below it every name is opened relative to the open directory with `O_NOFOLLOW`,
+//! written to; a hard link does the same, and a FIFO would make us wait for ever. The path *to* a [`Directory`] may lead
+//! through links where it is the user's own ([`Directory::open`]), and through none where others may have laid them since it
+//! was chosen ([`Directory::open_resolved`]). Below it every name is opened relative to the open directory with `O_NOFOLLOW`,
 //! and what was opened is examined through its descriptor before a byte is read or written. A name is one component, so
 //! `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` would refuse nothing more, and some containers forbid it.
 
@@ -41,13 +42,25 @@ impl Directory {
         Ok(Directory { file, path: path.to_owned() })
     }
 
-    /// Opens a directory after making it, and those that lead to it, unless it is there.
+    /// Opens a directory by an absolute path none of whose components is a symbolic link, as [`Path::canonicalize`] returns
+    /// it: whoever may write to a directory on the way cannot choose another one by a link.
     ///
     /// # Errors
-    /// If it cannot be made or opened.
-    pub fn create(path: &Path) -> Result<Directory, Error> {
-        std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
-        Directory::open(path)
+    /// If there is none, it cannot be read, or a component is a link, `.` or `..`.
+    pub fn open_resolved(path: &Path) -> Result<Directory, Error> {
+        walk(path, "open", |_, _| Err(Errno::ENOENT))
+    }
+
+    /// As [`Directory::open_resolved`], after making it, and those that lead to it, unless they are there.
+    ///
+    /// # Errors
+    /// If it cannot be made or opened, or a component is a link, `.` or `..`.
+    pub fn create_resolved(path: &Path) -> Result<Directory, Error> {
+        walk(path, "create", |above, name| match above.make(name) {
+            // Somebody else makes it as well.
+            Err(Errno::EEXIST) => Ok(()),
+            made => made,
+        })
     }
 
     /// By which it was opened.
@@ -72,7 +85,7 @@ impl Directory {
     /// If it cannot be made, or something else is there.
     pub fn create_directory(&self, name: impl AsRef<OsStr>) -> Result<Directory, Error> {
         let name = component(name.as_ref());
-        match mkdirat(&self.file, name, Mode::from_bits_truncate(0o777)) {
+        match self.make(name) {
             Ok(()) | Err(Errno::EEXIST) => self.open_directory(name),
             Err(errno) => Err(self.io("create", name, errno)),
         }
@@ -259,6 +272,10 @@ impl Directory {
         }
     }
 
+    fn make(&self, name: &OsStr) -> nix::Result<()> {
+        mkdirat(&self.file, name, Mode::from_bits_truncate(0o777))
+    }
+
     fn stat(&self, name: &OsStr) -> nix::Result<FileStat> {
         fstatat(&self.file, name, AtFlags::AT_SYMLINK_NOFOLLOW)
     }
@@ -279,6 +296,37 @@ impl Directory {
     fn io(&self, action: &'static str, name: &OsStr, errno: Errno) -> Error {
         Error::io(action, &self.path.join(name))(errno.into())
     }
+}
+
+/// Opens the components of an absolute path one in the other; `absent` may make one that is not there.
+fn walk(
+    path: &Path,
+    action: &'static str,
+    absent: impl Fn(&Directory, &OsStr) -> nix::Result<()>,
+) -> Result<Directory, Error> {
+    let io = |errno: Errno| Error::io(action, path)(errno.into());
+    let name_of = |component| match component {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    };
+    let names = path.strip_prefix("/").ok().and_then(|path| path.components().map(name_of).collect());
+    let names: Vec<&OsStr> = names.ok_or_else(|| io(Errno::EINVAL))?;
+    let mut above = Directory::open(Path::new("/"))?;
+    for (depth, name) in names.iter().enumerate() {
+        // A directory on the way need not be readable.
+        let access = if depth + 1 < names.len() { OFlag::O_PATH } else { OFlag::O_RDONLY };
+        let open = || above.open_at(name, access | OFlag::O_DIRECTORY);
+        let opened = match open() {
+            Err(Errno::ENOENT) => absent(&above, name).and_then(|()| open()),
+            opened => opened,
+        };
+        let file = opened.map_err(|errno| match above.stat(name).map(|stat| Found::of(&stat)) {
+            Ok(Found::SymbolicLink) => above.unfit(name, Found::SymbolicLink),
+            _ => io(errno),
+        })?;
+        above = Directory { file, path: above.path.join(name) };
+    }
+    Ok(above)
 }
 
 fn component(name: &OsStr) -> &OsStr {

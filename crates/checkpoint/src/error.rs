@@ -49,7 +49,7 @@ impl fmt::Display for Found {
         f.write_str(match self {
             Found::File => "is a file instead of a directory",
             Found::Directory => "is a directory instead of a file",
-            Found::SymbolicLink => "is a symbolic link, and none is followed below a run's directory",
+            Found::SymbolicLink => "is a symbolic link, which is not followed here",
             Found::Fifo => "is a FIFO",
             Found::Socket => "is a socket",
             Found::Device => "is a device",

@@ -50,13 +50,13 @@ pub(crate) fn open_list(checkpoints: &Directory, digest: &str) -> Result<Option<
     }
 }
 
-/// Reads the list that a checkpoint of the run in `run_dir` names, if it is there.
+/// Reads the list that a checkpoint of the run names, if it is there.
 ///
 /// # Errors
 /// If it cannot be read, or is not the list that was written.
-pub fn read_images(run_dir: &Path, manifest: &Manifest) -> Result<Option<Vec<u8>>, Error> {
+pub fn read_images(run: &Directory, manifest: &Manifest) -> Result<Option<Vec<u8>>, Error> {
     let Some(expected) = named_list(manifest) else { return Ok(None) };
-    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+    let Some(checkpoints) = open_checkpoints(run)? else { return Ok(None) };
     let Some(mut list) = open_list(&checkpoints, expected)? else { return Ok(None) };
     let file = checkpoints.path().join(list_file(expected));
     let mut bytes = Vec::new();

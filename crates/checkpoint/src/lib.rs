@@ -7,7 +7,7 @@
 //! What it promises: nothing is made of a checkpoint of which a digest does not hold, and whatever does not
 //! hold is named, with what was expected, so that the previous good checkpoint can take its place. No shard is
 //! in memory as a whole beside its tensors. Below a run's directory no link is followed, and nothing but regular
-//! files is read or written ([`Directory`]).
+//! files is read or written ([`Directory`], which also says what of the path to it).
 //!
 //! What it does not know: the network it was streamed over, the models whose tensors it holds.
 //!

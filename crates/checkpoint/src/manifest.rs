@@ -137,19 +137,11 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the manifest of the checkpoint in `dir`, to which the path may lead through links.
+    /// Reads the manifest of a checkpoint in its directory.
     ///
     /// # Errors
     /// As [`Manifest::from_json`], or if there is none, or if the directory bears another step's name.
-    pub fn read(dir: &Path) -> Result<Manifest, Error> {
-        Manifest::read_in(&Directory::open(dir).map_err(Error::or_missing)?)
-    }
-
-    /// Reads the manifest of the checkpoint in a directory that is open.
-    ///
-    /// # Errors
-    /// As [`Manifest::read`].
-    pub fn read_in(dir: &Directory) -> Result<Manifest, Error> {
+    pub fn read(dir: &Directory) -> Result<Manifest, Error> {
         let file = dir.path().join(MANIFEST_FILE);
         let mut bytes = Vec::new();
         let mut source = dir.read(MANIFEST_FILE).map_err(Error::or_missing)?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::images::{digest_in_name, named_list};
 use crate::manifest::Manifest;
@@ -18,8 +18,8 @@ use crate::{Directory, Error};
 ///
 /// # Errors
 /// If a directory cannot be read or removed.
-pub fn retain(run_dir: &Path, keep: usize) -> Result<Vec<PathBuf>, Error> {
-    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(Vec::new()) };
+pub fn retain(run: &Directory, keep: usize) -> Result<Vec<PathBuf>, Error> {
+    let Some(checkpoints) = open_checkpoints(run)? else { return Ok(Vec::new()) };
     let mut retired = complete(&checkpoints)?;
     retired.retain(|step| *step > 0 && is_sound(&checkpoints, *step));
     retired.truncate(retired.len().saturating_sub(keep.max(1)));
@@ -30,14 +30,14 @@ pub fn retain(run_dir: &Path, keep: usize) -> Result<Vec<PathBuf>, Error> {
         checkpoints.sync()?;
         remove_unnamed_lists(&checkpoints)?;
     }
-    Ok(retired.into_iter().map(|step| checkpoint_dir(run_dir, step)).collect())
+    Ok(retired.into_iter().map(|step| checkpoint_dir(run.path(), step)).collect())
 }
 
 /// Whether every shard has its length. Digests were compared when they were written, and reading all
 /// checkpoints after each commit would cost more than writing one.
 fn is_sound(checkpoints: &Directory, step: u64) -> bool {
     let has_all_bytes = |dir: Directory| {
-        let manifest = Manifest::read_in(&dir).ok()?;
+        let manifest = Manifest::read(&dir).ok()?;
         let length = |file: &str| Some(dir.read(file).ok()?.metadata().ok()?.len());
         Some(manifest.shards.iter().all(|shard| length(&shard.file) == Some(shard.bytes)))
     };
@@ -61,7 +61,7 @@ fn remove_unnamed_lists(checkpoints: &Directory) -> Result<(), Error> {
 fn unnamed_lists(checkpoints: &Directory) -> Result<Vec<OsString>, Error> {
     let mut named = HashSet::new();
     for step in complete(checkpoints)? {
-        let read = checkpoints.open_directory(step_name(step)).and_then(|dir| Manifest::read_in(&dir));
+        let read = checkpoints.open_directory(step_name(step)).and_then(|dir| Manifest::read(&dir));
         let Ok(manifest) = read else { return Ok(Vec::new()) };
         named.extend(named_list(&manifest).map(str::to_owned));
     }

@@ -8,7 +8,7 @@
 use nix::errno::Errno;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::images::{IMAGES_FILE, list_file};
@@ -64,8 +64,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Busy`] while another staging of the same run is alive, in this process or another.
-    pub fn begin(run_dir: &Path, step: u64, generation: u64, n_shards: usize) -> Result<Staging, Error> {
-        let run = Directory::create(run_dir)?;
+    pub fn begin(run: &Directory, step: u64, generation: u64, n_shards: usize) -> Result<Staging, Error> {
         let checkpoints = run.create_directory(CHECKPOINTS)?;
         run.sync()?;
         if !checkpoints.try_lock()? {
@@ -279,8 +278,8 @@ impl Drop for ShardWriter {
 ///
 /// # Errors
 /// If the system refuses.
-pub fn remove_abandoned(run_dir: &Path) -> Result<usize, Error> {
-    match open_checkpoints(run_dir)? {
+pub fn remove_abandoned(run: &Directory) -> Result<usize, Error> {
+    match open_checkpoints(run)? {
         Some(checkpoints) if checkpoints.try_lock()? => remove_leftovers(&checkpoints),
         _ => Ok(0),
     }

@@ -72,9 +72,9 @@ pub(crate) fn step_of(dir: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// [`Error::Missing`] if there is none.
-pub fn open(run_dir: &Path, step: u64) -> Result<Directory, Error> {
-    let checkpoints = open_checkpoints(run_dir)?;
-    let file = checkpoint_dir(run_dir, step);
+pub fn open(run: &Directory, step: u64) -> Result<Directory, Error> {
+    let checkpoints = open_checkpoints(run)?;
+    let file = checkpoint_dir(run.path(), step);
     checkpoints.ok_or(Error::Missing { file })?.open_directory(step_name(step)).map_err(Error::or_missing)
 }
 
@@ -83,9 +83,9 @@ pub fn open(run_dir: &Path, step: u64) -> Result<Directory, Error> {
 ///
 /// # Errors
 /// If the checkpoint or a file that it lists is not there, or is something else.
-pub fn open_part(run_dir: &Path, step: u64, part: Part) -> Result<Option<(PathBuf, File)>, Error> {
-    let dir = open(run_dir, step)?;
-    let manifest = Manifest::read_in(&dir)?;
+pub fn open_part(run: &Directory, step: u64, part: Part) -> Result<Option<(PathBuf, File)>, Error> {
+    let dir = open(run, step)?;
+    let manifest = Manifest::read(&dir)?;
     match part {
         Part::Shard(index) => {
             let Some(shard) = manifest.shards.get(index) else { return Ok(None) };
@@ -94,7 +94,7 @@ pub fn open_part(run_dir: &Path, step: u64, part: Part) -> Result<Option<(PathBu
         }
         Part::Images => {
             let Some(digest) = named_list(&manifest) else { return Ok(None) };
-            let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+            let Some(checkpoints) = open_checkpoints(run)? else { return Ok(None) };
             let file = open_list(&checkpoints, digest)?;
             Ok(file.map(|file| (checkpoints.path().join(list_file(digest)), file)))
         }
@@ -106,12 +106,14 @@ pub fn open_part(run_dir: &Path, step: u64, part: Part) -> Result<Option<(PathBu
 ///
 /// # Errors
 /// If the directory cannot be read; a run without checkpoints has an empty list.
-pub fn list(run_dir: &Path) -> Result<(Vec<CheckpointInfo>, Vec<Error>), Error> {
+pub fn list(run: &Directory) -> Result<(Vec<CheckpointInfo>, Vec<Error>), Error> {
     let (mut checkpoints, mut problems) = (Vec::new(), Vec::new());
-    let Some(directory) = open_checkpoints(run_dir)? else { return Ok((checkpoints, problems)) };
+    let Some(directory) = open_checkpoints(run)? else { return Ok((checkpoints, problems)) };
     for step in complete(&directory)? {
-        match directory.open_directory(step_name(step)).and_then(|dir| Manifest::read_in(&dir)) {
-            Ok(manifest) => checkpoints.push(CheckpointInfo::new(checkpoint_dir(run_dir, step), &manifest)),
+        match directory.open_directory(step_name(step)).and_then(|dir| Manifest::read(&dir)) {
+            Ok(manifest) => {
+                checkpoints.push(CheckpointInfo::new(checkpoint_dir(run.path(), step), &manifest))
+            }
             Err(problem) => problems.push(problem),
         }
     }
@@ -128,7 +130,7 @@ pub fn verify(dir: &Path) -> Vec<Error> {
 
 /// As [`verify`], of a directory that is open.
 pub fn verify_in(dir: &Directory) -> Vec<Error> {
-    match Manifest::read_in(dir) {
+    match Manifest::read(dir) {
         Err(problem) => vec![problem],
         Ok(manifest) => read_shards(dir, &manifest, &mut |_| {}),
     }
@@ -141,7 +143,7 @@ pub fn verify_in(dir: &Directory) -> Vec<Error> {
 /// The first thing that is wrong with it.
 pub fn load(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Manifest, State), Error> {
     let dir = Directory::open(dir).map_err(Error::or_missing)?;
-    let manifest = Manifest::read_in(&dir)?;
+    let manifest = Manifest::read(&dir)?;
     let mut tensors = Vec::new();
     let problems = read_shards(&dir, &manifest, &mut |tensor| {
         if wanted(&tensor.name) {
@@ -155,25 +157,24 @@ pub fn load(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Manifest, Stat
 }
 
 /// Finds a run's newest checkpoint in which every digest holds, and what is wrong with newer ones.
-pub fn newest_good(run_dir: &Path) -> (Option<PathBuf>, Vec<Error>) {
+pub fn newest_good(run: &Directory) -> (Option<Directory>, Vec<Error>) {
     let mut problems = Vec::new();
-    match find_good(run_dir, &mut problems) {
+    match find_good(run, &mut problems) {
         Ok(found) => (found, problems),
         Err(problem) => (None, vec![problem]),
     }
 }
 
-fn find_good(run_dir: &Path, problems: &mut Vec<Error>) -> Result<Option<PathBuf>, Error> {
-    let Some(checkpoints) = open_checkpoints(run_dir)? else { return Ok(None) };
+fn find_good(run: &Directory, problems: &mut Vec<Error>) -> Result<Option<Directory>, Error> {
+    let Some(checkpoints) = open_checkpoints(run)? else { return Ok(None) };
     for step in complete(&checkpoints)?.into_iter().rev() {
-        let found = match checkpoints.open_directory(step_name(step)) {
-            Ok(dir) => verify_in(&dir),
-            Err(problem) => vec![problem],
-        };
-        if found.is_empty() {
-            return Ok(Some(checkpoint_dir(run_dir, step)));
+        match checkpoints.open_directory(step_name(step)) {
+            Ok(dir) => match verify_in(&dir) {
+                found if found.is_empty() => return Ok(Some(dir)),
+                found => problems.extend(found),
+            },
+            Err(problem) => problems.push(problem),
         }
-        problems.extend(found);
     }
     Ok(None)
 }
@@ -186,27 +187,36 @@ fn find_good(run_dir: &Path, problems: &mut Vec<Error>) -> Result<Option<PathBuf
 pub fn locate(path: &Path) -> Result<Located, Error> {
     // A checkpoint whose manifest is gone is still recognised by its name, and not taken for an empty run.
     let is_checkpoint = |dir: &Directory| dir.exists(MANIFEST_FILE) || step_of(path).is_some();
-    if let Some(dir) = Directory::open(path).ok().filter(is_checkpoint) {
-        let mut problems = verify_in(&dir);
-        return if problems.is_empty() {
-            Ok(Located { dir: path.to_owned(), problems })
-        } else {
-            Err(problems.swap_remove(0))
-        };
-    }
-    match newest_good(path) {
-        (Some(dir), problems) => Ok(Located { dir, problems }),
+    let found = match Directory::open(path) {
+        Ok(dir) if is_checkpoint(&dir) => {
+            let mut problems = verify_in(&dir);
+            return if problems.is_empty() {
+                Ok(Located { dir: path.to_owned(), problems })
+            } else {
+                Err(problems.swap_remove(0))
+            };
+        }
+        Ok(run) => newest_good(&run),
+        Err(error) if is_none(&error) => (None, Vec::new()),
+        Err(error) => (None, vec![error]),
+    };
+    match found {
+        (Some(dir), problems) => Ok(Located { dir: dir.path().to_owned(), problems }),
         (None, problems) => Err(Error::NoneUsable { path: path.to_owned(), problems }),
     }
 }
 
-/// Opens the directory of a run's checkpoints; nothing where there is no run, or none of its checkpoints.
-pub(crate) fn open_checkpoints(run_dir: &Path) -> Result<Option<Directory>, Error> {
-    let is_none = |error: &Error| match error {
+/// Whether there is no directory of that name.
+fn is_none(error: &Error) -> bool {
+    match error {
         Error::Io { source, .. } => matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
         _ => false,
-    };
-    match Directory::open(run_dir).and_then(|run| run.open_directory(CHECKPOINTS)) {
+    }
+}
+
+/// Opens the directory of a run's checkpoints; nothing where there is none.
+pub(crate) fn open_checkpoints(run: &Directory) -> Result<Option<Directory>, Error> {
+    match run.open_directory(CHECKPOINTS) {
         Ok(checkpoints) => Ok(Some(checkpoints)),
         Err(error) if is_none(&error) => Ok(None),
         Err(error) => Err(error),

@@ -3,8 +3,8 @@
 mod links;
 
 use crate::{
-    Description, Error, Manifest, Staging, State, Tensor, checkpoint_dir, digest, encode_shard, list, load,
-    locate, newest_good, retain, shard_file, verify,
+    Description, Directory, Error, Manifest, Staging, State, Tensor, checkpoint_dir, digest, encode_shard,
+    list, load, locate, newest_good, retain, shard_file, verify,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,9 +28,13 @@ fn description() -> Description {
     }
 }
 
+fn opened(path: &Path) -> Directory {
+    Directory::open(path).unwrap()
+}
+
 /// A staging of two shards in which everything has arrived, in small chunks.
 fn staged(run: &Path, step: u64, generation: u64) -> Staging {
-    let staging = Staging::begin(run, step, generation, 2).unwrap();
+    let staging = Staging::begin(&opened(run), step, generation, 2).unwrap();
     let all = tensors(step);
     for (index, part) in [&all[..2], &all[2..]].into_iter().enumerate() {
         let bytes = encode_shard(part);
@@ -48,7 +52,7 @@ fn save(run: &Path, step: u64) -> PathBuf {
 }
 
 fn steps(run: &Path) -> Vec<u64> {
-    let (checkpoints, problems) = list(run).unwrap();
+    let (checkpoints, problems) = list(&opened(run)).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
     checkpoints.iter().map(|checkpoint| checkpoint.step).collect()
 }
@@ -80,7 +84,7 @@ fn a_checkpoint_comes_back_as_it_was() {
     for tensor in tensors(12) {
         assert_eq!(state.get(&tensor.name).unwrap(), &tensor);
     }
-    assert_eq!(list(run.path()).unwrap().0, std::slice::from_ref(&info));
+    assert_eq!(list(&opened(run.path())).unwrap().0, std::slice::from_ref(&info));
     assert_eq!(locate(run.path()).unwrap().dir, info.path);
     assert_eq!(locate(&info.path).unwrap().dir, info.path);
 }
@@ -97,8 +101,8 @@ fn check_damage(run: &Path, file: &str, damaged: &[u8]) {
     assert!(problems[0].to_string().contains(file), "{}", problems[0]);
     assert_eq!(problems[0].exit_code(), 3);
     assert_eq!(load(&dir, |_| true).unwrap_err().to_string(), problems[0].to_string());
-    let (good, problems) = newest_good(run);
-    assert_eq!(good.unwrap(), checkpoint_dir(run, 1));
+    let (good, problems) = newest_good(&opened(run));
+    assert_eq!(good.unwrap().path(), checkpoint_dir(run, 1));
     assert_eq!(problems.len(), 1);
     fs::write(&path, intact).unwrap();
 }
@@ -175,7 +179,7 @@ fn a_checkpoint_under_another_steps_name_is_refused() {
 fn a_hostile_manifest_is_refused() {
     let run = tempfile::tempdir().unwrap();
     let dir = save(run.path(), 2);
-    let good = Manifest::read(&dir).unwrap();
+    let good = Manifest::read(&opened(&dir)).unwrap();
 
     let mut elsewhere = good.clone();
     elsewhere.shards[0].file = "../step-00000001/manifest.json".to_owned();
@@ -204,7 +208,7 @@ fn a_crash_at_any_point_leaves_the_previous_checkpoint() {
     let leftover = ".step-00000002.gen-4.tmp";
 
     // In the middle of a shard, before the manifest, and before the rename.
-    let staging = Staging::begin(run.path(), 2, 4, 2).unwrap();
+    let staging = Staging::begin(&opened(run.path()), 2, 4, 2).unwrap();
     let mut writer = staging.shard(0).unwrap();
     writer.append(b"half of it").unwrap();
     drop((writer, staging));
@@ -213,16 +217,16 @@ fn a_crash_at_any_point_leaves_the_previous_checkpoint() {
 
     drop(staged(run.path(), 2, 4));
     assert_eq!(names(run.path()), [leftover, "step-00000001"]);
-    assert_eq!(newest_good(run.path()).0.unwrap(), checkpoint_dir(run.path(), 1));
+    assert_eq!(newest_good(&opened(run.path())).0.unwrap().path(), checkpoint_dir(run.path(), 1));
 
-    let manifest = Manifest::read(&checkpoint_dir(run.path(), 1)).unwrap();
+    let manifest = Manifest::read(&opened(&checkpoint_dir(run.path(), 1))).unwrap();
     fs::write(run.path().join("checkpoints").join(leftover).join("manifest.json"), manifest.to_json())
         .unwrap();
     assert_eq!(steps(run.path()), [1]);
     assert_eq!(locate(run.path()).unwrap().dir, checkpoint_dir(run.path(), 1));
 
     // The next staging, of whatever step, sweeps up.
-    let staging = Staging::begin(run.path(), 3, 5, 1).unwrap();
+    let staging = Staging::begin(&opened(run.path()), 3, 5, 1).unwrap();
     assert_eq!(names(run.path()), [".step-00000003.gen-5.tmp", "step-00000001"]);
     staging.abort().unwrap();
     assert_eq!(names(run.path()), ["step-00000001"]);
@@ -232,7 +236,7 @@ fn a_crash_at_any_point_leaves_the_previous_checkpoint() {
 fn only_one_writes_at_a_time() {
     let run = tempfile::tempdir().unwrap();
     let staging = staged(run.path(), 2, 1);
-    let error = Staging::begin(run.path(), 3, 2, 1).unwrap_err();
+    let error = Staging::begin(&opened(run.path()), 3, 2, 1).unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error}");
     assert_eq!(error.exit_code(), 75);
     staging.commit(description()).unwrap();
@@ -242,7 +246,7 @@ fn only_one_writes_at_a_time() {
 #[test]
 fn a_commit_needs_every_shard_and_each_exactly_once() {
     let run = tempfile::tempdir().unwrap();
-    let staging = Staging::begin(run.path(), 2, 1, 3).unwrap();
+    let staging = Staging::begin(&opened(run.path()), 2, 1, 3).unwrap();
     let bytes = encode_shard(&tensors(2));
 
     let mut writer = staging.shard(1).unwrap();
@@ -286,26 +290,26 @@ fn the_newest_stay_and_so_does_step_zero() {
     for step in [0, 5, 10, 15, 20] {
         save(run.path(), step);
     }
-    assert_eq!(retain(run.path(), 4).unwrap(), Vec::<PathBuf>::new());
-    assert_eq!(retain(run.path(), 3).unwrap(), [checkpoint_dir(run.path(), 5)]);
+    assert_eq!(retain(&opened(run.path()), 4).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(retain(&opened(run.path()), 3).unwrap(), [checkpoint_dir(run.path(), 5)]);
     assert_eq!(names(run.path()), ["step-00000000", "step-00000010", "step-00000015", "step-00000020"]);
 
     // Damaged ones do not push out good ones, and stay to be looked at.
     let shard = checkpoint_dir(run.path(), 20).join(shard_file(0, 2));
     fs::write(&shard, b"short").unwrap();
     fs::remove_file(checkpoint_dir(run.path(), 15).join("manifest.json")).unwrap();
-    assert_eq!(retain(run.path(), 1).unwrap(), Vec::<PathBuf>::new());
-    assert_eq!(newest_good(run.path()).0.unwrap(), checkpoint_dir(run.path(), 10));
+    assert_eq!(retain(&opened(run.path()), 1).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(newest_good(&opened(run.path())).0.unwrap().path(), checkpoint_dir(run.path(), 10));
     save(run.path(), 25);
-    assert_eq!(retain(run.path(), 0).unwrap(), [checkpoint_dir(run.path(), 10)]);
-    assert_eq!(newest_good(run.path()).0.unwrap(), checkpoint_dir(run.path(), 25));
+    assert_eq!(retain(&opened(run.path()), 0).unwrap(), [checkpoint_dir(run.path(), 10)]);
+    assert_eq!(newest_good(&opened(run.path())).0.unwrap().path(), checkpoint_dir(run.path(), 25));
 }
 
 #[test]
 fn what_is_no_run_is_said_to_be_none() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(steps(dir.path()), Vec::<u64>::new());
-    assert!(newest_good(dir.path()).0.is_none());
+    assert!(newest_good(&opened(dir.path())).0.is_none());
     let error = locate(&dir.path().join("nowhere")).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.hint().unwrap().contains("step-*"));
@@ -349,8 +353,8 @@ fn a_list_of_images_is_kept_once_a_run() {
     let second = commit(2, false);
     let file = format!("images-{}.list", crate::hex(&of_list));
     assert_eq!(names(run.path()), [&file, "step-00000001", "step-00000002"]);
-    assert_eq!(retain(run.path(), 1).unwrap(), [first]);
-    let read = || crate::read_images(run.path(), &Manifest::read(&second).unwrap());
+    assert_eq!(retain(&opened(run.path()), 1).unwrap(), [first]);
+    let read = || crate::read_images(&opened(run.path()), &Manifest::read(&opened(&second)).unwrap());
     assert_eq!(read().unwrap().as_deref(), Some(&list[..]));
     assert!(verify(&second).is_empty());
 
@@ -366,7 +370,7 @@ fn a_list_of_images_is_kept_once_a_run() {
     let error = staging.commit(description()).unwrap_err();
     assert_eq!(error.to_string(), "the list of images has not arrived");
     assert_eq!(names(run.path()), [".step-00000003.gen-1.tmp", "step-00000002"]);
-    let staging = Staging::begin(run.path(), 3, 2, 2).unwrap();
+    let staging = Staging::begin(&opened(run.path()), 3, 2, 2).unwrap();
     assert_eq!(staging.images().unwrap_err().to_string(), "the list of images is not wanted: the run has it");
     assert!(staging.want_images(&of_list));
     let error = staging.commit(description()).unwrap_err();
@@ -398,16 +402,16 @@ fn a_list_goes_with_the_last_checkpoint_that_names_it() {
     commit(1, b"before");
     commit(2, b"before");
     commit(3, b"after");
-    retain(run.path(), 2).unwrap();
+    retain(&opened(run.path()), 2).unwrap();
     assert_eq!(lists().len(), 2, "step 2 still names the first");
 
     // One that is being written may count on a list that no other names.
-    let staging = Staging::begin(run.path(), 4, 1, 1).unwrap();
-    retain(run.path(), 1).unwrap();
+    let staging = Staging::begin(&opened(run.path()), 4, 1, 1).unwrap();
+    retain(&opened(run.path()), 1).unwrap();
     assert_eq!(lists().len(), 2);
     staging.abort().unwrap();
     commit(4, b"after");
-    retain(run.path(), 1).unwrap();
+    retain(&opened(run.path()), 1).unwrap();
     assert_eq!(lists(), [after]);
     assert!(!run.path().join("checkpoints").join(before).exists());
 }
@@ -422,6 +426,6 @@ fn only_a_digest_names_a_list() {
         let list = serde_json::json!({ crate::LIST_KEY: named });
         description.metadata.insert(crate::IMAGES_KEY.to_owned(), list);
         let path = staged(run.path(), 1, 1).commit(description).unwrap().path;
-        assert_eq!(crate::images::named_list(&Manifest::read(&path).unwrap()), None, "{named:?}");
+        assert_eq!(crate::images::named_list(&Manifest::read(&opened(&path)).unwrap()), None, "{named:?}");
     }
 }

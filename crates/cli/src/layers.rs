@@ -95,7 +95,8 @@ pub fn of_run(run_dir: &Path) -> Result<RunConfig, Failure> {
 
 /// The newest checkpoint of the run in this directory, if there is one.
 pub fn newest_checkpoint(run_dir: &Path) -> Option<checkpoint::CheckpointInfo> {
-    let (mut checkpoints, _) = checkpoint::list(run_dir).ok()?;
+    let (mut checkpoints, _) =
+        checkpoint::Directory::open(run_dir).and_then(|run| checkpoint::list(&run)).ok()?;
     checkpoints.pop()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Everything here blocks on the disk: callers are threads that may.
 
-use checkpoint::{Description, Manifest, Part, ShardWriter, Staging};
+use checkpoint::{Description, Directory, Manifest, Part, ShardWriter, Staging};
 use proto::v1::{CheckpointInfo, Fence};
 use std::collections::HashMap;
 use std::io::Read;
@@ -32,7 +32,7 @@ struct Runs {
 struct Open {
     id: String,
     fence: Fence,
-    run_dir: PathBuf,
+    run: Directory,
     keep: usize,
     shard_limits: Vec<u64>,
     description: Description,
@@ -103,11 +103,12 @@ impl Checkpoints {
     /// Starts a checkpoint and names it, unless it stands already. One of the same run that was not committed is given up.
     pub fn begin(&self, plan: Plan) -> Result<Begun, Error> {
         self.discard(&plan.fence.run_id);
-        if let Some(info) = standing(&plan) {
+        let run = Directory::create_resolved(&plan.run_dir)?;
+        if let Some(info) = standing(&run, &plan) {
             return Ok(Begun::Stands(info));
         }
         let n_shards = plan.shard_limits.len();
-        let staging = Staging::begin(&plan.run_dir, plan.step, plan.fence.generation, n_shards)?;
+        let staging = Staging::begin(&run, plan.step, plan.fence.generation, n_shards)?;
         let wants_images = plan.images.is_some_and(|digest| staging.want_images(&digest));
         let id =
             format!("step-{}.gen-{}.{}", plan.step, plan.fence.generation, uuid::Uuid::new_v4().simple());
@@ -122,7 +123,7 @@ impl Checkpoints {
         let open = Open {
             id: id.clone(),
             fence: plan.fence,
-            run_dir: plan.run_dir,
+            run,
             keep: plan.keep,
             shard_limits: plan.shard_limits,
             description,
@@ -152,11 +153,11 @@ impl Checkpoints {
 
     /// Publishes a checkpoint, then retires those that it makes superfluous.
     pub fn commit(&self, fence: &Fence, id: &str) -> Result<CheckpointInfo, Error> {
-        let Open { run_dir, keep, mut description, staging, .. } = self.take(fence, id)?;
+        let Open { run, keep, mut description, staging, .. } = self.take(fence, id)?;
         description.time_ns = clock::wall_ns();
         let info = staging.commit(description)?;
         // The new checkpoint stands whatever becomes of the old ones.
-        if let Err(error) = checkpoint::retain(&run_dir, keep) {
+        if let Err(error) = checkpoint::retain(&run, keep) {
             tracing::warn!(run_id = fence.run_id, %error, "old checkpoints could not be removed");
         }
         Ok(to_proto(&info))
@@ -175,7 +176,7 @@ impl Checkpoints {
 
     /// Removes what a coordinator that was killed has left of a checkpoint.
     pub fn clean(&self, run_id: &str, run_dir: &Path) {
-        match checkpoint::remove_abandoned(run_dir) {
+        match Directory::open_resolved(run_dir).and_then(|run| checkpoint::remove_abandoned(&run)) {
             Ok(0) => {}
             Ok(n) => tracing::info!(run_id, n, "abandoned checkpoints removed"),
             Err(error) => tracing::warn!(run_id, %error, "an abandoned checkpoint could not be removed"),
@@ -209,11 +210,11 @@ impl Runs {
 
 /// The checkpoint that stands where the plan's would, if it is of the same step, ranks, images and configuration: the run
 /// came from it or has written it, and has made no step since. One that cannot be read is written anew.
-fn standing(plan: &Plan) -> Option<CheckpointInfo> {
-    let directory = plan.may_stand.then(|| checkpoint::open(&plan.run_dir, plan.step))?.ok()?;
-    let manifest = Manifest::read_in(&directory).ok()?;
+fn standing(run: &Directory, plan: &Plan) -> Option<CheckpointInfo> {
+    let directory = plan.may_stand.then(|| checkpoint::open(run, plan.step))?.ok()?;
+    let manifest = Manifest::read(&directory).ok()?;
     let named = checkpoint::named_list(&manifest).map(str::to_owned);
-    let has_list = || matches!(checkpoint::open_part(&plan.run_dir, plan.step, Part::Images), Ok(Some(_)));
+    let has_list = || matches!(checkpoint::open_part(run, plan.step, Part::Images), Ok(Some(_)));
     let is_same = manifest.world_size as usize == plan.shard_limits.len()
         && manifest.config_digest == config_digest(plan)
         && named == plan.images.map(|digest| checkpoint::hex(&digest))
@@ -232,20 +233,20 @@ fn config_digest(plan: &Plan) -> String {
 }
 
 /// The text of a committed checkpoint's manifest.
-pub(crate) fn manifest_json(run_dir: &Path, step: u64) -> Result<String, Error> {
-    Ok(Manifest::read_in(&checkpoint::open(run_dir, step)?)?.to_json())
+pub(crate) fn manifest_json(run: &Directory, step: u64) -> Result<String, Error> {
+    Ok(Manifest::read(&checkpoint::open(run, step)?)?.to_json())
 }
 
 /// Reads a part of a committed checkpoint in pieces of `size` bytes, until `sink` wants no more. Nothing
 /// is verified here: the reader compares the digest that the manifest states.
 pub(crate) fn read_part(
-    run_dir: &Path,
+    run: &Directory,
     step: u64,
     part: Part,
     size: usize,
     mut sink: impl FnMut(u64, Vec<u8>) -> bool,
 ) -> Result<(), Error> {
-    let (path, mut file) = checkpoint::open_part(run_dir, step, part)?.ok_or(Error::NoPart { step, part })?;
+    let (path, mut file) = checkpoint::open_part(run, step, part)?.ok_or(Error::NoPart { step, part })?;
     let read_error = |source| Error::Read { path: path.clone(), source };
     let mut offset = 0;
     loop {

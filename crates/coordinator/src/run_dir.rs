@@ -1,7 +1,8 @@
 //! A run's directory: what stands in it, written by the coordinator alone.
 //!
 //! Rows and events reach the file system as they are written; the directory is locked while its run is
-//! unfinished, so that no second coordinator takes it up. Below it no link is followed ([`Directory`]).
+//! unfinished, so that no second coordinator takes it up. Where it is was settled when the run was submitted
+//! ([`Places`](crate::service::Places)): from then on no link is followed, neither on the way to it nor below it.
 
 use checkpoint::Directory;
 use proto::v1::{Event, MetricRow, RunEnded, RunState, Severity, WorkerId, event, metric};
@@ -98,7 +99,7 @@ pub(crate) struct Past {
 impl RunDir {
     /// Makes the directory of a new run.
     pub fn create(path: &Path, run_id: &str, config_toml: &str) -> Result<RunDir, Error> {
-        let dir = locked(Directory::create(path)?)?;
+        let dir = locked(Directory::create_resolved(path)?)?;
         if ["config.toml", EVENTS, METRICS, "checkpoints"].iter().any(|name| dir.exists(name)) {
             return Err(Error::Occupied(path.to_owned()));
         }
@@ -213,7 +214,7 @@ pub(crate) fn summary(path: &Path, step: u64) -> Summary {
 
 /// Logs of the run in `path`, in order of generation and rank.
 pub(crate) fn logs(path: &Path) -> Result<Vec<Log>, Error> {
-    let log_dir = match Directory::open(path).and_then(|dir| dir.open_directory(LOGS)) {
+    let log_dir = match Directory::open_resolved(path).and_then(|dir| dir.open_directory(LOGS)) {
         // No worker was ever started.
         Err(error) if error.is_not_found() => return Ok(Vec::new()),
         opened => Arc::new(opened?),
@@ -372,8 +373,9 @@ fn text(object: &Map<String, Value>, key: &str) -> String {
     object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn open(path: &Path) -> Result<Directory, Error> {
-    match Directory::open(path) {
+/// Opens the directory of a run.
+pub(crate) fn open(path: &Path) -> Result<Directory, Error> {
+    match Directory::open_resolved(path) {
         Err(error) if error.is_not_found() => Err(Error::NoRun(path.to_owned())),
         opened => Ok(opened?),
     }
@@ -409,4 +411,4 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
 #[cfg(test)]
 mod links;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

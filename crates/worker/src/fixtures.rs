@@ -1,6 +1,6 @@
 //! Small networks, small images and checkpoints of them, and what PyTorch computed, for this crate's tests.
 
-use checkpoint::{Description, Staging, digest, encode_shard};
+use checkpoint::{Description, Directory, Staging, digest, encode_shard};
 use collective::Communicator;
 use config::{Arch, Head, RunConfig, Stem};
 use engine::kernels::{KernelPath, Pool};
@@ -73,7 +73,7 @@ pub fn checkpoint_with(
     let spec =
         OptimizerSpec { kind: OptimizerKind::Sgd { momentum: 0.9 }, weight_decay: 0.0, decay_all: false };
     let optimizer = Optimizer::new(spec, network.parameters());
-    let staging = Staging::begin(run_dir, step, 1, 2).unwrap();
+    let staging = Staging::begin(&Directory::open(run_dir).unwrap(), step, 1, 2).unwrap();
     for rank in 0..2 {
         let parts = Parts { network, optimizer: &optimizer, momentum: None, objective: Vec::new() };
         let bytes = encode_shard(&parts.shard(rank, 2));

@@ -4,7 +4,7 @@
 //! bank, stays that of the same image. What may differ, and what ends the run, is decided here, once, from the list and
 //! from what is there now.
 
-use checkpoint::{IMAGES_KEY, LIST_KEY, Manifest};
+use checkpoint::{Directory, IMAGES_KEY, LIST_KEY, Manifest};
 use config::RunConfig;
 use data::{Counted, Dataset, Differences, Digest, EpochOrigin, Fingerprint, ImageList, Limits};
 use serde_json::{Value, json};
@@ -75,9 +75,10 @@ impl Past {
     /// # Errors
     /// If the list that it names is damaged.
     pub fn of_run(run_dir: &Path, accept_changes: bool) -> Result<Option<Past>, Error> {
-        let (Some(newest), _) = checkpoint::newest_good(run_dir) else { return Ok(None) };
+        let run = Directory::open(run_dir).map_err(Error::Load)?;
+        let (Some(newest), _) = checkpoint::newest_good(&run) else { return Ok(None) };
         let manifest = Manifest::read(&newest).map_err(Error::Load)?;
-        let list = checkpoint::read_images(run_dir, &manifest).map_err(Error::Load)?;
+        let list = checkpoint::read_images(&run, &manifest).map_err(Error::Load)?;
         Ok(Some(Past::new(&manifest, list, accept_changes)))
     }
 }

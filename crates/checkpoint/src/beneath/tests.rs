@@ -1,7 +1,7 @@
 use super::*;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
 /// A directory, another beside it, and the first one open.
 fn fixture() -> (tempfile::TempDir, tempfile::TempDir, Directory) {
@@ -108,4 +108,56 @@ fn a_tree_goes_without_what_its_links_lead_to() {
 #[should_panic(expected = "\"../victim\" is not a name in a directory")]
 fn a_name_is_no_path() {
     fixture().2.read("../victim").ok();
+}
+
+#[test]
+fn a_resolved_path_leads_through_no_link() {
+    let (dir, elsewhere, _) = fixture();
+    let root = dir.path().canonicalize().unwrap();
+    let made = root.join("a/b/run");
+    assert!(Directory::open_resolved(&made).unwrap_err().is_not_found());
+    assert!(!root.join("a").exists());
+    Directory::create_resolved(&made).unwrap().append("file").unwrap();
+    assert_eq!(
+        Directory::create_resolved(&made).unwrap().entries().unwrap(),
+        ["file"],
+        "it was there already"
+    );
+    // A directory on the way may be one that can be passed and not listed.
+    fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o111)).unwrap();
+    assert_eq!(Directory::open_resolved(&made).unwrap().path(), made);
+    fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o755)).unwrap();
+    // A part of it is elsewhere now, with everything in it, and a link leads there.
+    let target = elsewhere.path().join("target");
+    let check_link = |link: &Path| {
+        symlink(&target, link).unwrap();
+        check_refused(Directory::open_resolved(&made), link, Found::SymbolicLink);
+        check_refused(Directory::create_resolved(&made), link, Found::SymbolicLink);
+        fs::remove_file(link).unwrap();
+    };
+    for link in ["a/b/run", "a/b", "a"].map(|name| root.join(name)) {
+        fs::rename(&link, &target).unwrap();
+        check_link(&link);
+        fs::rename(&target, &link).unwrap();
+    }
+    // Also where it leads nowhere: nothing is created there.
+    fs::remove_dir_all(root.join("a")).unwrap();
+    check_link(&root.join("a"));
+    assert!(!target.exists());
+}
+
+#[test]
+fn what_is_no_resolved_path_is_refused() {
+    let (dir, _, open) = fixture();
+    open.create_file("file").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    for path in ["..", "new/../run", "file/run", "a\0b"] {
+        let path = root.join(path);
+        for refused in [Directory::open_resolved(&path), Directory::create_resolved(&path)] {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains(&path.display().to_string()), "{message}");
+        }
+    }
+    assert!(Directory::create_resolved(Path::new("run")).is_err());
+    assert!(!Path::new("run").exists() && !root.join("new").exists());
 }

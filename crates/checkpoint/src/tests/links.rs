@@ -59,7 +59,7 @@ fn within_deadline<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
 
 /// Writes a checkpoint and its list of images; `meanwhile` is done once it has begun.
 fn write(run: &Path, step: u64, meanwhile: impl FnOnce()) -> Result<PathBuf, Error> {
-    let staging = Staging::begin(run, step, 1, 2)?;
+    let staging = Staging::begin(&opened(run), step, 1, 2)?;
     let wanted = staging.want_images(&digest(LIST));
     meanwhile();
     let all = tensors(step);
@@ -85,7 +85,7 @@ fn list_name() -> String {
 }
 
 /// All that goes wrong when everything of a run is read, and its old checkpoints are retired.
-fn problems(run: &Path, manifest: &Manifest) -> Vec<Error> {
+fn problems(run: &Directory, manifest: &Manifest) -> Vec<Error> {
     let mut problems = match list(run) {
         Ok((_, problems)) => problems,
         Err(problem) => vec![problem],
@@ -104,12 +104,12 @@ fn problems(run: &Path, manifest: &Manifest) -> Vec<Error> {
 fn check_reading(name: &str, trap: Trap) {
     let (run, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write(run.path(), 1, || ()).unwrap();
-    let manifest = Manifest::read(&write(run.path(), 2, || ()).unwrap()).unwrap();
+    let manifest = Manifest::read(&opened(&write(run.path(), 2, || ()).unwrap())).unwrap();
     let (path, victim) = (run.path().join(name), elsewhere.path().join("victim"));
     trap.lay(&path, &victim);
     let before = contents(&victim);
     let run_dir = run.path().to_owned();
-    let found = within_deadline(move || problems(&run_dir, &manifest));
+    let found = within_deadline(move || problems(&opened(&run_dir), &manifest));
     assert_eq!(contents(&victim), before, "{name} {trap:?}");
     // Backups are made with hard links, and reading one changes nothing.
     assert_eq!(found.is_empty(), trap == Trap::HardLink, "{name} {trap:?}: {found:?}");
@@ -164,8 +164,11 @@ fn check_writing(name: &str, trap: Trap, is_refused: bool) {
     match written {
         Ok(dir) => {
             assert!(!is_refused, "{name} {trap:?}");
-            assert_eq!(newest_good(run.path()).0, Some(dir));
-            let read = read_images(run.path(), &Manifest::read(&checkpoint_dir(run.path(), 3)).unwrap());
+            assert_eq!(newest_good(&opened(run.path())).0.map(|found| found.path().to_owned()), Some(dir));
+            let read = read_images(
+                &opened(run.path()),
+                &Manifest::read(&opened(&checkpoint_dir(run.path(), 3))).unwrap(),
+            );
             assert_eq!(read.unwrap().unwrap(), LIST);
         }
         Err(error) => {
@@ -210,16 +213,16 @@ fn the_path_to_a_run_or_a_checkpoint_may_lead_through_links() {
 #[test]
 fn what_was_abandoned_is_removed_unless_somebody_writes() {
     let (run, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(remove_abandoned(run.path()).unwrap(), 0);
+    assert_eq!(remove_abandoned(&opened(run.path())).unwrap(), 0);
     let staging = staged(run.path(), 2, 1);
-    assert_eq!(remove_abandoned(run.path()).unwrap(), 0);
+    assert_eq!(remove_abandoned(&opened(run.path())).unwrap(), 0);
     drop(staging);
     let victim = elsewhere.path().join("victim");
     fs::write(&victim, "kept").unwrap();
     let leftover = run.path().join("checkpoints/.step-00000002.gen-1.tmp");
     symlink(elsewhere.path(), leftover.join("link")).unwrap();
     symlink(elsewhere.path(), leftover.with_file_name(".step-00000001.retired.tmp")).unwrap();
-    assert_eq!(remove_abandoned(run.path()).unwrap(), 2);
+    assert_eq!(remove_abandoned(&opened(run.path())).unwrap(), 2);
     assert_eq!(names(run.path()), Vec::<String>::new());
     assert_eq!(fs::read(victim).unwrap(), b"kept");
 }
@@ -227,7 +230,7 @@ fn what_was_abandoned_is_removed_unless_somebody_writes() {
 #[test]
 fn a_trap_is_named_with_what_helps() {
     for (found, message) in [
-        (Found::SymbolicLink, "run/file is a symbolic link, and none is followed below a run's directory"),
+        (Found::SymbolicLink, "run/file is a symbolic link, which is not followed here"),
         (
             Found::HardLinked,
             "run/file has another name (a hard link), so that writing to it would change that as well",

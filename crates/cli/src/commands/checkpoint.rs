@@ -1,6 +1,7 @@
 //! `himpun checkpoint now|list|verify`.
 
 use anyhow::anyhow;
+use checkpoint::Directory;
 use clap::{Args, Subcommand};
 use proto::v1::{CheckpointInfo, CheckpointNowRequest, ListCheckpointsRequest, VerifyCheckpointRequest};
 use serde_json::{Value, json};
@@ -78,7 +79,7 @@ async fn now(arguments: Arguments) -> Result<Exit, Failure> {
 async fn list(arguments: Arguments) -> Result<Exit, Failure> {
     let checkpoints = match local(&arguments.target)? {
         Some(run_dir) => {
-            let (found, problems) = checkpoint::list(run_dir)?;
+            let (found, problems) = checkpoint::list(&Directory::open(run_dir)?)?;
             problems.iter().for_each(|problem| output::warning(&problem.to_string()));
             found.into_iter().map(Checkpoint::from).collect()
         }
@@ -134,7 +135,7 @@ fn verify_local(run_dir: &Path, step: Option<u64>) -> Result<Vec<(String, Vec<St
     if step.is_none() && run_dir.join(checkpoint::MANIFEST_FILE).exists() {
         return Ok(vec![(run_dir.display().to_string(), problems_of(run_dir))]);
     }
-    let (found, broken) = checkpoint::list(run_dir)?;
+    let (found, broken) = checkpoint::list(&Directory::open(run_dir)?)?;
     let mut verified: Vec<(String, Vec<String>)> = found
         .iter()
         .filter(|info| step.is_none_or(|step| step == info.step))

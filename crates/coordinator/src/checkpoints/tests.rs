@@ -1,6 +1,7 @@
 //! When a checkpoint is written, and when one stands already.
 
 use super::*;
+use crate::run_dir::tests::directory;
 use tempfile::TempDir;
 
 const CONFIG: &str = "[run]\nsteps = 9\n";
@@ -40,7 +41,7 @@ fn opened(begun: Result<Begun, Error>) -> (String, bool) {
 
 /// A run that has committed [`plan`].
 fn committed() -> (TempDir, Checkpoints, CheckpointInfo) {
-    let run = tempfile::tempdir().unwrap();
+    let run = directory();
     let checkpoints = Checkpoints::default();
     let (plan, fence) = (plan(&run), plan(&run).fence);
     let (id, wants_images) = opened(checkpoints.begin(plan));
@@ -104,7 +105,7 @@ fn what_differs_from_what_stands_is_written_anew() {
 
 #[test]
 fn every_part_comes_with_its_limit() {
-    let run = tempfile::tempdir().unwrap();
+    let run = directory();
     let checkpoints = Checkpoints::default();
     let (id, _) = opened(checkpoints.begin(plan(&run)));
     let limit = |part| checkpoints.part(&plan(&run).fence, &id, part).map(|(_, limit)| limit);
@@ -117,7 +118,7 @@ fn every_part_comes_with_its_limit() {
 /// What a run has begun goes with it, what is still being written into it as well, and nothing begins after its end.
 #[test]
 fn the_end_of_a_generation_leaves_no_staging() {
-    let run = tempfile::tempdir().unwrap();
+    let run = directory();
     let checkpoints = Checkpoints::default();
     let fence = plan(&run).fence;
     let (id, _) = opened(checkpoints.begin(plan(&run)));

@@ -1,7 +1,7 @@
 //! A link, a FIFO or a directory at every name that is opened in a run's directory: nothing elsewhere is changed, and
 //! nothing waits.
 
-use super::tests::{event, row, worker};
+use super::tests::{directory, event, row, worker};
 use super::*;
 use checkpoint::Found;
 use nix::sys::stat::Mode;
@@ -53,7 +53,7 @@ fn write(mut run: RunDir) -> Result<(), Error> {
 
 /// The directory of a run that wrote to every file.
 fn written() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     write(RunDir::create(dir.path(), "r", "old").unwrap()).unwrap();
     dir
 }
@@ -69,7 +69,7 @@ fn check_named(error: &Error, path: &Path) {
 /// loses its name.
 #[track_caller]
 fn check_writing(name: &str, trap: Trap, is_refused: bool) {
-    let (run, elsewhere) = (written(), tempfile::tempdir().unwrap());
+    let (run, elsewhere) = (written(), directory());
     let (path, victim) = (run.path().join(name), elsewhere.path().join("victim"));
     trap.lay(&path, &victim);
     let file = if victim.is_dir() { victim.join("rank-0.gen-1.log") } else { victim };
@@ -114,7 +114,7 @@ fn nothing_is_written_through_a_link() {
 fn a_new_run_takes_nothing_that_is_there() {
     for trap in [SymbolicLink, HardLink, Fifo, InTheWay] {
         for name in ["config.toml", METRICS, EVENTS] {
-            let (run, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (run, elsewhere) = (directory(), directory());
             trap.lay(&run.path().join(name), &elsewhere.path().join("victim"));
             // A link that leads nowhere is there as well.
             std::fs::remove_file(elsewhere.path().join("victim")).unwrap();
@@ -123,7 +123,7 @@ fn a_new_run_takes_nothing_that_is_there() {
                 "{name} {trap:?}"
             );
         }
-        let (run, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (run, elsewhere) = (directory(), directory());
         let log = run.path().join(LOG);
         std::fs::create_dir(run.path().join("logs")).unwrap();
         trap.lay(&log, &elsewhere.path().join("victim"));
@@ -136,7 +136,7 @@ fn a_new_run_takes_nothing_that_is_there() {
 
 #[track_caller]
 fn check_reading(name: &str, trap: Trap) {
-    let (run, elsewhere) = (written(), tempfile::tempdir().unwrap());
+    let (run, elsewhere) = (written(), directory());
     let path = run.path().join(name);
     trap.lay(&path, &elsewhere.path().join("victim"));
     let run_dir = run.path().to_owned();
@@ -169,13 +169,25 @@ fn nothing_is_read_through_a_link() {
 }
 
 #[test]
-fn the_path_to_a_run_may_lead_through_links() {
-    let dir = tempfile::tempdir().unwrap();
-    let link = dir.path().join("link");
+fn the_path_to_a_run_leads_through_no_link() {
+    let (dir, elsewhere) = (written(), directory());
+    let link = elsewhere.path().join("link");
     symlink(dir.path(), &link).unwrap();
-    write(RunDir::create(&link.join("run"), "r", "").unwrap()).unwrap();
-    assert_eq!(past(&link.join("run")).unwrap().run_id, "r");
-    write(RunDir::resume(&link.join("run"), "r", "", None).unwrap()).unwrap();
+    let refused = [
+        RunDir::create(&link.join("new"), "r", "").err(),
+        RunDir::resume(&link, "r", "", None).err(),
+        past(&link).err(),
+        logs(&link).err(),
+    ];
+    for error in refused {
+        let error = error.expect("it is refused");
+        assert!(matches!(error, Error::NotPlain(_)) && error.to_string().contains("link"), "{error}");
+    }
+    assert_eq!(summary(&link, 9), Summary::default());
+    assert_ne!(summary(dir.path(), 9), Summary::default());
+    assert!(!dir.path().join("new").exists());
+    let (read, kept) = (std::fs::read(dir.path().join("config.toml")).unwrap(), logs(dir.path()).unwrap());
+    assert_eq!((&read[..], kept.len()), (&b"old"[..], 1));
 }
 
 #[test]

@@ -1,6 +1,11 @@
 use super::*;
 use proto::v1::{Counts, Metric};
 
+/// A directory by a path without links, as a run's is, wherever temporary files are kept.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap()
+}
+
 pub(super) fn row(step: u64, loss: f64) -> MetricRow {
     let metric = |name: &str, value| Metric { name: name.to_owned(), value: Some(value) };
     let values = vec![
@@ -27,7 +32,7 @@ fn text_of(path: &Path, name: &str) -> String {
 
 #[test]
 fn rows_keep_order_and_precision() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let path = dir.path().join("deep/run");
     let mut run = RunDir::create(&path, "r", "[run]\n").unwrap();
     let loss = 0.1 + 0.2;
@@ -41,7 +46,7 @@ fn rows_keep_order_and_precision() {
 
 #[test]
 fn a_directory_belongs_to_one_run() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let path = dir.path().join("run");
     assert!(matches!(RunDir::resume(&path, "r", "", None), Err(Error::NoRun(_))));
     let run = RunDir::create(&path, "r", "").unwrap();
@@ -55,7 +60,7 @@ fn a_directory_belongs_to_one_run() {
 /// Rows of steps 0 to 4 and half a row; `kept` is what a resume at `step` leaves.
 #[track_caller]
 fn check_resume(step: Option<u64>, kept: &[u64]) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut run = RunDir::create(dir.path(), "r", "old").unwrap();
     for step in 0..5 {
         run.write_metrics(&row(step, step as f64)).unwrap();
@@ -81,7 +86,7 @@ fn a_resume_removes_the_rows_that_come_again() {
 
 #[test]
 fn the_past_is_read_from_the_events() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     assert!(matches!(past(dir.path()), Err(Error::NoRun(_))));
     let mut run = RunDir::create(dir.path(), "r", "").unwrap();
     run.write_event(&event(1, "submitted", None)).unwrap();
@@ -115,7 +120,7 @@ fn the_past_is_read_from_the_events() {
 
 #[test]
 fn numbers_of_a_status_come_from_the_rows() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     assert_eq!(summary(dir.path(), 9), Summary::default());
     let mut run = RunDir::create(dir.path(), "r", "").unwrap();
     for step in 1..4 {
@@ -127,7 +132,7 @@ fn numbers_of_a_status_come_from_the_rows() {
 
 #[test]
 fn logs_are_one_file_a_worker_and_generation() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut run = RunDir::create(dir.path(), "r", "").unwrap();
     run.open_logs(1, &[(worker(0), 0), (worker(1), 1)]).unwrap();
     run.write_log(&worker(1), &["one".to_owned(), "two".to_owned()]).unwrap();

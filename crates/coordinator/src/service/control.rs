@@ -22,7 +22,7 @@ use super::{blocking, caller, refusal, submission};
 use crate::checkpoints;
 use crate::event_log::{EventLog, Next};
 use crate::owner::{Accepted, Order, Owner, Tail};
-use crate::run_dir::Log;
+use crate::run_dir::{self, Log};
 use crate::state::{IdempotencyKey, Operation, Refused};
 
 /// Events and lines on their way to one client.
@@ -152,8 +152,7 @@ impl ControlService for Control {
         request: Request<ListCheckpointsRequest>,
     ) -> Result<Response<ListCheckpointsResponse>, Status> {
         let run_dir = self.status(request.into_inner().run_id).await?.run_dir;
-        let list = move || checkpoint::list(Path::new(&run_dir)).map_err(checkpoints::Error::from);
-        let (found, problems) = blocking(list).await?;
+        let (found, problems) = blocking(move || list(Path::new(&run_dir))).await?;
         for problem in problems {
             tracing::warn!(%problem, "a checkpoint cannot be listed");
         }
@@ -275,8 +274,13 @@ async fn send_lines(
     }
 }
 
+fn list(run_dir: &Path) -> Result<(Vec<checkpoint::CheckpointInfo>, Vec<checkpoint::Error>), Status> {
+    Ok(checkpoint::list(&run_dir::open(run_dir)?).map_err(checkpoints::Error::from)?)
+}
+
 fn verify(run_dir: &Path, step: u64) -> Result<VerifyCheckpointResponse, Status> {
-    let dir = match checkpoint::open(run_dir, step) {
+    let run = run_dir::open(run_dir)?;
+    let dir = match checkpoint::open(&run, step) {
         Err(checkpoint::Error::Missing { .. }) => {
             let message = format!("{} has no checkpoint of step {step}", run_dir.display());
             let hint = "`himpun checkpoint list` shows them";
@@ -285,7 +289,7 @@ fn verify(run_dir: &Path, step: u64) -> Result<VerifyCheckpointResponse, Status>
         opened => opened.map_err(checkpoints::Error::from)?,
     };
     let problems = checkpoint::verify_in(&dir).iter().map(|problem| proto::one_line(problem)).collect();
-    let (listed, _) = checkpoint::list(run_dir).map_err(checkpoints::Error::from)?;
+    let (listed, _) = checkpoint::list(&run).map_err(checkpoints::Error::from)?;
     let checkpoint = listed.iter().find(|info| info.step == step).map(checkpoints::to_proto);
     Ok(VerifyCheckpointResponse { checkpoint, problems })
 }

@@ -6,7 +6,7 @@ use proto::v1::SubmitRunRequest;
 use std::path::{Path, PathBuf};
 use tonic::{Code, Status};
 
-use super::places::Places;
+use super::places::{Places, not_a_place};
 use super::{check_protocol, refusal};
 use crate::checkpoints;
 use crate::owner::Submission;
@@ -81,7 +81,7 @@ fn resumed(
 ) -> Result<Submission, Status> {
     let past = run_dir::past(run_dir)?;
     check_run_id(&past.run_id)?;
-    let (newest, problems) = checkpoint::newest_good(run_dir);
+    let (newest, problems) = checkpoint::newest_good(&run_dir::open(run_dir)?);
     let mut record = record(past.run_id, run_dir, request.config_toml, request.workers);
     record.generation = past.generation;
     record.accept_changed_data = request.accept_changed_data;
@@ -90,12 +90,12 @@ fn resumed(
         Some(checkpoint) => {
             let manifest = checkpoint::Manifest::read(&checkpoint).map_err(checkpoints::Error::from)?;
             record.checkpoint_step = Some(manifest.step);
-            record.last_checkpoint = checkpoint.to_string_lossy().into_owned();
+            record.last_checkpoint = checkpoint.path().to_string_lossy().into_owned();
             record.summary = run_dir::summary(run_dir, manifest.step);
             let threads = manifest.metadata.get("threads").and_then(serde_json::Value::as_u64);
             record.threads = threads.and_then(|threads| u32::try_from(threads).ok());
             if let Some(last) = warnings.last_mut() {
-                let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+                let name = checkpoint.path().file_name().unwrap_or_default().to_string_lossy();
                 last.push_str(&format!("; the run goes on from {name}"));
             }
         }
@@ -131,10 +131,7 @@ fn record(run_id: String, run_dir: &Path, config_toml: String, workers: u32) -> 
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Status> {
-    std::path::absolute(path).map_err(|error| {
-        let message = format!("`{}` is not a directory for a run: {error}", path.display());
-        refusal(Code::InvalidArgument, "bad_run_dir", message, "give a path")
-    })
+    std::path::absolute(path).map_err(|error| not_a_place(path, &error))
 }
 
 /// Short, because people type it: 32 random bits are plenty among the runs of one coordinator, and a

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{blocking, caller, nonce, refusal};
 use crate::checkpoints::{self, Begun, Checkpoints, Error, Plan};
 use crate::owner::Owner;
+use crate::run_dir;
 use crate::state::{CheckpointPlan, Input, State};
 
 /// Chunks between the network and the disk; HTTP/2's windows hold back the rest.
@@ -133,7 +134,8 @@ impl CheckpointService for CheckpointSync {
         let caller = caller(&request);
         let GetCheckpointRequest { fence, step } = request.into_inner();
         let run_dir = self.admit_reader(&fence.ok_or(MissingField("fence"))?, caller).await?;
-        let manifest_json = blocking(move || checkpoints::manifest_json(&run_dir, step)).await?;
+        let run = blocking(move || run_dir::open(&run_dir)).await?;
+        let manifest_json = blocking(move || checkpoints::manifest_json(&run, step)).await?;
         Ok(Response::new(GetCheckpointResponse { manifest_json }))
     }
 
@@ -147,14 +149,14 @@ impl CheckpointService for CheckpointSync {
         let GetShardRequest { fence, step, shard, images } = request.into_inner();
         let part = checkpoints::part(shard, images);
         let run_dir = self.admit_reader(&fence.ok_or(MissingField("fence"))?, caller).await?;
+        let run = blocking(move || run_dir::open(&run_dir)).await?;
         let (chunks, stream) = mpsc::channel(IN_FLIGHT);
         // The thread ends with the file or with the stream's reader; its error goes down the stream.
         tokio::task::spawn_blocking(move || {
-            let sent =
-                checkpoints::read_part(&run_dir, step, part, transport::CHUNK_BYTES, |offset, data| {
-                    let crc32c = crc32c::crc32c(&data);
-                    chunks.blocking_send(Ok(Chunk { offset, data: Bytes::from(data), crc32c })).is_ok()
-                });
+            let sent = checkpoints::read_part(&run, step, part, transport::CHUNK_BYTES, |offset, data| {
+                let crc32c = crc32c::crc32c(&data);
+                chunks.blocking_send(Ok(Chunk { offset, data: Bytes::from(data), crc32c })).is_ok()
+            });
             if let Err(error) = sent {
                 chunks.blocking_send(Err(error.into())).ok();
             }

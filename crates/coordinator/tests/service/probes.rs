@@ -192,6 +192,47 @@ async fn operators_name_directories_that_are_theirs() {
     bench.submit(inside(&elsewhere, "c")).await.unwrap();
 }
 
+/// Whoever may write in an allowed directory can replace a directory above a run by a link, whenever they like.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_stays_where_it_was_submitted() {
+    let [allowed, elsewhere] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let bench = Bench::with(Identity::Ephemeral, vec![allowed.path().to_owned()]).await;
+    let agent = bench.agent("node", 1).await;
+    let mut operator = ControlServiceClient::new(bench.role(Role::Operator).await);
+    let (above, target) = (allowed.path().join("deep"), elsewhere.path().join("target"));
+    let run_dir = above.join("run").display().to_string();
+    answer(operator.submit_run(SubmitRunRequest { run_dir, ..submission("run", 1) }).await).unwrap();
+    let (_agent, workers) = bench.form(agent, 1).await;
+    save(&workers, 5, &tensors(100)).await.unwrap();
+    let open = workers[0].begin(6, 1).await.unwrap().checkpoint_id;
+
+    std::fs::rename(&above, &target).unwrap();
+    std::os::unix::fs::symlink(&target, &above).unwrap();
+    // What is open stays what it was, wherever it was moved to.
+    let messages = shard(workers[0].fence.clone(), &open, 0, &tensors(100));
+    workers[0].put(messages).await.unwrap();
+    let mut sync = CheckpointServiceClient::new(bench.role(Role::Operator).await);
+    let fence = Some(workers[0].fence.clone());
+    let run_id = "run".to_owned();
+    let refusals = [
+        workers[0].begin(7, 1).await.unwrap_err(),
+        answer(sync.get(GetCheckpointRequest { fence: fence.clone(), step: 5 }).await).unwrap_err(),
+        answer(sync.get_shard(GetShardRequest { fence, step: 5, shard: 0, images: false }).await)
+            .unwrap_err(),
+        answer(operator.list_checkpoints(ListCheckpointsRequest { run_id: run_id.clone() }).await)
+            .unwrap_err(),
+        answer(operator.verify_checkpoint(VerifyCheckpointRequest { run_id: run_id.clone(), step: 5 }).await)
+            .unwrap_err(),
+        answer(operator.tail_logs(TailLogsRequest { run_id, ..Default::default() }).await).unwrap_err(),
+    ];
+    for refusal in refusals {
+        assert_refused(&refusal, Code::FailedPrecondition, "not_a_plain_file", "deep is a symbolic link");
+    }
+    let left = std::fs::read_dir(target.join("run/checkpoints")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["step-00000005"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_belongs_to_one_agent_process() {
     let bench = Bench::start().await;

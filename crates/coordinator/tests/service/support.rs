@@ -162,7 +162,11 @@ impl Bench {
 /// As whatever holds secrets has to be, whatever the umask.
 pub fn private_directory() -> TempDir {
     use std::os::unix::fs::PermissionsExt as _;
-    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap()
+    let temporary = std::env::temp_dir().canonicalize().unwrap();
+    tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir_in(temporary)
+        .unwrap()
 }
 
 async fn start(dir: &Path, identity: Identity, allow_dirs: Vec<PathBuf>) -> (Running, Channel) {
