@@ -73,6 +73,7 @@ pub fn checkpoint_with(
     let spec =
         OptimizerSpec { kind: OptimizerKind::Sgd { momentum: 0.9 }, weight_decay: 0.0, decay_all: false };
     let optimizer = Optimizer::new(spec, network.parameters());
+    fs::create_dir_all(run_dir).unwrap();
     let staging = Staging::begin(&Directory::open(run_dir).unwrap(), step, 1, 2).unwrap();
     for rank in 0..2 {
         let parts = Parts { network, optimizer: &optimizer, momentum: None, objective: Vec::new() };
