@@ -1,7 +1,7 @@
 //! What earlier commits left can be used by this one: tests/golden/run-7aa4618.sh says how it was made.
 
 use crate::support::{exported, himpun, metrics, require_or_skip, succeed};
-use engine::kernels::KernelPath;
+use kernels::KernelPath;
 use safetensors::SafeTensors;
 use std::path::Path;
 

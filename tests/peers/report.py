@@ -12,7 +12,7 @@ NOTES = """\
   pages (`GLIBC_TUNABLES`, see `comparisons.py`). "As run" is the script without any of that.
 - Views are network inputs: two for each image."""
 
-# Not measured here: a test of `engine::kernels` compares each of the three passes on every path.
+# Not measured here: a test of `kernels` compares each of the three passes on every path.
 WINOGRAD = ["Winograd, one layer: distance from exact (f64) convolution, relative", "-", "-", "by `cargo test -p engine`",
             "<= 1e-5", "tested"]
 

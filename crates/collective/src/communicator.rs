@@ -3,8 +3,8 @@
 use std::net::TcpStream;
 use std::ops::Range;
 
-use engine::kernels::split;
-use engine::peers::{PeerError, Peers};
+use kernels::peers::{PeerError, Peers};
+use kernels::split;
 
 use crate::exchange::{self, Lane, Transfer};
 use crate::frame::{Header, Op};

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use collective::{AbortHandle, Communicator, Element, GradientReducer, Group, Listener, Number, form};
-use engine::kernels::split;
-use engine::peers::Peers;
+use kernels::peers::Peers;
+use kernels::split;
 use support::on_ranks;
 
 /// A value that tells which rank, and with signs and magnitudes at which the order of a sum matters.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::graph::plan::Plan;
 use crate::graph::program::{BufferId, Program};
-use crate::kernels::{AlignedVec, Real};
+use kernels::{AlignedVec, Real};
 
 /// All activations and their gradients.
 pub(crate) struct Arena<T> {

@@ -1,6 +1,6 @@
 //! The exponential moving average that a momentum encoder is.
 
-use crate::kernels::{Pool, Real, split};
+use kernels::{Pool, Real, split};
 
 /// Computes `out = momentum * average + (1 - momentum) * latest`, element by element, whatever the threads.
 ///

@@ -5,7 +5,7 @@
 
 use std::f64::consts::TAU;
 
-use crate::kernels::Real;
+use kernels::Real;
 
 /// How a parameter begins.
 #[derive(Debug, Clone, Copy, PartialEq)]

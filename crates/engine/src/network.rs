@@ -14,12 +14,12 @@ use std::sync::Arc;
 use crate::arena::Arena;
 use crate::graph::program::{BackwardStep, Passes, Program};
 use crate::graph::{ConvNode, Graph, Node, TensorId};
-use crate::kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
 use crate::models::{self, BatchNormScope, ModelSpec, Role};
 use crate::ops::{BatchNorm, MaxPool, Op, Team};
 use crate::parameters::Parameters;
-use crate::peers::{Alone, PeerError, Peers};
 use execution::gradient_of;
+use kernels::peers::{Alone, PeerError, Peers};
+use kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
 
 /// What a network needs to know besides its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

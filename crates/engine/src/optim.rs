@@ -8,8 +8,8 @@ mod rules;
 
 use std::ops::Range;
 
-use crate::kernels::{Pool, Real, split};
 use crate::parameters::{ParameterEntry, ParameterKind, Parameters};
+use kernels::{Pool, Real, split};
 use rules::{AdamW, Rule, Sgd};
 
 /// Which update, with its constants.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::init::{self, Initial};
-use crate::kernels::Real;
 use crate::network::BufferUpdate;
+use kernels::Real;
 
 /// What a parameter is, as far as an optimizer cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,11 +8,11 @@ mod support;
 
 use std::sync::{Arc, LazyLock};
 
-use engine::kernels::{KernelPath, Pool, Real};
 use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::{BufferUpdate, Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
-use engine::peers::Alone;
+use kernels::peers::Alone;
+use kernels::{KernelPath, Pool, Real};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{cast, dot, draw, noise, norm, options, relative_error, spec};

@@ -6,10 +6,10 @@ mod support;
 
 use std::sync::Arc;
 
-use engine::kernels::Pool;
 use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::{BufferUpdate, Network};
-use engine::peers::Alone;
+use kernels::Pool;
+use kernels::peers::Alone;
 use support::{dot, network, noise, spec};
 
 /// `sum(embeddings * d_embeddings)`, whose gradients `backward` computes.

@@ -9,10 +9,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use engine::kernels::Pool;
 use engine::models::{Arch, Head, Stem, Vit};
 use engine::network::{BufferUpdate, Network};
-use engine::peers::Alone;
+use kernels::Pool;
+use kernels::peers::Alone;
 use support::{noise, options, spec};
 
 struct Counting;

@@ -9,7 +9,7 @@ use std::thread;
 
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::BufferUpdate;
-use engine::peers::{Alone, PeerError, Peers};
+use kernels::peers::{Alone, PeerError, Peers};
 use support::{network, noise, relative_error, spec};
 
 /// A group of threads that send each other everything.

@@ -4,10 +4,10 @@ mod support;
 
 use std::sync::Arc;
 
-use engine::kernels::Pool;
 use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::Network;
-use engine::peers::Alone;
+use kernels::Pool;
+use kernels::peers::Alone;
 use support::{noise, options, relative_error, spec};
 
 const SIZE: usize = 8;

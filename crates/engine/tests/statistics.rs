@@ -6,7 +6,7 @@ mod support;
 
 use engine::models::{Arch, Head, Stem};
 use engine::network::{BufferUpdate, Network};
-use engine::peers::Alone;
+use kernels::peers::Alone;
 use support::{network, noise, relative_error, spec};
 
 const ROWS: usize = 4;

@@ -8,12 +8,12 @@ mod support;
 
 use std::sync::{Arc, LazyLock};
 
-use engine::kernels::{KernelPath, Pool, Real};
 use engine::models::{Arch, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem, Vit};
 use engine::network::{BufferUpdate, Network};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::ParameterKind;
-use engine::peers::Alone;
+use kernels::peers::Alone;
+use kernels::{KernelPath, Pool, Real};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{cast, dot, network, noise, norm, options, relative_error, spec};

@@ -21,7 +21,7 @@
 //! - **Chance**: `2 - 1 / temperature`, which is the loss of rows that are all orthogonal.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::gather::gather_rows;
 use crate::pairs::{BLOCK_ROWS, Block, Pairs, Panel, own_rows, partner};

@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use engine::kernels::Real;
+use kernels::Real;
 use memmap2::MmapMut;
 
 use crate::Error;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use engine::kernels::{Packed, PackedGemm, Real};
+use kernels::{Packed, PackedGemm, Real};
 
 use crate::Compute;
 use crate::weigh::{Estimator, weigh};
@@ -151,7 +151,7 @@ pub(crate) fn widen<T: Real>(from: &[f32], to: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
-    use engine::kernels::{KernelPath, Pool};
+    use kernels::{KernelPath, Pool};
 
     use super::*;
     use crate::unit::{UnitRows, dot};

@@ -15,7 +15,7 @@
 //! average, a step being computed with the average of the steps before it.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::bank::Bank;
 use crate::candidates::{Queries, Sums};

@@ -15,7 +15,7 @@
 //! - **Chance**: `ln(M - 2)`.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::gather::gather_rows;
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows, partner};

@@ -3,7 +3,7 @@
 //! `f64`, and `f32` on the reference path, call the library once per element. Otherwise a polynomial is
 //! evaluated on [`LANES`] elements at a time, by the widest instructions of the path.
 
-use engine::kernels::{ChannelPass, KernelPath, LANES, Real, exp, vectorized};
+use kernels::{ChannelPass, KernelPath, LANES, Real, exp, vectorized};
 
 /// `log sum_j exp(x_j)` of a row that arrives in pieces.
 #[derive(Debug, Clone, Copy)]

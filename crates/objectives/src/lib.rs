@@ -42,7 +42,7 @@ pub mod unit;
 mod weigh;
 
 use collective::{Communicator, Number};
-use engine::kernels::{KernelPath, Pool, Real};
+use kernels::{KernelPath, Pool, Real};
 
 pub use bank::{Bank, BankSpec, BankType, Storage};
 use contrast::Contrast;

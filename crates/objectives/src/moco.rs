@@ -16,7 +16,7 @@
 //! The versions differ by head, augmentation and temperature (0.07, then 0.2), not by their loss.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::candidates::{Queries, widen};
 use crate::gather::{by_position, gather_numbers, gather_rows};

@@ -14,7 +14,7 @@
 //! - **Chance**: `2 t` times twice `ln N`.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::candidates::Queries;
 use crate::gather::gather_rows;

@@ -19,7 +19,7 @@
 //! NPID++ (Misra and van der Maaten 2020) is the same with 32,000 negatives, longer.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};

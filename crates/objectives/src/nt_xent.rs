@@ -24,7 +24,7 @@
 //! - **Chance**: `ln(M - 1)`.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::pairs::{BLOCK_ROWS, Pairs, own_blocks, partner};
 use crate::softmax::Softmax;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use engine::kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowBlocks, split};
+use kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowBlocks, split};
 
 use crate::Compute;
 use crate::tile::{LANES, Logits};

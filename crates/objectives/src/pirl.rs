@@ -16,7 +16,7 @@
 //! - **Chance**: that of the estimator, as [`crate::npid`]; the weights of both losses add to 1.
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};

@@ -1,6 +1,6 @@
 //! The positive among candidates that are constants: losses and gradients of queries, once their negatives are summed.
 
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::candidates::{Queries, Sums};
 use crate::unit::dot;

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use engine::kernels::{ChannelPass, KernelPath, Real, vectorized};
+use kernels::{ChannelPass, KernelPath, Real, vectorized};
 
 use crate::Compute;
 use crate::candidates::{Queries, Sums};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use engine::kernels::{AlignedVec, Real, prefetch};
+use kernels::{AlignedVec, Real, prefetch};
 use memmap2::MmapMut;
 
 use crate::Error;

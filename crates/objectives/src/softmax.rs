@@ -15,7 +15,7 @@
 //! ```
 
 use collective::{Communicator, Error, Number};
-use engine::kernels::{PANEL, Real};
+use kernels::{PANEL, Real};
 
 use crate::Compute;
 use crate::exponential::LogSumExp;

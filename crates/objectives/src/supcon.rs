@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 
 use collective::{Communicator, Number};
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::gather::{gather_numbers, gather_rows};
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows};

@@ -4,12 +4,12 @@
 //! so that their range is known beforehand, and unless the temperature is very low there is nothing to take off:
 //! one exponential then serves the softmax of its row and that of its column.
 
-use engine::kernels::{ChannelPass, KernelPath, PANEL, Real, exp2, vectorized};
+use kernels::{ChannelPass, KernelPath, PANEL, Real, exp2, vectorized};
 
 use crate::exponential::add_two_exps;
 
 /// Partial sums of a row, each of every so many columns: as many as a vector has numbers.
-pub(crate) const LANES: usize = engine::kernels::LANES;
+pub(crate) const LANES: usize = kernels::LANES;
 
 /// Whether the exponentials of all logits, their sums over `m` rows and the inverses of those are normal numbers.
 pub(crate) fn needs_no_shift<T: Real>(temperature: f64, m: usize) -> bool {

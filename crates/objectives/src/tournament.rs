@@ -5,7 +5,7 @@
 //! one meeting. They depend on the number of parts alone, and so does the order in which anything is added to
 //! a part; the threads only share the meetings of a round.
 
-use engine::kernels::Pool;
+use kernels::Pool;
 
 /// Calls `meet` with every two different parts and their places, `meetings - 1` of them for each part.
 ///

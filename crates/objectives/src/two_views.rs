@@ -2,7 +2,7 @@
 
 use collective::{Communicator, Number};
 use config::ObjectiveKind;
-use engine::kernels::Real;
+use kernels::Real;
 
 use crate::{Compute, Encoded, Error, Needs, ObjectiveStep, Reduction};
 

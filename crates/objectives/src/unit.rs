@@ -1,6 +1,6 @@
 //! Rows on the unit sphere, and gradients back through the normalisation.
 
-use engine::kernels::Real;
+use kernels::Real;
 
 /// Shorter rows are divided by this instead of their norm (PyTorch's `normalize`).
 const MIN_NORM: f64 = 1e-12;

@@ -8,7 +8,7 @@
 //! Logarithms are few: `1 + e` are multiplied first, [`FACTORS`] of them at a time, in `f64`, where neither the
 //! product of so many overflows nor a small `e` is lost.
 
-use engine::kernels::{ChannelPass, KernelPath, LANES, Real, exp, vectorized};
+use kernels::{ChannelPass, KernelPath, LANES, Real, exp, vectorized};
 
 /// How a candidate's similarity becomes its part of a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

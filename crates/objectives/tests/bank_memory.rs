@@ -10,7 +10,7 @@ mod allocated;
 use std::thread;
 
 use allocated::peak_of;
-use engine::kernels::{KernelPath, Pool, split};
+use kernels::{KernelPath, Pool, split};
 use objectives::{
     Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Normalizer, Npid, Objective, Storage,
 };

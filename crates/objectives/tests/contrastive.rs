@@ -5,7 +5,7 @@
 use std::thread;
 
 use collective::{Number, loopback};
-use engine::kernels::{KernelPath, Pool, Real};
+use kernels::{KernelPath, Pool, Real};
 use objectives::align_uniform::AlignUniform;
 use objectives::{Compute, Dcl, Encoded, Objective, ObjectiveStep, SupCon, TwoViews};
 use safetensors::SafeTensors;

@@ -8,7 +8,7 @@ use std::thread;
 
 use allocated::peak_of;
 use collective::{Communicator, loopback};
-use engine::kernels::{KernelPath, Pool};
+use kernels::{KernelPath, Pool};
 use objectives::unit::UnitRows;
 use objectives::{Compute, NtXent};
 

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use collective::{Communicator, Number};
-use engine::kernels::{KernelPath, Pool, Real};
+use kernels::{KernelPath, Pool, Real};
 use objectives::nt_xent::UnitGradient;
 use objectives::unit::UnitRows;
 use objectives::{Compute, Encoded, NtXent, Objective, ObjectiveStep, Reduction, TwoViews};

@@ -1,6 +1,6 @@
 //! What ends a worker, and the exit code and remedy that go with it.
 
-use engine::peers::PeerError;
+use kernels::peers::PeerError;
 
 /// Updates in which a loss that is not finite may come from the temperature, before any learning rate could drive it there.
 const FIRST_STEPS: u64 = 10;

@@ -2,8 +2,8 @@
 
 use collective::Communicator;
 use data::{Dataset, Preprocess};
-use engine::kernels::Pool;
 use engine::network::{BufferUpdate, Network};
+use kernels::Pool;
 use std::ops::Range;
 use std::sync::Arc;
 

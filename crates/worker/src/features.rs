@@ -1,8 +1,8 @@
 //! Backbone features of a data set, in its order, with running statistics; augmented only for the linear probe.
 
 use data::{Augmentation, Dataset, Image, Preprocess, Scratch, ViewKey};
-use engine::kernels::Pool;
 use engine::network::Network;
+use kernels::Pool;
 use std::ops::Range;
 
 use crate::Error;

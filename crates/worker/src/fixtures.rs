@@ -3,9 +3,9 @@
 use checkpoint::{Description, Directory, Staging, digest, encode_shard};
 use collective::Communicator;
 use config::{Arch, Head, RunConfig, Stem};
-use engine::kernels::{KernelPath, Pool};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use kernels::{KernelPath, Pool};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

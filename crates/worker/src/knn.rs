@@ -8,7 +8,7 @@
 //! grow with the bank.
 
 use collective::{Communicator, Error};
-use engine::kernels::{Gemm, KernelPath, Pool, matmul_serial};
+use kernels::{Gemm, KernelPath, Pool, matmul_serial};
 use std::cmp::Ordering;
 
 /// Neighbours that vote where the bank is large enough, as in the papers.

@@ -4,8 +4,8 @@
 //! zero (google-research/simclr, `--zero_init_logits_layer`): the problem is convex, so that a start says nothing. The
 //! bias does not decay. What comes out does not depend on the number of threads.
 
-use engine::kernels::{Gemm, KernelPath, Pool, matmul};
 use engine::schedule::{Schedule, ScheduleKind};
+use kernels::{Gemm, KernelPath, Pool, matmul};
 
 /// How a classifier is trained.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 
 use config::RunConfig;
 use data::Preprocess;
-use engine::kernels::Convolution;
 use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, Predictor, Stem, Vit};
+use kernels::Convolution;
 
 /// The network that a configuration describes.
 pub fn spec(config: &RunConfig) -> ModelSpec {

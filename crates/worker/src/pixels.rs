@@ -2,7 +2,7 @@
 
 use collective::Communicator;
 use data::{Dataset, Limits, Preprocess};
-use engine::kernels::{KernelPath, Pool};
+use kernels::{KernelPath, Pool};
 use std::thread;
 
 use crate::evaluation::ClassNumbers;

@@ -6,11 +6,11 @@
 use collective::{Communicator, GradientReducer};
 use config::{Length, RunConfig};
 use data::{Augmentation, Dataset, EpochOrigin, Jigsaw, Limits, LoaderOptions, Parts, Sampler};
-use engine::kernels::{KernelPath, Pool};
 use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
+use kernels::{KernelPath, Pool};
 use objectives::{MIN_TEMPERATURE, Needs, TwoViews};
 use std::sync::Arc;
 

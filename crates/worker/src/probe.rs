@@ -254,7 +254,7 @@ fn missing(train: &Dataset, labels: &[u32], of: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fixtures;
-    use engine::kernels::Pool;
+    use kernels::Pool;
     use std::collections::BTreeSet;
     use std::sync::Arc;
 

@@ -347,10 +347,10 @@ fn share_of(bytes: &[usize], rank: usize, world_size: usize) -> Range<usize> {
 mod tests {
     use super::*;
     use crate::step::momentum::MomentumSchedule;
-    use engine::kernels::{Convolution, KernelPath, Pool};
     use engine::models::{Arch, Head, ModelSpec, Role, Stem};
     use engine::network::NetworkOptions;
     use engine::optim::{OptimizerKind, OptimizerSpec};
+    use kernels::{Convolution, KernelPath, Pool};
     use objectives::{NtXent, TwoViews};
     use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! How much of their space features use: the first sign of a collapse, before kNN shows it.
 
 use collective::{Communicator, Error};
-use engine::kernels::{Gemm, KernelPath, Pool, matmul};
+use kernels::{Gemm, KernelPath, Pool, matmul};
 
 /// Rows whose products are summed in `f32` before they enter the `f64` sums.
 const BLOCK: usize = 256;

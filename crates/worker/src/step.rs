@@ -16,10 +16,10 @@ mod statistics;
 mod tests;
 
 use collective::{Communicator, GradientReducer};
-use engine::kernels::Pool;
 use engine::models::PATCHES;
 use engine::network::{BufferUpdate, Network};
 use engine::optim::Optimizer;
+use kernels::Pool;
 use objectives::{Compute, Encoded, Needs, Objective, ObjectiveStep};
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! `himpun doctor`: what this machine offers, and what would stop a run on it.
 
 use clap::Args;
-use engine::kernels::{KernelPath, Pool, peak_flops};
+use kernels::{KernelPath, Pool, peak_flops};
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
 use std::io::{self, Read as _, Write as _};

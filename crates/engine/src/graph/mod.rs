@@ -11,8 +11,8 @@ mod tokens;
 pub(crate) use builder::{GraphBuilder, LinearOptions, NormOptions, Window};
 pub(crate) use tokens::{AttentionNode, EmbedNode, EmbedOptions, LayerNormNode, TokenLinearNode, TokenNode};
 
-use crate::kernels::ConvShape;
 use crate::parameters::{BufferSpec, ParameterSpec};
+use kernels::ConvShape;
 
 /// Index of a tensor of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

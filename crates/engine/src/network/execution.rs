@@ -6,12 +6,12 @@ use super::{Network, Pass};
 use crate::arena::Arena;
 use crate::graph::program::{BufferId, NormBehind, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
-use crate::kernels::{Backward, Forward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
 use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
 use crate::parameters::Parameters;
-use crate::peers::{PeerError, Peers};
+use kernels::peers::{PeerError, Peers};
+use kernels::{Backward, Forward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
 
 impl<T: Real> Network<T> {
     pub(super) fn forward_node(&mut self, node_idx: usize, n: usize, pass: Pass) {

@@ -8,13 +8,13 @@ use crate::graph::program::{BufferId, Passes};
 use crate::graph::{
     AttentionNode, EmbedNode, Graph, LayerNormNode, Node, ParameterId, TensorId, TokenLinearNode, TokenNode,
 };
-use crate::kernels::Real;
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::embed::{self, EmbedParameters, EmbedShape};
 use crate::ops::gelu;
 use crate::ops::layer_norm::{self, LayerNormShape};
 use crate::ops::token_linear::{self, TokenLinearInputs, TokenLinearShape};
 use crate::parameters::Parameters;
+use kernels::Real;
 
 impl<T: Real> Network<T> {
     pub(super) fn forward_tokens(&mut self, node_idx: usize, n: usize) {

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::{Team, pieces, pieces_mut};
-use crate::kernels::{ChannelPass, Gemm, KernelPath, LANES, Real, matmul_serial, vectorized};
+use kernels::{ChannelPass, Gemm, KernelPath, LANES, Real, matmul_serial, vectorized};
 
 /// Shape of an image's attention.
 #[derive(Debug, Clone, Copy)]

@@ -18,9 +18,9 @@ use super::passes::{
 use super::statistics::{self, EPSILON, Moments};
 use super::{Team, add_partials, pieces, pieces_mut};
 use crate::graph::{BatchNormNode, Graph, Norm, ParameterId, Shortcut};
-use crate::kernels::{KernelPath, Prologue, Real, vectorized};
 use crate::parameters::Parameters;
-use crate::peers::{PeerError, Peers};
+use kernels::peers::{PeerError, Peers};
+use kernels::{KernelPath, Prologue, Real, vectorized};
 
 /// One op: the main normalisation, and the shortcut's if that is projected.
 pub(crate) struct BatchNorm<T> {

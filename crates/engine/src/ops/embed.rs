@@ -5,7 +5,7 @@
 //! multiplies as it is.
 
 use super::{Team, pieces, pieces_mut};
-use crate::kernels::{Gemm, Real, matmul_serial};
+use kernels::{Gemm, Real, matmul_serial};
 
 /// Shape of an image's embedding.
 #[derive(Debug, Clone, Copy)]

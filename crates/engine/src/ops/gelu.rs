@@ -2,7 +2,7 @@
 //! `P` the normal distribution. Backward, `d_x = d_y (P(x) + x p(x))` with its density `p`.
 
 use super::{Team, pieces, pieces_mut};
-use crate::kernels::{ChannelPass, LANES, Real};
+use kernels::{ChannelPass, LANES, Real};
 
 /// Computes `y` of as many `x`.
 pub(crate) fn forward<T: Real>(team: &Team, x: &[T], y: &mut [T]) {

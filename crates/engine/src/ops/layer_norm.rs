@@ -10,7 +10,7 @@
 
 use super::passes::{groups, groups_mut, lanes};
 use super::{Team, add_partials};
-use crate::kernels::{ChannelPass, Real, split, vectorized};
+use kernels::{ChannelPass, Real, split, vectorized};
 
 /// As timm and facebookresearch/moco-v3 have it, not PyTorch's default.
 const EPSILON: f64 = 1e-6;

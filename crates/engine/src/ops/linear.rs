@@ -1,7 +1,7 @@
 //! A linear layer with optional bias and ReLU.
 
 use super::Team;
-use crate::kernels::{Gemm, Real, matmul};
+use kernels::{Gemm, Real, matmul};
 
 /// Shape of one call: `y [rows, outputs] = x [rows, inputs] w^T`.
 #[derive(Debug, Clone, Copy)]

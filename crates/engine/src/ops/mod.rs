@@ -22,7 +22,7 @@ pub(crate) use statistics::channel_sums;
 
 use std::sync::Arc;
 
-use crate::kernels::{ChannelPass, Conv2d, KernelPath, Pool, Real, split, vectorized};
+use kernels::{ChannelPass, Conv2d, KernelPath, Pool, Real, split, vectorized};
 
 /// The threads of a network and the instructions they use.
 pub(crate) struct Team {

@@ -4,7 +4,7 @@
 //! the compiler makes each group a register. Sums are taken in `T` over a block of pixels and then added in `f64`:
 //! as exact as needed, and as fast as memory.
 
-use crate::kernels::{ChannelPass, Real};
+use kernels::{ChannelPass, Real};
 
 /// Pixels whose sums are taken in `T`.
 const BLOCK: usize = 64;

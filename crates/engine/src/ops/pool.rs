@@ -3,7 +3,7 @@
 use super::passes::{groups, groups_mut, lanes};
 use super::{Team, pieces, pieces_mut};
 use crate::graph::TensorShape;
-use crate::kernels::{ChannelPass, Real};
+use kernels::{ChannelPass, Real};
 
 const SIDE: usize = 3;
 const STRIDE: usize = 2;

@@ -2,8 +2,8 @@
 
 use super::passes::Sums;
 use super::{Team, add_partials, pieces};
-use crate::kernels::Real;
-use crate::peers::{PeerError, Peers};
+use kernels::Real;
+use kernels::peers::{PeerError, Peers};
 
 /// Variance below which a channel counts as constant: PyTorch's `eps`.
 pub(super) const EPSILON: f64 = 1e-5;

@@ -8,12 +8,12 @@ use super::batch_norm::{BackwardViews, ForwardViews};
 use super::linear::{self, LinearShape};
 use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
-use crate::kernels::{
+use crate::parameters::Parameters;
+use kernels::peers::Alone;
+use kernels::{
     Backward, Conv2d, ConvShape, Convolution, Forward, Input, InputGradient, KernelPath, OutputGradient,
     Pool, Real,
 };
-use crate::parameters::Parameters;
-use crate::peers::Alone;
 
 fn team(threads: usize) -> Team {
     Team { pool: Arc::new(Pool::new(threads, &[])), path: KernelPath::detect() }

@@ -4,7 +4,7 @@
 //! on top of it, so that no pass of its own goes over `y`.
 
 use super::{Team, add_partials};
-use crate::kernels::{Gemm, Real, matmul, matmul_serial, split};
+use kernels::{Gemm, Real, matmul, matmul_serial, split};
 
 /// Shape of one call: `y [tokens, outputs] = x [tokens, inputs] w^T`.
 #[derive(Debug, Clone, Copy)]

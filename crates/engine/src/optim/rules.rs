@@ -1,6 +1,6 @@
 //! The arithmetic of an update, over a stretch of one parameter.
 
-use crate::kernels::Real;
+use kernels::Real;
 
 /// One parameter's update.
 pub(super) trait Rule<T> {

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use engine::kernels::{Convolution, KernelPath, Pool, Real};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{Network, NetworkOptions};
+use kernels::{Convolution, KernelPath, Pool, Real};
 
 const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 

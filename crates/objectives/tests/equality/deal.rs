@@ -1,6 +1,6 @@
 //! A global batch, and which rank gets which of its images.
 
-use engine::kernels::split;
+use kernels::split;
 
 use crate::Outcome;
 

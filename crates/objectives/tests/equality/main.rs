@@ -17,7 +17,7 @@ use std::thread;
 
 use collective::{Communicator, loopback};
 use deal::{Deal, noise};
-use engine::kernels::{KernelPath, Pool};
+use kernels::{KernelPath, Pool};
 use objectives::unit::UnitRows;
 use objectives::{Compute, NtXent, ObjectiveStep};
 use perceptron::Perceptron;

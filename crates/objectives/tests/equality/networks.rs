@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use collective::{Communicator, GradientReducer};
-use engine::kernels::{Convolution, KernelPath, Pool};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{BufferUpdate, Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::{ParameterEntry, ParameterKind};
+use kernels::{Convolution, KernelPath, Pool};
 use objectives::{Compute, Encoded, NtXent, Objective, TwoViews};
 
 use crate::deal::{Deal, noise};

@@ -3,7 +3,7 @@
 use std::thread;
 
 use collective::{Communicator, Number, loopback};
-use engine::kernels::{KernelPath, Pool, Real, split};
+use kernels::{KernelPath, Pool, Real, split};
 use objectives::{
     Array, ArrayType, Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Moco, MocoV3,
     Normalizer, Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,

@@ -1,7 +1,7 @@
 //! PyTorch's values, of two steps each, in `f64` and in `f32` on every path.
 
 use collective::{Communicator, Number};
-use engine::kernels::{KernelPath, Pool, Real};
+use kernels::{KernelPath, Pool, Real};
 use objectives::{
     Array, ArrayType, Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Moco, MocoV3,
     Normalizer, Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use collective::{AbortHandle, Communicator, Group, Listener, form};
-use engine::kernels::{Pool, split};
+use kernels::{Pool, split};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::{copy_rate, time_reported};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use data::{Augmentation, Dataset, Image, Limits, Scratch, ViewKey};
-use engine::kernels::Pool;
+use kernels::Pool;
 use serde::Serialize;
 
 use crate::Error;

@@ -1,7 +1,7 @@
 //! `himpun bench loss`: NT-Xent, forward and backward, of random embeddings.
 
 use collective::Communicator;
-use engine::kernels::{KernelPath, peak_flops};
+use kernels::{KernelPath, peak_flops};
 use objectives::{Compute, NtXent};
 use serde::Serialize;
 

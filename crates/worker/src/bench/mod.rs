@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::kernels::Pool;
+use kernels::Pool;
 
 use crate::{Error, clock};
 

@@ -1,9 +1,9 @@
 //! `himpun bench step`: the trainer's own step, from images to updated weights.
 
-use engine::kernels::{Convolution, KernelPath, Pool, peak_flops};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use kernels::{Convolution, KernelPath, Pool, peak_flops};
 use objectives::{NtXent, Objective, TwoViews};
 use serde::Serialize;
 use std::sync::Arc;

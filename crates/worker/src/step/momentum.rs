@@ -3,10 +3,10 @@
 use collective::Communicator;
 use data::Sampler;
 use engine::average::moving_average;
-use engine::kernels::Pool;
 use engine::models::BatchNormScope;
 use engine::network::{BufferUpdate, Network};
 use engine::parameters::Parameters;
+use kernels::Pool;
 use std::f64::consts::PI;
 use std::mem;
 

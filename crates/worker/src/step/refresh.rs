@@ -4,8 +4,8 @@
 //! its place. It is tried again at each of its turns, and told like any corrupt image.
 
 use data::{Dataset, Preprocess};
-use engine::kernels::Pool;
 use engine::network::Network;
+use kernels::Pool;
 use std::sync::Arc;
 
 use crate::Error;

@@ -13,7 +13,7 @@ use crate::train::step_batch;
 use checkpoint::{Dtype, Tensor};
 use config::RunConfig;
 use data::{Batch, Loader};
-use engine::kernels::Real;
+use kernels::Real;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

@@ -1,8 +1,8 @@
 //! `himpun bench step`: forward, loss, backward and update on random images.
 
 use clap::{Args, ValueEnum};
-use engine::kernels::{Convolution, KernelPath};
 use engine::models::{Arch, Stem, Vit};
+use kernels::{Convolution, KernelPath};
 use worker::bench::{StepOptions, bench_step};
 
 use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show, threads};

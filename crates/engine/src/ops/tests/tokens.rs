@@ -1,13 +1,13 @@
 //! The ops over tokens.
 
 use super::{Case, check, dirty, team};
-use crate::kernels::Real;
 use crate::ops::Team;
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::embed::{self, EmbedParameters, EmbedShape};
 use crate::ops::gelu;
 use crate::ops::layer_norm::{self, LayerNormShape};
 use crate::ops::token_linear::{self, TokenLinearInputs, TokenLinearShape};
+use kernels::Real;
 
 impl Case for TokenLinearShape {
     fn lengths(&self) -> (Vec<usize>, usize) {

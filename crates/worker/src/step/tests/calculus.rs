@@ -91,7 +91,7 @@ fn keys_are_encoded_after_the_momentum_encoder_has_moved() {
 
     let batch = second_batch(&Plan::resolve(&config, 0, 1).unwrap());
     let views = batch.images.chunks_exact(batch.images.len() / 2);
-    let encoded = network.forward_train(views.last().unwrap(), 7, &mut engine::peers::Alone).unwrap();
+    let encoded = network.forward_train(views.last().unwrap(), 7, &mut kernels::peers::Alone).unwrap();
     let width = encoded.len() / 7;
     // The first batch has the queue's first seven places, and the second the next.
     let queue = trainer.objective.state().into_iter().find(|array| array.name == "objective.queue").unwrap();

@@ -2,7 +2,7 @@
 
 use super::*;
 use data::Sampler;
-use engine::peers::Alone;
+use kernels::peers::Alone;
 
 const WORLD_SIZE: usize = 3;
 

@@ -51,7 +51,7 @@ impl<const N: usize> Pieces<N> {
 #[cfg(test)]
 mod tests {
     use super::{Pieces, cut, f64s, len_of};
-    use crate::kernels::AlignedVec;
+    use crate::AlignedVec;
 
     #[test]
     fn pieces_begin_on_cache_lines_and_fit_exactly() {

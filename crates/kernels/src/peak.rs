@@ -69,7 +69,7 @@ impl Task for MulAdds {
 #[cfg(test)]
 mod tests {
     use super::peak_flops;
-    use crate::kernels::{KernelPath, Pool};
+    use crate::{KernelPath, Pool};
 
     #[test]
     fn a_core_makes_between_half_and_a_few_hundred_gigaflops() {

@@ -1,6 +1,7 @@
-//! The arithmetic: convolutions and matrix products on the CPU, and the threads they run on.
+//! The arithmetic: convolutions and matrix products on the CPU, and the threads they run on. Knows no network, no loss and
+//! no rank; what a pass needs of other ranks it asks of [`peers`].
 //!
-//! Everything the rest of the engine calls is safe and generic over [`Real`]. In `f64`, and on
+//! Everything other crates call is safe and generic over [`Real`]. In `f64`, and on
 //! [`KernelPath::Reference`], plain loops answer (`reference`); in `f32` one
 //! register-blocked micro-kernel does all the work, compiled once per instruction set and chosen at
 //! run time.
@@ -25,6 +26,7 @@ mod packed;
 mod panels;
 mod path;
 mod peak;
+pub mod peers;
 mod phases;
 mod planes;
 mod pool;

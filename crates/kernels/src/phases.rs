@@ -139,7 +139,7 @@ impl Phase {
 /// Runs code with the sizes of a phase: points and taps down and across.
 macro_rules! with_sizes {
     ($phase:expr, [$down:ident, $across:ident, $taps_down:ident, $taps_across:ident, $side:ident], $code:expr) => {{
-        use crate::kernels::phases::{Axis::*, Phase};
+        use crate::phases::{Axis::*, Phase};
         macro_rules! with {
             ($d:literal, $a:literal, $td:literal, $ta:literal, $s:literal) => {{
                 const $down: usize = $d;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::{Backward, InputGradient, OutputGradient, Then};
 use super::{Choice, Conv2d, ConvShape, Convolution, InstructionSet, WinogradConv};
-use crate::kernels::{AlignedVec, Forward, Input, KernelPath, Pool, Prologue};
+use crate::{AlignedVec, Forward, Input, KernelPath, Pool, Prologue};
 
 /// Numbers in [-1, 1) that look random and are always the same.
 struct Numbers(u64);

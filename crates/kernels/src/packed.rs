@@ -153,7 +153,7 @@ fn is_plain<T: Real>(path: KernelPath) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{PANEL, Packed, PackedGemm};
-    use crate::kernels::{Gemm, KernelPath, matmul_serial};
+    use crate::{Gemm, KernelPath, matmul_serial};
 
     fn matrix(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()

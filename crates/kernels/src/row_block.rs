@@ -336,7 +336,7 @@ impl Strips<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::{PANEL, RowBlocks};
-    use crate::kernels::{KernelPath, Pool, Real};
+    use crate::{KernelPath, Pool, Real};
 
     fn matrix(len: usize, seed: usize) -> Vec<f64> {
         // Eighths, so that sums are exact in any order and both types.

@@ -2,12 +2,12 @@
 
 use std::error::Error;
 
-/// Why a collective failed; the engine passes it on and never looks inside.
+/// Why a collective failed; kernels and engine pass it on and never looks inside.
 pub type PeerError = Box<dyn Error + Send + Sync>;
 
 /// The other ranks of the group, as global batch norm sees them.
 ///
-/// A trait because the engine must not know the network: `collective` implements it for its communicators,
+/// A trait because neither kernels nor engine may know the network: `collective` implements it for its communicators,
 /// [`Alone`] is the group of one, and the tests have one that runs over channels.
 pub trait Peers {
     /// This rank's place, in `0..world_size`.

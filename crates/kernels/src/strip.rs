@@ -363,8 +363,8 @@ fn write_columns<S: Simd, const VECTORS: usize>(
 #[cfg(test)]
 mod tests {
     use super::{Place, Target, Terms, strips};
-    use crate::kernels::KernelPath;
-    use crate::kernels::simd::InstructionSet;
+    use crate::KernelPath;
+    use crate::simd::InstructionSet;
 
     /// A strip of three terms, a distance of `step` apart.
     fn three_terms(a: &[f32], step: usize, b: &[f32], row: Place) -> Vec<f32> {

@@ -131,7 +131,7 @@ fn pack_columns(panel: Panel, b: &[f32], pitch: usize, start: usize, packed: &mu
 #[cfg(test)]
 mod tests {
     use super::{Gemm, matmul, matmul_serial};
-    use crate::kernels::{KernelPath, Pool};
+    use crate::{KernelPath, Pool};
 
     fn matrix(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()

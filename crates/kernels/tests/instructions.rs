@@ -6,7 +6,7 @@
 //! a change that is meant,
 //!
 //! ```text
-//! cargo test -p engine --test instructions -- --print
+//! cargo test -p kernels --test instructions -- --print
 //! ```
 //!
 //! prints the lines of [`COUNTED`] anew. They hold for the dev profile; a release build needs fewer.
@@ -15,7 +15,7 @@
 
 use std::io::{self, Read, Write};
 
-use engine::kernels::{
+use kernels::{
     AlignedVec, Backward, Conv2d, ConvShape, Convolution, Input, InputGradient, KernelPath, OutputGradient,
     Pool,
 };
