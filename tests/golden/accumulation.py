@@ -2,7 +2,7 @@
 
     python tests/golden/accumulation.py
 
-writes tests/golden/accumulation.safetensors, which crates/worker/src/step/tests/accumulation.rs compares with the
+writes tests/golden/accumulation.safetensors, which crates/trainer/src/step/tests/accumulation.rs compares with the
 trainer's step. Net, first weights and digests are those of engine.py. Every chunk has both views of its images; batch norm
 spans a chunk, in both passes and in the backward, and the running statistics take the mean of the chunks' batch
 statistics, weighted by their images, in one update. The gradient is that of the loss over the whole batch, through every

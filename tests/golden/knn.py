@@ -1,4 +1,4 @@
-"""Classifies and measures random features in PyTorch, for crates/worker/src/knn.rs and spectrum.rs.
+"""Classifies and measures random features in PyTorch, for crates/trainer/src/knn.rs and spectrum.rs.
 
     python tests/golden/knn.py
 

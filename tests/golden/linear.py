@@ -1,4 +1,4 @@
-"""Trains linear classifiers in PyTorch, for crates/worker/src/linear.rs.
+"""Trains linear classifiers in PyTorch, for crates/tools/src/linear.rs.
 
     python tests/golden/linear.py
 

@@ -159,8 +159,14 @@ impl From<checkpoint::Error> for Failure {
     }
 }
 
-impl From<worker::Error> for Failure {
-    fn from(error: worker::Error) -> Failure {
+impl From<trainer::Error> for Failure {
+    fn from(error: trainer::Error) -> Failure {
+        tools::Error::from(error).into()
+    }
+}
+
+impl From<tools::Error> for Failure {
+    fn from(error: tools::Error) -> Failure {
         let hint = error.hint();
         Failure { hint, ..Failure::new(of_path(&error, Exit::of_run(error.exit_code())), error) }
     }
@@ -168,7 +174,7 @@ impl From<worker::Error> for Failure {
 
 impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
-        worker::Error::Data(error).into()
+        trainer::Error::from(error).into()
     }
 }
 
@@ -220,7 +226,7 @@ mod tests {
         let pack =
             data::Error::Write { path: "/nope/x".into(), source: Error::from(ErrorKind::NotADirectory) };
         assert_eq!(Failure::from(pack).exit, Exit::USAGE);
-        let embed = worker::Error::Output(write(ErrorKind::IsADirectory));
+        let embed = tools::Error::Output(write(ErrorKind::IsADirectory));
         assert_eq!(Failure::from(embed).exit, Exit::USAGE);
         // What is corrupt is not mended by another path.
         let missing = checkpoint::Error::Missing { file: "/run/shard".into() };

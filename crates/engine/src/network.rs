@@ -16,7 +16,7 @@ use crate::graph::program::{BackwardStep, Passes, Program};
 use crate::graph::{ConvNode, Graph, Node, TensorId};
 use crate::models::{self, BatchNormScope, ModelSpec, Role};
 use crate::ops::{BatchNorm, MaxPool, Op, Team};
-use crate::parameters::Parameters;
+use crate::parameters::{BufferUpdate, Parameters};
 use execution::gradient_of;
 use kernels::peers::{Alone, PeerError, Peers};
 use kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
@@ -41,18 +41,6 @@ pub struct Evaluated<'a, T> {
     pub features: &'a [T],
     /// `[n, d]`, the head's output.
     pub embeddings: &'a [T],
-}
-
-/// How a batch's statistics enter the running ones.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum BufferUpdate {
-    /// `running = (1 - momentum) * running + momentum * batch`; PyTorch's default is 0.1.
-    Momentum(f64),
-    /// The mean of all batches so far, `count` of them with this one: to calibrate a network.
-    Cumulative {
-        /// Batches so far, this one included.
-        count: u64,
-    },
 }
 
 /// A copy of the running statistics, to go back to.

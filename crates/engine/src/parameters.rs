@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use crate::init::{self, Initial};
-use crate::network::BufferUpdate;
 use kernels::Real;
 
 /// What a parameter is, as far as an optimizer cares.
@@ -93,6 +92,18 @@ pub(crate) struct ParameterSpec {
 pub(crate) struct BufferSpec {
     pub entry: BufferEntry,
     pub initial: f64,
+}
+
+/// How a batch's statistics enter the running ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BufferUpdate {
+    /// `running = (1 - momentum) * running + momentum * batch`; PyTorch's default is 0.1.
+    Momentum(f64),
+    /// The mean of all batches so far, `count` of them with this one: to calibrate a network.
+    Cumulative {
+        /// Batches so far, this one included.
+        count: u64,
+    },
 }
 
 impl<T: Real> Parameters<T> {

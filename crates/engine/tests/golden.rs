@@ -9,8 +9,9 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
-use engine::network::{BufferUpdate, Network, NetworkOptions};
+use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use engine::parameters::BufferUpdate;
 use kernels::peers::Alone;
 use kernels::{KernelPath, Pool, Real};
 use safetensors::SafeTensors;

@@ -7,7 +7,8 @@ mod support;
 use std::sync::Arc;
 
 use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
-use engine::network::{BufferUpdate, Network};
+use engine::network::Network;
+use engine::parameters::BufferUpdate;
 use kernels::Pool;
 use kernels::peers::Alone;
 use support::{dot, network, noise, spec};

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::models::{Arch, Head, Stem, Vit};
-use engine::network::{BufferUpdate, Network};
+use engine::network::Network;
+use engine::parameters::BufferUpdate;
 use kernels::Pool;
 use kernels::peers::Alone;
 use support::{noise, options, spec};

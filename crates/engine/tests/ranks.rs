@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
-use engine::network::BufferUpdate;
+use engine::parameters::BufferUpdate;
 use kernels::peers::{Alone, PeerError, Peers};
 use support::{network, noise, relative_error, spec};
 

@@ -5,7 +5,8 @@
 mod support;
 
 use engine::models::{Arch, Head, Stem};
-use engine::network::{BufferUpdate, Network};
+use engine::network::Network;
+use engine::parameters::BufferUpdate;
 use kernels::peers::Alone;
 use support::{network, noise, relative_error, spec};
 

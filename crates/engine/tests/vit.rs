@@ -9,8 +9,9 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use engine::models::{Arch, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem, Vit};
-use engine::network::{BufferUpdate, Network};
+use engine::network::Network;
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use engine::parameters::BufferUpdate;
 use engine::parameters::ParameterKind;
 use kernels::peers::Alone;
 use kernels::{KernelPath, Pool, Real};

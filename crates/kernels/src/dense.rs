@@ -6,12 +6,12 @@
 //! channels as the map has pixels, and not as the kernel has taps: 4 instead of 9 on maps of 2 x 2, 1 on a single pixel.
 //! The last layers have such maps over the patches of a jigsaw.
 
-use super::conv::ConvShape;
 use super::direct::DirectConv;
 use super::operands::{Backward, Forward};
 use super::pool::Pool;
 use super::prologue::{Input, Prologue};
 use super::scratch::{cut, f64s, len_of};
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 
 /// The three passes of one shape.

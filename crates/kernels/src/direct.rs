@@ -14,7 +14,6 @@
 //! sums, which are added in thread order at the end. Weights are packed into panels once per call,
 //! the panels divided over the threads.
 
-use super::conv::ConvShape;
 use super::division::{Strides, TRANSPOSED, add_sums, add_weight_gradients, blocks, divide};
 use super::frame::Frame;
 use super::operands::{Backward, Forward, InputGradient};
@@ -22,6 +21,7 @@ use super::panels::Panels;
 use super::pool::Pool;
 use super::prologue::Input;
 use super::scratch::{Pieces, f64s};
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 use super::taps::Taps;
 use super::window::{FEWEST_PIXELS, Output, Weights, Window};

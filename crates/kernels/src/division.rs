@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
 use super::panels::Panels;
 use super::pool::{Pool, split};
+use super::shape::ConvShape;
 
 /// Channels whose weights are transposed at a time, so that a cache line is used up before it is lost.
 pub(super) const TRANSPOSED: usize = 16;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
 use super::prologue::{Apply, Input, Prologue};
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 
 /// Channels of a plane: a cache line of them.

@@ -3,6 +3,7 @@
 //! `B` is packed into panels, [`DEPTH`] rows at a time, on the stack of each thread; `A` is read in
 //! place in either layout. The rows of `C` are divided over the threads.
 
+use super::gemm::Gemm;
 use super::panels::{Panel, Panels};
 use super::path::KernelPath;
 use super::pool::Pool;
@@ -13,36 +14,6 @@ use super::strip::{MAX_WIDTH, Place, Target, Terms, strips};
 
 /// Rows of `B` that are packed at a time: a panel of them fits the nearest cache.
 const DEPTH: usize = 128;
-
-/// What a matrix product computes: `C [m, n] = op(A) op(B)`, all row-major.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gemm {
-    /// Rows of `C`.
-    pub m: usize,
-    /// Columns of `C`.
-    pub n: usize,
-    /// Length of the sums.
-    pub k: usize,
-    /// `A` is stored as `[k, m]` instead of `[m, k]`.
-    pub a_transposed: bool,
-    /// `B` is stored as `[n, k]` instead of `[k, n]`.
-    pub b_transposed: bool,
-    /// The product is added to `C` instead of replacing it.
-    pub accumulate: bool,
-}
-
-impl Gemm {
-    /// `C [m, n] = A [m, k] B [k, n]`, nothing transposed or accumulated.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
-        Self { m, n, k, a_transposed: false, b_transposed: false, accumulate: false }
-    }
-
-    #[track_caller]
-    fn check<T>(&self, a: &[T], b: &[T], c: &[T]) {
-        let lengths = (a.len(), b.len(), c.len());
-        assert_eq!(lengths, (self.m * self.k, self.k * self.n, self.m * self.n), "lengths of {self:?}");
-    }
-}
 
 /// Multiplies two matrices, the rows of `C` divided over the threads.
 ///

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// Why a collective failed; kernels and engine pass it on and never looks inside.
+/// Why a collective failed; kernels and engine pass it on and never look inside.
 pub type PeerError = Box<dyn Error + Send + Sync>;
 
 /// The other ranks of the group, as global batch norm sees them.

@@ -24,9 +24,9 @@
 //!
 //! The data gradient is the same backwards: `d_x_2i = w_1 d_y_i` and `d_x_(2i+1) = w_2 d_y_i + w_0 d_y_(i+1)`.
 
-use super::conv::ConvShape;
+use super::lattice::Lattice;
+use super::shape::ConvShape;
 use super::simd::Simd;
-use super::tiles::Lattice;
 use super::transforms::{Input, Map, Output, OutputGradient, WeightGradient, Weights, scaled};
 
 /// What a convolution sees along one axis.

@@ -5,7 +5,6 @@
 use std::marker::PhantomData;
 
 use super::simd::Simd;
-use super::transforms::{Sink, Tile};
 
 /// Numbers between two planes, lest all of them fall into one set of the cache.
 pub(super) const GAP: usize = 16;
@@ -54,6 +53,19 @@ impl Planes {
         let (group, tile) = (tile / self.group, tile % self.group);
         ((group * self.chunks + chunk) * self.group + tile) * self.lanes
     }
+}
+
+/// Where the vectors of a tile are read.
+///
+/// A trait and no closure, because only a method can be told to be inlined: called, it would not be
+/// compiled for the instruction set.
+pub(super) trait Tile<S: Simd> {
+    fn read(&self, simd: S, row: usize, column: usize) -> S::Vector;
+}
+
+/// Where the vectors of a transformed tile are written.
+pub(super) trait Sink<S: Simd> {
+    fn write(&mut self, simd: S, row: usize, column: usize, vector: S::Vector);
 }
 
 /// One vector of each of some rows and columns of `SIDE` x `SIDE` planes, to be read.

@@ -13,7 +13,8 @@ use super::planes::{GAP, Planes};
 use super::prefetch::{in_pieces, prefetch_far};
 use super::simd::{MAX_ROWS, Simd, Task};
 use super::strip::{MAX_WIDTH, Run, add_run};
-use super::transforms::{CollectWeights, Map, POINTS, WeightGradient};
+use super::transforms::{Map, POINTS, WeightGradient};
+use super::winograd_weights::CollectWeights;
 
 /// Multiplies transformed tiles with one panel of transformed weights.
 pub(super) struct Multiply<'a> {

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use super::exponential::{exp, normal, normal_f64};
 
-/// A real number the engine computes in: `f32` to train, `f64` to check.
+/// A real number that kernels compute in: `f32` to train, `f64` to check.
 pub trait Real:
     Pod
     + Copy

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
 use super::division::divide;
-use super::matmul::Gemm;
+use super::gemm::Gemm;
 use super::operands::{Backward, Forward, InputGradient, OutputGradient};
 use super::pool::{Pool, split};
 use super::prologue::Input;
 use super::real::Real;
+use super::shape::ConvShape;
 
 /// Plain convolution.
 pub(super) struct ReferenceConv {

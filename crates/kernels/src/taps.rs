@@ -1,9 +1,9 @@
 //! Where the taps of a kernel lie: the geometry of the gradient with respect to the weights.
 
-use super::conv::ConvShape;
 use super::division::blocks;
 use super::frame::Frame;
 use super::panels::Panels;
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 use super::strip::{Place, Target, Terms, strips};
 

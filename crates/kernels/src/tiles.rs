@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
-use super::planes::{Planes, ReadPoints, WritePoints};
+use super::lattice::Lattice;
+use super::planes::{Planes, ReadPoints, Sink, Tile, WritePoints};
 use super::prologue::Prologue;
+use super::shape::ConvShape;
 use super::simd::{Simd, Task, add_lanes};
-use super::transforms::{Map, Output, Sink, Tile, transform};
+use super::transforms::{Map, Output, transform};
 
 /// Tiles side by side that are transformed together, so that a column of pixels that two of them see is transformed
 /// once. Their columns stay in the nearest cache.
@@ -67,31 +68,6 @@ impl Tiles {
             first += count;
             (count > 0).then_some((place, slots))
         })
-    }
-}
-
-/// Where pixels of images lie, all of them or those of a phase.
-#[derive(Clone, Copy)]
-pub(super) struct Lattice {
-    /// Rows and columns of such pixels.
-    pub(super) h: usize,
-    pub(super) w: usize,
-    pub(super) channels: usize,
-    /// Where the first one begins.
-    pub(super) first: usize,
-    /// Distance of two rows.
-    pub(super) row: usize,
-    /// Distance of two pixels in a row.
-    pub(super) pixel: usize,
-    /// Numbers in an image.
-    pub(super) image: usize,
-}
-
-impl Lattice {
-    /// The numbers of one image.
-    #[inline(always)]
-    fn image(&self, place: Place) -> Range<usize> {
-        place.image * self.image..(place.image + 1) * self.image
     }
 }
 
@@ -161,7 +137,7 @@ where
         let Source { lattice, before: [above, left], channels, images, .. } = source;
         for (slot, tile) in block.enumerate() {
             let place = tiles.place(tile);
-            let image = &images[lattice.image(place)];
+            let image = &images[lattice.image(place.image)];
             let rows = within(place.y, above, lattice.h, R);
             let columns = within(place.x, left, lattice.w, C);
             for channel in channels.clone().step_by(S::LANES) {
@@ -206,7 +182,7 @@ where
         let seen = within(place.x, before[1], lattice.w, columns.len());
         columns[..seen.start].fill([simd.splat(0.0); M]);
         columns[seen.end..].fill([simd.splat(0.0); M]);
-        let image = &images[lattice.image(place)];
+        let image = &images[lattice.image(place.image)];
         let pixels = Pixels::new(image, lattice, place, *before, channel);
         for (column, mapped) in seen.clone().zip(&mut columns[seen]) {
             let mut line = [simd.splat(0.0); R];
@@ -397,7 +373,7 @@ where
         columns: &[[S::Vector; R]],
     ) -> [S::Vector; 2] {
         let Lattice { h, w, first, row, pixel, .. } = self.lattice;
-        let image = &mut self.images[self.lattice.image(place)];
+        let image = &mut self.images[self.lattice.image(place.image)];
         let start = place.y * row + place.x * pixel + first + self.channels.start + channel;
         // One for each row, so that none waits for the one before.
         let (mut sums, mut squares) = ([simd.splat(0.0); 4], [simd.splat(0.0); 4]);

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
 use super::division::blocks;
 use super::frame::Frame;
 use super::panels::{Panel, Panels};
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 use super::strip::{Place, Target, Terms, strips};
 

@@ -17,7 +17,6 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
 use super::division::{Strides, add_sums, add_weight_gradients, blocks, divide, even_blocks};
 use super::operands::{Backward, Forward, InputGradient};
 use super::panels::Panels;
@@ -26,10 +25,12 @@ use super::planes::Planes;
 use super::pool::Pool;
 use super::products::{AddGradient, Multiply};
 use super::prologue;
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
 use super::tiles::{Collect, Source, Spread, Tiles};
-use super::transforms::{Map, OutputGradient, SpreadWeights};
+use super::transforms::{Map, OutputGradient};
 use super::winograd_plan::{Part, Plan};
+use super::winograd_weights::SpreadWeights;
 
 /// Measured on a Zen 4 core over 16 to 512 channels and sides of 2 to 32, on every path.
 const TRANSFORM_CHANNELS: f64 = 5.3;

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use super::conv::ConvShape;
+use super::lattice::Lattice;
 use super::panels::{Panel, Panels};
 use super::phases::{Phase, with_sizes};
 use super::planes::Planes;
 use super::products::AddGradient;
 use super::prologue;
 use super::scratch::{Pieces, f64s};
+use super::shape::ConvShape;
 use super::simd::InstructionSet;
-use super::tiles::{Lattice, Source, Spread, Tiles};
+use super::tiles::{Source, Spread, Tiles};
 use super::transforms::Input;
 
 /// Tiles in a block of the forward pass or the data gradient: few, for their planes to stay in the second-level cache, and

@@ -15,6 +15,7 @@
 
 pub mod align_uniform;
 pub mod bank;
+mod bank_spec;
 mod candidates;
 pub mod contrast;
 pub mod dcl;
@@ -44,7 +45,8 @@ mod weigh;
 use collective::{Communicator, Number};
 use kernels::{KernelPath, Pool, Real};
 
-pub use bank::{Bank, BankSpec, BankType, Storage};
+pub use bank::{Bank, Storage};
+pub use bank_spec::{BankSpec, BankType};
 use contrast::Contrast;
 pub use contrast::{ContrastSpec, Normalizer};
 pub use dcl::Dcl;

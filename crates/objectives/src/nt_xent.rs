@@ -29,7 +29,7 @@ use kernels::Real;
 use crate::pairs::{BLOCK_ROWS, Pairs, own_blocks, partner};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
-use crate::unit::UnitRows;
+use crate::unit::{UnitGradient, UnitRows};
 use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
 
 /// The normalised-temperature cross entropy.
@@ -39,15 +39,6 @@ pub struct NtXent {
     pub temperature: f64,
     /// About the sides of a tile of the similarity matrix. Results depend on it by rounding only.
     pub block_rows: usize,
-}
-
-/// The loss and its gradient by this rank's unit rows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct UnitGradient<T> {
-    /// Mean over the rows of all ranks, in nats; the same bits on every rank.
-    pub loss: f64,
-    /// `[n, d]`: `dL/du` of this rank's rows.
-    pub d_unit: Vec<T>,
 }
 
 impl NtXent {

@@ -6,7 +6,7 @@ use kernels::{AlignedVec, Real, prefetch};
 use memmap2::MmapMut;
 
 use crate::Error;
-use crate::bank::{BankSpec, BankType, ROWS, WRITTEN, blocks, first_value, name};
+use crate::bank_spec::{BankSpec, BankType, ROWS, WRITTEN, blocks, first_value, name};
 use crate::candidates::widen;
 use crate::state::{Array, ArrayType, Coverage};
 

@@ -19,10 +19,9 @@ use kernels::{PANEL, Real};
 
 use crate::Compute;
 use crate::exponential::LogSumExp;
-use crate::nt_xent::UnitGradient;
 use crate::pairs::{Block, Pairs, Panel};
 use crate::tile::{Logits, needs_no_shift};
-use crate::unit::dot;
+use crate::unit::{UnitGradient, dot};
 
 /// A softmax over all rows but the row itself.
 pub(crate) struct Softmax {

@@ -61,6 +61,15 @@ pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
     lanes.into_iter().sum()
 }
 
+/// The loss and its gradient by this rank's unit rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitGradient<T> {
+    /// Mean over the rows of all ranks, in nats; the same bits on every rank.
+    pub loss: f64,
+    /// `[n, d]`: `dL/du` of this rank's rows.
+    pub d_unit: Vec<T>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

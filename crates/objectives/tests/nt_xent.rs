@@ -4,7 +4,7 @@
 
 use collective::{Communicator, Number};
 use kernels::{KernelPath, Pool, Real};
-use objectives::nt_xent::UnitGradient;
+use objectives::unit::UnitGradient;
 use objectives::unit::UnitRows;
 use objectives::{Compute, Encoded, NtXent, Objective, ObjectiveStep, Reduction, TwoViews};
 use safetensors::SafeTensors;

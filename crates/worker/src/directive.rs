@@ -76,7 +76,7 @@ impl Directive {
     /// Rank 0's directive, on every rank.
     fn share(self, communicator: &mut Communicator) -> Result<Directive, Error> {
         let mut flags = [self.checkpoint, self.stop, self.pause].map(u8::from);
-        communicator.broadcast(&mut flags, 0).map_err(Error::Collective)?;
+        communicator.broadcast(&mut flags, 0)?;
         let [checkpoint, stop, pause] = flags.map(|flag| flag != 0);
         Ok(Directive { checkpoint, stop, pause })
     }

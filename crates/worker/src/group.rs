@@ -21,7 +21,7 @@ const AGREED: [&str; 2] = ["configuration", "binary"];
 pub type Credentials = [[u8; 32]; AGREED.len()];
 
 /// Digests the configuration and this program. Where the data lies may differ between nodes, and what lies there is
-/// compared by itself ([`crate::same_data`]).
+/// compared by itself ([`trainer::same_data`]).
 ///
 /// # Errors
 /// If the program cannot be read.
@@ -33,7 +33,7 @@ pub fn credentials(config: &RunConfig) -> Result<Credentials, Error> {
     let mut binary = blake3::Hasher::new();
     std::fs::File::open("/proc/self/exe")
         .and_then(|program| binary.update_reader(program).map(drop))
-        .map_err(|source| Error::System { what: "read this program", source })?;
+        .map_err(|source| trainer::Error::System { what: "read this program", source })?;
     Ok([checkpoint::digest(config.to_toml().as_bytes()), *binary.finalize().as_bytes()])
 }
 
@@ -42,11 +42,11 @@ pub fn credentials(config: &RunConfig) -> Result<Credentials, Error> {
 /// # Errors
 /// If there is no route to the coordinator, or no port.
 pub fn listen(coordinator: &str) -> Result<Listener, Error> {
-    let host = local_address(coordinator).map_err(|source| Error::System {
+    let host = local_address(coordinator).map_err(|source| trainer::Error::System {
         what: "find the interface that reaches the coordinator",
         source,
     })?;
-    Listener::bind(host).map_err(Error::Collective)
+    Ok(Listener::bind(host)?)
 }
 
 /// Connects the ranks and compares what they were started with.
@@ -66,8 +66,7 @@ pub fn form(
         rank: assign.rank as usize,
         peers: assign.peers.clone(),
     };
-    let formed =
-        collective::form(listener, group, COMMUNICATORS, FORMING, abort).map_err(Error::Collective)?;
+    let formed = collective::form(listener, group, COMMUNICATORS, FORMING, abort)?;
     let mut communicators: [Communicator; COMMUNICATORS] =
         formed.try_into().expect("as many communicators as were asked for");
     verify(&mut communicators[0], credentials)?;
@@ -82,7 +81,7 @@ fn key(assign: &Assign) -> Result<[u8; 32], Error> {
 
 fn verify(communicator: &mut Communicator, own: Credentials) -> Result<(), Error> {
     let mut all = vec![0u8; own.as_flattened().len() * communicator.world_size()];
-    communicator.all_gather(own.as_flattened(), &mut all).map_err(Error::Collective)?;
+    communicator.all_gather(own.as_flattened(), &mut all)?;
     for (rank, theirs) in all.chunks_exact(own.as_flattened().len()).enumerate() {
         for ((what, theirs), ours) in AGREED.iter().zip(theirs.chunks_exact(32)).zip(&own) {
             if theirs != ours {

@@ -5,14 +5,15 @@ use data::Replaced;
 use proto::v1::MetricRow;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use trainer::Error;
+use trainer::corrupt::{Corrupt, CorruptImages, Set};
+use trainer::evaluation::Evaluated;
+use trainer::gather;
+use trainer::plan::Plan;
+use trainer::step::{Outcome, Trainer};
 
-use crate::corrupt::{Corrupt, CorruptImages, Set};
-use crate::evaluation::Evaluated;
 use crate::metrics::{Rates, Row, Traffic, Update};
-use crate::plan::Plan;
 use crate::session::Session;
-use crate::step::{Outcome, Trainer};
-use crate::{Error, gather};
 
 /// Steps after which the ranks exchange what they met, at the latest, however rare rows are.
 const SHARE_EVERY: u64 = 50;
@@ -75,9 +76,9 @@ impl<'a> Journal<'a> {
         }
         let text = self.corrupt.take();
         let communicator = &mut trainer.communicator;
-        let lengths = gather::integers(communicator, text.len() as u64).map_err(Error::Collective)?;
-        self.tell_corrupt(communicator, &text, &lengths).map_err(Error::Collective)?;
-        self.corrupt.check()
+        let lengths = gather::integers(communicator, text.len() as u64)?;
+        self.tell_corrupt(communicator, &text, &lengths)?;
+        Ok(self.corrupt.check()?)
     }
 
     /// Writes a row; collective.
@@ -95,7 +96,7 @@ impl<'a> Journal<'a> {
             self.corrupt.meet_again(Set::Train, &evaluated.corrupt);
             self.corrupt.meet_again(Set::Test, &evaluated.corrupt_test);
         }
-        let traffic = self.gather(trainer).map_err(Error::Collective)?;
+        let traffic = self.gather(trainer)?;
         self.corrupt.check()?;
         let rates = std::mem::take(&mut self.rates);
         if trainer.communicator.rank() > 0 {

@@ -2,8 +2,7 @@
 
 use proto::v1::{Counts, Metric, MetricRow, metric};
 use std::time::Duration;
-
-use crate::evaluation::Evaluated;
+use trainer::evaluation::Evaluated;
 
 /// What one update, an evaluation, or both leave in `metrics.jsonl`. What does not apply is left out.
 #[derive(Debug, Default)]

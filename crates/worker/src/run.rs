@@ -6,8 +6,8 @@ use config::{DataRoot, RunConfig};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use proto::v1::{Failed, Fence, Phase, WorkerId};
+use trainer::plan::Compute;
 
-use crate::plan::Compute;
 use crate::session::{self, Identity, Session};
 use crate::train::Start;
 use crate::{Error, group, train};
@@ -70,10 +70,10 @@ fn work(options: Options) -> Result<(), Error> {
     let access = Access::Worker { trust, nonce: nonce.clone(), secret };
     let identity = Identity { coordinator, fence, worker: WorkerId { agent_id, slot, nonce }, access };
     let attached = session::attach(identity, listener.address().to_string())?;
-    let mut config = RunConfig::from_toml(&attached.config_toml).map_err(Error::Unresolved)?;
+    let mut config = RunConfig::from_toml(&attached.config_toml)?;
     let credentials = group::credentials(&config)?;
     config::relocate(&mut config, &data_roots);
-    let abort = AbortHandle::new().map_err(Error::Collective)?;
+    let abort = AbortHandle::new()?;
     let (session, assign) = attached.open(abort.clone(), config.cluster.orphan_ttl)?;
 
     session.progress(Phase::Forming, 0, 0);
@@ -101,7 +101,7 @@ fn report(session: &Session, error: &Error, hint: Option<String>) {
     });
 }
 
-fn confine(cores: &[usize]) -> Result<(), Error> {
+fn confine(cores: &[usize]) -> Result<(), trainer::Error> {
     if cores.is_empty() {
         return Ok(());
     }
@@ -110,5 +110,8 @@ fn confine(cores: &[usize]) -> Result<(), Error> {
         .iter()
         .try_for_each(|&core| set.set(core))
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    outcome.map_err(|errno| Error::System { what: "keep to the cores of this worker", source: errno.into() })
+    outcome.map_err(|errno| trainer::Error::System {
+        what: "keep to the cores of this worker",
+        source: errno.into(),
+    })
 }

@@ -2,20 +2,21 @@
 
 use collective::Communicator;
 use config::RunConfig;
-use data::{Batch, Limits, Loader};
+use data::{Limits, Loader};
 use proto::v1::Phase;
 use std::sync::Arc;
+use trainer::evaluation::Evaluation;
+use trainer::images::{Images, Past};
+use trainer::plan::{self, Compute, Plan};
+use trainer::step::StepBatch;
+use trainer::{model, same_data, state_dict};
 
-use crate::checkpoints::Checkpoints;
+use crate::checkpointing::Checkpoints;
 use crate::clock;
 use crate::directive;
-use crate::evaluation::Evaluation;
-use crate::images::{Images, Past};
 use crate::journal::{Journal, Loss};
-use crate::plan::{self, Compute, Plan};
 use crate::session::Session;
-use crate::step::StepBatch;
-use crate::{Error, model, same_data, snapshot, sync};
+use crate::{Error, transfer};
 
 /// Where a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +42,12 @@ pub fn train(
 ) -> Result<(), Error> {
     let [mut small, gradients] = group;
     let leader = small.rank() == 0;
-    let manifest = start.checkpoint.map(|step| sync::fetch_manifest(session, step)).transpose()?;
+    let manifest = start.checkpoint.map(|step| transfer::fetch_manifest(session, step)).transpose()?;
     let limits = Limits { memory_bytes: compute.data_bytes, ..plan::limits(config) };
     let past = match &manifest {
         None => None,
         Some(manifest) => {
-            let list = sync::fetch_images(session, manifest)?;
+            let list = transfer::fetch_images(session, manifest)?;
             Some(Past::new(manifest, list, start.accept_changed_data))
         }
     };
@@ -77,8 +78,7 @@ pub fn train(
     }
     // The loader's threads come before the trainer's, which pin the thread that they are started from.
     let mut loader =
-        Loader::new(Arc::clone(&plan.dataset), plan.augmentation.clone(), plan.loader_options(start))
-            .map_err(Error::Data)?;
+        Loader::new(Arc::clone(&plan.dataset), plan.augmentation.clone(), plan.loader_options(start))?;
     let mut trainer = plan.trainer(compute, small, gradients)?;
     let mut checkpoints = Checkpoints::new(session, config, &plan);
     let mut journal = Journal::new(session, &plan, &trainer);
@@ -86,7 +86,7 @@ pub fn train(
     if let Some(manifest) = &manifest {
         checkpoints.restore(&mut trainer, manifest, past.as_ref())?;
     }
-    session.ready(start, plan.total_steps(), snapshot::shard_bytes(&trainer));
+    session.ready(start, plan.total_steps(), state_dict::shard_bytes(&trainer));
     if manifest.is_none() && config.checkpoint.at_start {
         // No other can make up for it: there is no second start.
         checkpoints.save_finally(&mut trainer, 0)?;
@@ -118,11 +118,11 @@ pub fn train(
 
         session.progress(Phase::Training, step, trainer.communicator.sequence());
         let begun = clock::now();
-        let mut batch = loader.next_batch().map_err(Error::Data)?;
+        let mut batch = loader.next_batch()?;
         let waited = begun.elapsed();
         let learning_rate = plan.schedule.lr(step);
         step += 1;
-        let outcome = trainer.step(step, &step_batch(&batch), learning_rate)?;
+        let outcome = trainer.step(step, &StepBatch::from(&batch), learning_rate)?;
         let replaced = std::mem::take(&mut batch.replaced);
         journal.note_step(begun.elapsed(), waited, replaced, &outcome.corrupt);
         let loss = Loss { outcome, learning_rate };
@@ -173,10 +173,4 @@ fn open_images(
         images.notices.iter().for_each(|notice| session.warn(notice.clone()));
     }
     Ok(images)
-}
-
-/// What a step reads of a batch.
-pub(crate) fn step_batch(batch: &Batch) -> StepBatch<'_> {
-    let Batch { positions, indices, labels, images, jigsaw, .. } = batch;
-    StepBatch { positions, indices, labels, images, jigsaw }
 }

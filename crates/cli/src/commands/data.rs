@@ -8,8 +8,8 @@ use data::{Dataset, PackOptions, Stats};
 use image::RgbImage;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use worker::images::Past;
-use worker::views::ImageViews;
+use tools::views::ImageViews;
+use trainer::images::Past;
 
 use crate::failure::{Exit, Failure};
 use crate::layers::{self, LayerArguments, LimitArguments, SOURCES};
@@ -94,7 +94,7 @@ fn views(arguments: ViewsArguments) -> Result<Exit, Failure> {
         Some(run_dir) => (layers::of_run(run_dir)?, Past::of_run(run_dir, false)?),
         None => (arguments.layers.resolve(config::ORPHAN_TTL)?, None),
     };
-    let shown = worker::views::views(&config, past.as_ref(), arguments.epoch, arguments.index)?;
+    let shown = tools::views::views(&config, past.as_ref(), arguments.epoch, arguments.index)?;
     if shown.index != arguments.index {
         let text = format!(
             "image {} cannot be decoded; {} takes its place, as in training",

@@ -26,7 +26,7 @@ pub struct Arguments {
 
 /// Encodes and writes.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let embedded = worker::embed::embed(&arguments.checkpoint, &arguments.data, &arguments.out)?;
+    let embedded = tools::embed::embed(&arguments.checkpoint, &arguments.data, &arguments.out)?;
     embedded.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {
         output::json(&json!({

@@ -66,7 +66,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
 
 fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let Arguments { data, test, k, .. } = arguments;
-    let report = worker::embed::evaluate_knn(checkpoint, data, test.as_deref(), *k)?;
+    let report = tools::embed::evaluate_knn(checkpoint, data, test.as_deref(), *k)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     let evaluated = &report.evaluated;
     if arguments.json {
@@ -97,7 +97,7 @@ fn features(checkpoint: &Path, arguments: &Arguments) -> Result<(), Failure> {
 fn pixels(arguments: &Arguments) -> Result<(), Failure> {
     let Arguments { data, test, k, size, max_pixels, .. } = arguments;
     let limits = Limits { max_pixels: *max_pixels, ..Limits::default() };
-    let report = worker::pixels::evaluate_knn(data, test.as_deref(), (*size, *k), limits)?;
+    let report = tools::pixels::evaluate_knn(data, test.as_deref(), (*size, *k), limits)?;
     report.warnings.iter().for_each(|warning| output::warning(warning));
     if arguments.json {
         output::json(&json!({

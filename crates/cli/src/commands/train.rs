@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::images::{Images, Past};
-use worker::plan::{self, Plan};
+use trainer::images::{Images, Past};
+use trainer::plan::{self, Plan};
 
 use crate::client::{Client, call, idempotency_key};
 use crate::commands::{agent::host_name, stop};

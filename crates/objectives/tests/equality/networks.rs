@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use collective::{Communicator, GradientReducer};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
-use engine::network::{BufferUpdate, Network, NetworkOptions};
+use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
+use engine::parameters::BufferUpdate;
 use engine::parameters::{ParameterEntry, ParameterKind};
 use kernels::{Convolution, KernelPath, Pool};
 use objectives::{Compute, Encoded, NtXent, Objective, TwoViews};

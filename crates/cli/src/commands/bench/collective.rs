@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use clap::Args;
-use worker::bench::{CollectiveOptions, Operation, bench_collective, collective_rank};
+use tools::bench::{CollectiveOptions, Operation, bench_collective, collective_rank};
 
 use super::{megabytes, milliseconds, row, share_of_copy, show};
 use crate::failure::{Exit, Failure};

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use worker::bench::{DataOptions, DataPart, bench_data};
+use tools::bench::{DataOptions, DataPart, bench_data};
 
 use super::{at_most_1024, megabytes, share_of_copy, show, threads};
 use crate::failure::{Exit, Failure};

@@ -1,7 +1,7 @@
 //! `himpun bench loss`: NT-Xent, forward and backward, of random embeddings.
 
 use clap::Args;
-use worker::bench::{LossOptions, bench_loss};
+use tools::bench::{LossOptions, bench_loss};
 
 use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show, threads};
 use crate::failure::{Exit, Failure};

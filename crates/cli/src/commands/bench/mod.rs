@@ -10,7 +10,7 @@ mod step;
 use clap::Subcommand;
 use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
-use worker::bench::Threads;
+use tools::bench::Threads;
 
 use crate::failure::{Exit, Failure};
 use crate::output;

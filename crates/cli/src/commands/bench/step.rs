@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use engine::models::{Arch, Stem, Vit};
 use kernels::{Convolution, KernelPath};
-use worker::bench::{StepOptions, bench_step};
+use tools::bench::{StepOptions, bench_step};
 
 use super::{at_most_1024, megabytes, milliseconds, row, share_of_peak, show, threads};
 use crate::failure::{Exit, Failure};

@@ -3,8 +3,8 @@
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
-use worker::linear::Protocol;
-use worker::probe::{self, Probe};
+use tools::linear::Protocol;
+use tools::probe::{self, Probe};
 
 use crate::failure::{Exit, Failure};
 use crate::layers::SOURCES;
