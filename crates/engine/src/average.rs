@@ -1,6 +1,6 @@
 //! The exponential moving average that a momentum encoder is.
 
-use kernels::{Pool, Real, split};
+use kernels::{Device, Real, split};
 
 /// Computes `out = momentum * average + (1 - momentum) * latest`, element by element, whatever the threads.
 ///
@@ -8,9 +8,15 @@ use kernels::{Pool, Real, split};
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn moving_average<T: Real>(pool: &Pool, momentum: f64, (average, latest): (&[T], &[T]), out: &mut [T]) {
+pub fn moving_average<T: Real>(
+    device: &Device,
+    momentum: f64,
+    (average, latest): (&[T], &[T]),
+    out: &mut [T],
+) {
     assert!(average.len() == latest.len() && latest.len() == out.len(), "an average of arrays of one length");
     let (keep, take) = (T::from_f64(momentum), T::from_f64(1.0 - momentum));
+    let pool = &device.cpu().pool;
     let mut rest = out;
     let parts = (0..pool.threads()).map(|thread| {
         let range = split(average.len(), pool.threads(), thread);
@@ -27,6 +33,7 @@ pub fn moving_average<T: Real>(pool: &Pool, momentum: f64, (average, latest): (&
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::KernelPath;
 
     #[test]
     fn an_average_moves_by_its_share_on_any_number_of_threads() {
@@ -34,7 +41,12 @@ mod tests {
         let latest: Vec<f32> = (0..1001).map(|i| (i as f32).cos()).collect();
         let on = |threads, momentum| {
             let mut out = vec![7.0; 1001];
-            moving_average(&Pool::new(threads, &[]), momentum, (&average, &latest), &mut out);
+            moving_average(
+                &Device::of_threads(threads, KernelPath::detect()),
+                momentum,
+                (&average, &latest),
+                &mut out,
+            );
             out
         };
         assert_eq!((on(2, 1.0), on(2, 0.0)), (average.clone(), latest.clone()));

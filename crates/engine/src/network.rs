@@ -9,17 +9,16 @@ mod execution;
 mod tokens;
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::arena::Arena;
 use crate::graph::program::{BackwardStep, Passes, Program};
 use crate::graph::{ConvNode, Graph, Node, TensorId};
 use crate::models::{self, BatchNormScope, ModelSpec, Role};
-use crate::ops::{BatchNorm, MaxPool, Op, Team};
+use crate::ops::{BatchNorm, MaxPool, Op};
 use crate::parameters::{BufferUpdate, Parameters};
 use execution::gradient_of;
 use kernels::peers::{Alone, PeerError, Peers};
-use kernels::{AlignedVec, Conv2d, Convolution, KernelPath, Pool, Real};
+use kernels::{AlignedVec, Conv2d, Convolution, Cpu, CpuOptions, Device, DeviceOptions, KernelPath, Real};
 
 /// What a network needs to know besides its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +27,6 @@ pub struct NetworkOptions {
     pub max_rows: usize,
     /// Seed of the first values of the parameters.
     pub seed: u64,
-    /// Instructions of the kernels.
-    pub kernel_path: KernelPath,
     /// Algorithm of the convolutions.
     pub convolution: Convolution,
 }
@@ -55,7 +52,7 @@ pub struct Network<T: Real> {
     spec: ModelSpec,
     role: Role,
     options: NetworkOptions,
-    team: Team,
+    cpu: Cpu,
     graph: Graph,
     program: Program,
     arena: Arena<T>,
@@ -84,8 +81,8 @@ impl<T: Real> Network<T> {
     ///
     /// # Panics
     /// If the images are too small for the model, or the machine lacks the instructions asked for.
-    pub fn new(spec: &ModelSpec, options: NetworkOptions, pool: Arc<Pool>) -> Self {
-        Self::with_role(spec, Role::Trained, options, pool)
+    pub fn new(spec: &ModelSpec, options: NetworkOptions, device: &Device) -> Self {
+        Self::with_role(spec, Role::Trained, options, device)
     }
 
     /// As [`Network::new`], for any network of the model. What shares a name starts with the same values. A momentum
@@ -93,16 +90,17 @@ impl<T: Real> Network<T> {
     ///
     /// # Panics
     /// As [`Network::new`], or if the model has no such network.
-    pub fn with_role(spec: &ModelSpec, role: Role, options: NetworkOptions, pool: Arc<Pool>) -> Self {
+    pub fn with_role(spec: &ModelSpec, role: Role, options: NetworkOptions, device: &Device) -> Self {
         let graph = models::build(spec, role);
         let program = Program::new(&graph, passes(role));
         let mut parameters = Parameters::draw(&graph.parameters, &graph.buffers, options.seed);
         if role == Role::Momentum {
             parameters.gradients = Vec::new();
         }
-        let team = Team { pool, path: options.kernel_path };
-        let ops = graph.nodes.iter().map(|node| op(&graph, node, &options, team.threads())).collect();
-        let scratch_len = scratch_len::<T>(&graph, passes(role), &options, team.threads());
+        let cpu = device.cpu().clone();
+        let sizing = Sizing { options, path: cpu.path, threads: cpu.threads() };
+        let ops = graph.nodes.iter().map(|node| op(&graph, node, &sizing)).collect();
+        let scratch_len = scratch_len::<T>(&graph, passes(role), &sizing);
         Self {
             arena: Arena::new(&program, options.max_rows),
             scratch: AlignedVec::zeroed_in_huge_pages(scratch_len),
@@ -113,7 +111,7 @@ impl<T: Real> Network<T> {
             is_staged: false,
             trained_rows: None,
             options,
-            team,
+            cpu,
             graph,
             program,
             ops,
@@ -121,12 +119,12 @@ impl<T: Real> Network<T> {
         }
     }
 
-    /// Bytes of numbers that [`Network::new`] allocates with a pool of `threads`.
-    pub fn predicted_bytes(spec: &ModelSpec, options: &NetworkOptions, threads: usize) -> usize {
-        Self::predicted_bytes_of(spec, Role::Trained, options, threads)
+    /// Bytes of numbers that [`Network::new`] allocates on such a device.
+    pub fn predicted_bytes(spec: &ModelSpec, options: &NetworkOptions, device: &DeviceOptions) -> usize {
+        Self::predicted_bytes_of(spec, Role::Trained, options, device)
     }
 
-    /// Bytes of numbers that [`Network::with_role`] allocates with a pool of `threads`.
+    /// Bytes of numbers that [`Network::with_role`] allocates on such a device.
     ///
     /// # Panics
     /// If the model has no such network.
@@ -134,18 +132,20 @@ impl<T: Real> Network<T> {
         spec: &ModelSpec,
         role: Role,
         options: &NetworkOptions,
-        threads: usize,
+        device: &DeviceOptions,
     ) -> usize {
+        let &CpuOptions { threads, path, .. } = device.cpu();
+        let sizing = Sizing { options: *options, path, threads };
         let graph = models::build(spec, role);
         let program = Program::new(&graph, passes(role));
         let arrays = if role == Role::Momentum { 1 } else { 2 };
-        let ops = graph.nodes.iter().map(|node| op_bytes::<T>(&graph, node, options, threads));
+        let ops = graph.nodes.iter().map(|node| op_bytes::<T>(&graph, node, &sizing));
         let values: usize = graph.parameters.iter().map(|spec| spec.entry.len).sum();
         let buffers: usize = graph.buffers.iter().map(|spec| spec.entry.len).sum();
         let sums: usize = norm_input_widths(&graph).map(|channels| 2 * channels).sum();
         Arena::<T>::predicted_bytes(&program, options.max_rows)
             + ops.sum::<usize>()
-            + AlignedVec::<T>::bytes_in_huge_pages(scratch_len::<T>(&graph, passes(role), options, threads))
+            + AlignedVec::<T>::bytes_in_huge_pages(scratch_len::<T>(&graph, passes(role), &sizing))
             + (arrays * values + buffers) * size_of::<T>()
             + (buffers + sums) * size_of::<f64>()
     }
@@ -348,11 +348,6 @@ impl<T: Real> Network<T> {
         self.options.max_rows
     }
 
-    /// Instructions of the kernels.
-    pub fn kernel_path(&self) -> KernelPath {
-        self.options.kernel_path
-    }
-
     /// Floating-point operations of one training step per image, counted as direct convolutions.
     pub fn flops_per_row(&self) -> f64 {
         self.graph.flops_per_row()
@@ -373,6 +368,13 @@ impl<T: Real> Network<T> {
     }
 }
 
+/// What the memory of a network depends on besides its graph.
+struct Sizing {
+    options: NetworkOptions,
+    path: KernelPath,
+    threads: usize,
+}
+
 /// A momentum encoder is never differentiated.
 fn passes(role: Role) -> Passes {
     match role {
@@ -381,12 +383,12 @@ fn passes(role: Role) -> Passes {
     }
 }
 
-fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> Op<T> {
+fn op<T: Real>(graph: &Graph, node: &Node, sizing: &Sizing) -> Op<T> {
     match node {
-        Node::Conv(node) => Op::Conv(conv::<T>(graph, node, options, threads)),
-        Node::BatchNorm(node) => Op::BatchNorm(BatchNorm::new(graph, node, threads)),
+        Node::Conv(node) => Op::Conv(conv::<T>(graph, node, sizing)),
+        Node::BatchNorm(node) => Op::BatchNorm(BatchNorm::new(graph, node, sizing.threads)),
         Node::MaxPool(node) => {
-            Op::MaxPool(MaxPool::new(graph.shape(node.x), graph.shape(node.y), options.max_rows))
+            Op::MaxPool(MaxPool::new(graph.shape(node.x), graph.shape(node.y), sizing.options.max_rows))
         }
         Node::AveragePool(_) => Op::AveragePool,
         Node::Linear(_) => Op::Linear,
@@ -394,25 +396,25 @@ fn op<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: us
     }
 }
 
-fn conv<T: Real>(graph: &Graph, node: &ConvNode, options: &NetworkOptions, threads: usize) -> Conv2d {
-    let shape = graph.conv_shape(node, options.max_rows);
-    Conv2d::new::<T>(shape, options.kernel_path, options.convolution, threads)
+fn conv<T: Real>(graph: &Graph, node: &ConvNode, sizing: &Sizing) -> Conv2d {
+    let shape = graph.conv_shape(node, sizing.options.max_rows);
+    Conv2d::new::<T>(shape, sizing.path, sizing.options.convolution, sizing.threads)
 }
 
-fn op_bytes<T: Real>(graph: &Graph, node: &Node, options: &NetworkOptions, threads: usize) -> usize {
+fn op_bytes<T: Real>(graph: &Graph, node: &Node, sizing: &Sizing) -> usize {
     match node {
-        Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, threads),
-        Node::MaxPool(node) => options.max_rows * graph.shape(node.y).len(),
+        Node::BatchNorm(node) => BatchNorm::<T>::predicted_bytes(graph, node, sizing.threads),
+        Node::MaxPool(node) => sizing.options.max_rows * graph.shape(node.y).len(),
         Node::Conv(_) | Node::AveragePool(_) | Node::Linear(_) | Node::Tokens(_) => 0,
     }
 }
 
 /// Numbers that the ops want to write while they run, one after the other. Convolutions are planned anew to be asked, which
 /// allocates next to nothing.
-fn scratch_len<T: Real>(graph: &Graph, passes: Passes, options: &NetworkOptions, threads: usize) -> usize {
+fn scratch_len<T: Real>(graph: &Graph, passes: Passes, sizing: &Sizing) -> usize {
     let ops = graph.nodes.iter().map(|node| match node {
-        Node::Conv(node) => conv::<T>(graph, node, options, threads).scratch_len(),
-        Node::Tokens(node) => tokens::scratch_len(graph, node, passes, threads),
+        Node::Conv(node) => conv::<T>(graph, node, sizing).scratch_len(),
+        Node::Tokens(node) => tokens::scratch_len(graph, node, passes, sizing.threads),
         _ => 0,
     });
     ops.max().unwrap_or(0)

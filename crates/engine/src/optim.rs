@@ -9,7 +9,7 @@ mod rules;
 use std::ops::Range;
 
 use crate::parameters::{ParameterEntry, ParameterKind, Parameters};
-use kernels::{Pool, Real, split};
+use kernels::{Device, Pool, Real, split};
 use rules::{AdamW, Rule, Sgd};
 
 /// Which update, with its constants.
@@ -85,8 +85,9 @@ impl<T: Real> Optimizer<T> {
     ///
     /// # Panics
     /// If the parameters are not those the optimizer was made for.
-    pub fn step(&mut self, pool: &Pool, parameters: &mut Parameters<T>, lr: f64) {
+    pub fn step(&mut self, device: &Device, parameters: &mut Parameters<T>, lr: f64) {
         let Self { spec, slots, updates } = self;
+        let pool = &device.cpu().pool;
         *updates += 1;
         let Parameters { entries, values, gradients, .. } = parameters;
         match spec.kind {
@@ -214,6 +215,7 @@ fn trust_ratios<T: Real>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::KernelPath;
 
     const KINDS: [OptimizerKind; 3] = [
         OptimizerKind::Sgd { momentum: 0.9 },
@@ -248,9 +250,9 @@ mod tests {
     fn stepped(spec: OptimizerSpec, threads: usize) -> Vec<f64> {
         let mut parameters = parameters();
         let mut optimizer = Optimizer::new(spec, &parameters);
-        let pool = Pool::new(threads, &[]);
+        let device = Device::of_threads(threads, KernelPath::detect());
         for lr in [0.1, 0.05, 0.2] {
-            optimizer.step(&pool, &mut parameters, lr);
+            optimizer.step(&device, &mut parameters, lr);
         }
         parameters.values
     }
@@ -287,18 +289,18 @@ mod tests {
         parameters.gradients.fill(0.0);
         let before = parameters.values.clone();
         let lars = |decay| spec(OptimizerKind::Lars { momentum: 0.9, eta: 0.001 }, decay, false);
-        let pool = Pool::new(2, &[]);
-        Optimizer::new(lars(0.0), &parameters).step(&pool, &mut parameters, 0.5);
+        let device = Device::of_threads(2, KernelPath::detect());
+        Optimizer::new(lars(0.0), &parameters).step(&device, &mut parameters, 0.5);
         assert_eq!(parameters.values, before);
         // With decay the direction is w itself, and the ratio eta / decay: w shrinks by lr * eta.
-        Optimizer::new(lars(0.2), &parameters).step(&pool, &mut parameters, 0.5);
+        Optimizer::new(lars(0.2), &parameters).step(&device, &mut parameters, 0.5);
         for (after, before) in parameters.values[..37].iter().zip(&before) {
             assert!((after - before * (1.0 - 0.5 * 0.001)).abs() < 1e-15);
         }
         // From zero weights the gradient counts in full.
         parameters.values.fill(0.0);
         parameters.gradients.fill(2.0);
-        Optimizer::new(lars(0.2), &parameters).step(&pool, &mut parameters, 0.5);
+        Optimizer::new(lars(0.2), &parameters).step(&device, &mut parameters, 0.5);
         assert_eq!(parameters.values, vec![-1.0; 45]);
     }
 
@@ -307,10 +309,10 @@ mod tests {
     fn state_carries_over() {
         for kind in KINDS {
             let spec = spec(kind, 0.1, false);
-            let pool = Pool::new(2, &[]);
+            let device = Device::of_threads(2, KernelPath::detect());
             let mut parameters = parameters();
             let mut first = Optimizer::new(spec, &parameters);
-            first.step(&pool, &mut parameters, 0.1);
+            first.step(&device, &mut parameters, 0.1);
             let mut second = Optimizer::new(spec, &parameters);
             let mut copy = parameters.clone();
             for ((name, to), (source, from)) in second.state_mut().into_iter().zip(first.state()) {
@@ -318,8 +320,8 @@ mod tests {
                 to.copy_from_slice(from);
             }
             second.updates = first.updates;
-            first.step(&pool, &mut parameters, 0.1);
-            second.step(&pool, &mut copy, 0.1);
+            first.step(&device, &mut parameters, 0.1);
+            second.step(&device, &mut copy, 0.1);
             assert_eq!(parameters.values, copy.values, "{kind:?}");
         }
     }

@@ -6,14 +6,14 @@
 
 mod support;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
-use engine::network::{Network, NetworkOptions};
+use engine::network::Network;
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::BufferUpdate;
 use kernels::peers::Alone;
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, KernelPath, Real};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{cast, dot, draw, noise, norm, options, relative_error, spec};
@@ -72,8 +72,8 @@ impl Case {
     }
 
     fn network<T: Real>(&self, path: KernelPath) -> Network<T> {
-        let options = NetworkOptions { kernel_path: path, ..options(self.rows) };
-        let mut network = Network::with_role(&self.spec, self.role, options, Arc::new(Pool::new(2, &[])));
+        let device = Device::of_threads(2, path);
+        let mut network = Network::with_role(&self.spec, self.role, options(self.rows), &device);
         draw(&mut network);
         network
     }
@@ -210,12 +210,12 @@ const ADAMW_LR: f64 = 0.001;
 
 fn trained<T: Real>(case: &Case, kind: &str) -> Network<T> {
     let mut network = case.network::<T>(KernelPath::detect());
-    let pool = Arc::new(Pool::new(2, &[]));
+    let device = Device::of_threads(2, KernelPath::detect());
     let (spec, base_lr) = optimizer(kind);
     let mut optimizer = Optimizer::new(spec, network.parameters());
     for step in 0..STEPS {
         case.train(&mut network, step);
-        optimizer.step(&pool, network.parameters_mut(), base_lr * (1.0 - step as f64 / 20.0));
+        optimizer.step(&device, network.parameters_mut(), base_lr * (1.0 - step as f64 / 20.0));
     }
     assert_eq!(optimizer.updates, 10);
     network

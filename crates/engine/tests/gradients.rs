@@ -4,13 +4,11 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use engine::models::{Arch, BatchNormScope, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::Network;
 use engine::parameters::BufferUpdate;
-use kernels::Pool;
 use kernels::peers::Alone;
+use kernels::{Device, KernelPath};
 use support::{dot, network, noise, spec};
 
 /// `sum(embeddings * d_embeddings)`, whose gradients `backward` computes.
@@ -144,8 +142,12 @@ fn patches_joined_by_their_head() {
     let jigsaw = Some(Jigsaw { patch_size: 6 });
     let spec = ModelSpec { jigsaw, ..spec(Arch::ResNet20, Stem::Cifar, Head::Linear { out: 4 }, 8) };
     let n = 2 * PATCHES;
-    let mut network =
-        Network::with_role(&spec, Role::Patches, support::options(n), Arc::new(Pool::new(2, &[])));
+    let mut network = Network::with_role(
+        &spec,
+        Role::Patches,
+        support::options(n),
+        &Device::of_threads(2, KernelPath::detect()),
+    );
     support::draw(&mut network);
     let patches = noise("patches", n * 6 * 6 * 3);
     let suffixes = ["", "conv1.weight", "jigsaw_head.0.weight", "jigsaw_head.1.weight", "jigsaw_head.1.bias"];

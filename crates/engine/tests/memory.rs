@@ -5,14 +5,13 @@
 
 mod support;
 
+use kernels::{DeviceOptions, KernelPath};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::models::{Arch, Head, Stem, Vit};
 use engine::network::Network;
 use engine::parameters::BufferUpdate;
-use kernels::Pool;
 use kernels::peers::Alone;
 use support::{noise, options, spec};
 
@@ -45,11 +44,12 @@ const BOOKKEEPING: usize = 1 << 20;
 
 fn check(arch: Arch, stem: Stem, image_size: usize, rows: usize) {
     let spec = spec(arch, stem, Head::SimclrV2, image_size);
-    let pool = Arc::new(Pool::new(2, &[]));
-    let predicted = Network::<f32>::predicted_bytes(&spec, &options(rows), 2);
+    let on = DeviceOptions::of_threads(2, KernelPath::detect());
+    let device = on.open();
+    let predicted = Network::<f32>::predicted_bytes(&spec, &options(rows), &on);
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
-    let mut network = Network::<f32>::new(&spec, options(rows), pool);
+    let mut network = Network::<f32>::new(&spec, options(rows), &device);
     let allocated = LIVE.load(Ordering::Relaxed) - before;
     let range = predicted..predicted + BOOKKEEPING;
     assert!(range.contains(&allocated), "{arch}: {allocated} allocated, {predicted} predicted");

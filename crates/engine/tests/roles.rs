@@ -2,12 +2,10 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use engine::models::{Arch, Head, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem};
 use engine::network::Network;
-use kernels::Pool;
 use kernels::peers::Alone;
+use kernels::{Device, DeviceOptions, KernelPath};
 use support::{noise, options, relative_error, spec};
 
 const SIZE: usize = 8;
@@ -15,7 +13,7 @@ const ROWS: usize = 5;
 
 fn network(spec: &ModelSpec, role: Role) -> Network<f64> {
     let rows = if role == Role::Patches { ROWS * PATCHES } else { ROWS };
-    Network::with_role(spec, role, options(rows), Arc::new(Pool::new(2, &[])))
+    Network::with_role(spec, role, options(rows), &Device::of_threads(2, KernelPath::detect()))
 }
 
 fn moco() -> ModelSpec {
@@ -80,7 +78,8 @@ fn a_momentum_encoder_is_the_trained_one_without_its_predictor() {
     let expected = trained.forward_train(&images, ROWS, &mut Alone).unwrap().to_vec();
     assert_eq!(momentum.forward_train(&images, ROWS, &mut Alone).unwrap(), expected);
     assert_eq!(momentum.staged_statistics(), trained.staged_statistics());
-    let bytes = |role| Network::<f64>::predicted_bytes_of(&moco(), role, &options(64), 2);
+    let device = DeviceOptions::of_threads(2, KernelPath::detect());
+    let bytes = |role| Network::<f64>::predicted_bytes_of(&moco(), role, &options(64), &device);
     assert!(2 * bytes(Role::Momentum) < bytes(Role::Trained), "{} bytes", bytes(Role::Momentum));
 }
 

@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use engine::models::{Arch, Jigsaw, ModelSpec, PATCHES, Predictor, Role, Stem, Vit};
 use engine::network::Network;
@@ -14,7 +14,7 @@ use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::BufferUpdate;
 use engine::parameters::ParameterKind;
 use kernels::peers::Alone;
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, KernelPath, Real};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{cast, dot, network, noise, norm, options, relative_error, spec};
@@ -55,8 +55,8 @@ impl Case {
 
     /// The weights of the script: drawn, but for the positions, which both sides compute.
     fn network<T: Real>(&self, path: KernelPath, threads: usize) -> Network<T> {
-        let options = engine::network::NetworkOptions { kernel_path: path, ..options(self.rows + 1) };
-        let mut network = Network::new(&self.spec, options, Arc::new(Pool::new(threads, &[])));
+        let options = options(self.rows + 1);
+        let mut network = Network::new(&self.spec, options, &Device::of_threads(threads, path));
         let first = network.parameters().clone();
         support::draw(&mut network);
         let positions = first.entries.iter().find(|entry| entry.name == "backbone.pos_embed").unwrap();
@@ -114,13 +114,13 @@ fn check_updates(index: usize) {
     let case = Case::load(index);
     let mut network = case.network::<f64>(KernelPath::Reference, 2);
     let before = network.parameters().values.clone();
-    let pool = Pool::new(2, &[]);
+    let device = Device::of_threads(2, KernelPath::detect());
     let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-4 };
     let spec = OptimizerSpec { kind, weight_decay: 0.1, decay_all: true };
     let mut optimizer = Optimizer::new(spec, network.parameters());
     for step in 0..10 {
         case.pass(&mut network, step);
-        optimizer.step(&pool, network.parameters_mut(), 0.001);
+        optimizer.step(&device, network.parameters_mut(), 0.001);
     }
     let parameters = network.parameters();
     let expected = case.expected("trained");
@@ -212,7 +212,12 @@ fn a_jigsaws_patches_share_what_is_trained() {
     case.spec.jigsaw = Some(Jigsaw { patch_size: 8 });
     let trained = network::<f64>(&case.spec, 2, 2);
     let options = options(2 * PATCHES);
-    let patches = Network::<f64>::with_role(&case.spec, Role::Patches, options, Arc::new(Pool::new(1, &[])));
+    let patches = Network::<f64>::with_role(
+        &case.spec,
+        Role::Patches,
+        options,
+        &Device::of_threads(1, KernelPath::detect()),
+    );
     let places = trained.parameters().places_of(patches.parameters());
     let shared: usize = places.iter().map(|(_, here)| here.len()).sum();
     let positions = (1 + 2 * 2) * case.spec.feature_width();

@@ -16,6 +16,7 @@
 mod aligned;
 mod conv;
 mod dense;
+mod device;
 mod direct;
 mod division;
 mod exponential;
@@ -53,6 +54,7 @@ mod winograd_weights;
 
 pub use aligned::AlignedVec;
 pub use conv::{Conv2d, Convolution};
+pub use device::{Cpu, CpuOptions, Device, DeviceOptions};
 pub use exponential::{exp, exp2, normal, normal_f64};
 pub use gemm::Gemm;
 pub use matmul::{matmul, matmul_serial};

@@ -3,10 +3,10 @@
 //! `B` is packed into panels, [`DEPTH`] rows at a time, on the stack of each thread; `A` is read in
 //! place in either layout. The rows of `C` are divided over the threads.
 
+use super::device::Cpu;
 use super::gemm::Gemm;
 use super::panels::{Panel, Panels};
 use super::path::KernelPath;
-use super::pool::Pool;
 use super::real::Real;
 use super::reference;
 use super::simd::InstructionSet;
@@ -21,9 +21,9 @@ const DEPTH: usize = 128;
 ///
 /// # Panics
 /// If a slice has not exactly the length that `gemm` says.
-pub fn matmul<T: Real>(pool: &Pool, path: KernelPath, gemm: Gemm, a: &[T], b: &[T], c: &mut [T]) {
+pub fn matmul<T: Real>(cpu: &Cpu, gemm: Gemm, a: &[T], b: &[T], c: &mut [T]) {
     gemm.check(a, b, c);
-    pool.for_each_rows(c, gemm.n, |first, rows| matmul_rows(path, gemm, first, a, b, rows));
+    cpu.pool.for_each_rows(c, gemm.n, |first, rows| matmul_rows(cpu.path, gemm, first, a, b, rows));
 }
 
 /// Multiplies two matrices on the calling thread, for callers that divide the work themselves.
@@ -102,20 +102,21 @@ fn pack_columns(panel: Panel, b: &[f32], pitch: usize, start: usize, packed: &mu
 #[cfg(test)]
 mod tests {
     use super::{Gemm, matmul, matmul_serial};
-    use crate::{KernelPath, Pool};
+    use crate::{Cpu, KernelPath};
 
     fn matrix(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
     }
 
     #[track_caller]
-    fn check(pool: &Pool, path: KernelPath, gemm: Gemm) {
+    fn check(cpu: &Cpu, gemm: Gemm) {
+        let path = cpu.path;
         let (a, b, c) = (matrix(gemm.m * gemm.k, 1), matrix(gemm.k * gemm.n, 2), matrix(gemm.m * gemm.n, 3));
         let wide = |numbers: &[f32]| numbers.iter().copied().map(f64::from).collect::<Vec<f64>>();
         let mut exact = wide(&c);
         matmul_serial(KernelPath::Reference, gemm, &wide(&a), &wide(&b), &mut exact);
         let (mut fast, mut serial) = (c.clone(), c);
-        matmul(pool, path, gemm, &a, &b, &mut fast);
+        matmul(cpu, gemm, &a, &b, &mut fast);
         matmul_serial(path, gemm, &a, &b, &mut serial);
         assert!(fast == serial, "{path} {gemm:?}: a row depends on the threads");
         for (fast, exact) in fast.iter().zip(&exact) {
@@ -126,7 +127,8 @@ mod tests {
 
     #[test]
     fn every_layout_and_ragged_size_agrees_with_the_reference() {
-        let pool = Pool::new(3, &[]);
+        let paths = KernelPath::ALL.into_iter().filter(|path| path.is_available());
+        let cpus: Vec<Cpu> = paths.map(|path| Cpu::new(3, path)).collect();
         let sizes = [
             (1, 1, 1),
             (1, 10, 512),
@@ -142,8 +144,8 @@ mod tests {
         for (m, n, k) in sizes {
             for flags in 0..8 {
                 let [a_transposed, b_transposed, accumulate] = [1, 2, 4].map(|flag| flags & flag != 0);
-                for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-                    check(&pool, path, Gemm { m, n, k, a_transposed, b_transposed, accumulate });
+                for cpu in &cpus {
+                    check(cpu, Gemm { m, n, k, a_transposed, b_transposed, accumulate });
                 }
             }
         }

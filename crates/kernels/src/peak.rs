@@ -3,8 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::path::KernelPath;
-use super::pool::Pool;
+use super::device::Cpu;
 use super::simd::{InstructionSet, Simd, Task};
 
 /// Independent sums: enough to hide the latency of two multipliers per core, and they fit the
@@ -23,8 +22,9 @@ const DURATION: Duration = Duration::from_millis(200);
 /// For a fifth of a second every thread runs independent multiply-adds in registers; the sum of each
 /// thread's best moment counts, so that other work on the machine hardly lowers it. The reference
 /// path has no instructions of its own and gets the portable path's peak.
-pub fn peak_flops(pool: &Pool, path: KernelPath) -> f64 {
-    let isa = InstructionSet::new(path);
+pub fn peak_flops(cpu: &Cpu) -> f64 {
+    let Cpu { pool, path } = cpu;
+    let isa = InstructionSet::new(*path);
     let flops = (2 * CHAINS * ROUNDS * isa.lanes()) as f64;
     let mut fastest = vec![0.0; pool.threads()];
     pool.for_each_part(fastest.iter_mut().collect(), |_, seconds: &mut f64| {
@@ -69,13 +69,12 @@ impl Task for MulAdds {
 #[cfg(test)]
 mod tests {
     use super::peak_flops;
-    use crate::{KernelPath, Pool};
+    use crate::{Cpu, KernelPath};
 
     #[test]
     fn a_core_makes_between_half_and_a_few_hundred_gigaflops() {
-        let pool = Pool::new(1, &[]);
         for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
-            let peak = peak_flops(&pool, path);
+            let peak = peak_flops(&Cpu::new(1, path));
             assert!((5e8..1e12).contains(&peak), "{path}: {peak}");
         }
     }

@@ -14,9 +14,9 @@
 #![expect(unsafe_code, reason = "bounds are asserted once per product instead of once per term")]
 
 use super::aligned::AlignedVec;
+use super::device::Cpu;
 use super::packed::PANEL;
 use super::path::KernelPath;
-use super::pool::Pool;
 use super::real::Real;
 use super::simd::{InstructionSet, Simd, Task};
 
@@ -55,8 +55,9 @@ impl<T: Real> RowBlocks<T> {
     /// Packs blocks of rows, row-major and `width` numbers each, on the threads of the pool.
     ///
     /// # Panics
-    /// If a block ends within a row, or the machine lacks the instructions of `path`.
-    pub fn new(pool: &Pool, path: KernelPath, blocks: &[&[T]], width: usize) -> Self {
+    /// If a block ends within a row, or the machine lacks the instructions.
+    pub fn new(cpu: &Cpu, blocks: &[&[T]], width: usize) -> Self {
+        let Cpu { pool, path } = cpu.clone();
         assert!(path.is_available(), "this machine cannot run the {path} path");
         let mut rows = Vec::new();
         let mut starts = vec![0];
@@ -336,7 +337,7 @@ impl Strips<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::{PANEL, RowBlocks};
-    use crate::{KernelPath, Pool, Real};
+    use crate::{Cpu, KernelPath, Real};
 
     fn matrix(len: usize, seed: usize) -> Vec<f64> {
         // Eighths, so that sums are exact in any order and both types.
@@ -350,7 +351,7 @@ mod tests {
         let packed: Vec<T> = rows.iter().map(|&value| T::from_f64(value)).collect();
         let mut rest = &packed[..];
         let of_blocks: Vec<&[T]> = blocks.iter().map(|n| rest.split_off(..n * width).unwrap()).collect();
-        let packed = RowBlocks::new(&Pool::new(2, &[]), path, &of_blocks, width);
+        let packed = RowBlocks::new(&Cpu::new(2, path), &of_blocks, width);
         let mut memory = packed.zero_sums(blocks.len());
         let mut sums = packed.sums(&mut memory);
         let row = |i: usize| &rows[i * width..(i + 1) * width];
@@ -408,7 +409,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "numbers in a panel of 3 rows")]
     fn a_panel_of_other_rows_is_refused() {
-        let packed = RowBlocks::new(&Pool::new(1, &[]), KernelPath::Portable, &[&[0f32; 12]], 4);
+        let packed = RowBlocks::new(&Cpu::new(1, KernelPath::Portable), &[&[0f32; 12]], 4);
         packed.block(0).inner_products(&packed.block(0), 0, &mut [0.0; PANEL]);
     }
 }

@@ -21,7 +21,7 @@
 //! - **Chance**: `2 - 1 / temperature`, which is the loss of rows that are all orthogonal.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::gather::gather_rows;
 use crate::pairs::{BLOCK_ROWS, Block, Pairs, Panel, own_rows, partner};
@@ -29,7 +29,7 @@ use crate::positives;
 use crate::tile::Logits;
 use crate::two_views::Loss;
 use crate::unit::{UnitRows, dot};
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// Alignment and uniformity.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ impl Loss for AlignUniform {
 
     fn forward_backward<R: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, R>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<R>, Error> {
@@ -58,11 +58,11 @@ impl Loss for AlignUniform {
         let global = gather_rows(communicator, &rows, width, &local.unit)?;
         let row = |i: usize| &global[i * width..(i + 1) * width];
         let scale = 1.0 / self.temperature;
-        let pairs = Pairs::new(compute, &global, width, own.clone(), BLOCK_ROWS);
+        let pairs = Pairs::new(device, &global, width, own.clone(), BLOCK_ROWS);
         let m = pairs.m() as f64;
 
         let distances = own.clone().map(|i| 2.0 - 2.0 * dot(row(i), row(partner(&own, i))));
-        let mut sums = [distances.sum::<f64>(), pairs.exp_sums(compute, scale).into_iter().sum()];
+        let mut sums = [distances.sum::<f64>(), pairs.exp_sums(device, scale).into_iter().sum()];
         communicator.all_reduce_sum(&mut sums)?;
         let [distance, exp_sum] = sums;
         let align = distance / m;
@@ -72,11 +72,11 @@ impl Loss for AlignUniform {
         let halves = vec![R::from_f64(scale / exp_sum); pairs.m()];
         let weigh =
             |a: &Block<'_, R>, _: &Block<'_, R>, Panel { columns, similarity, excludes }: Panel<'_, R>| {
-                let logits = Logits { path: compute.path, scale, excludes };
+                let logits = Logits { path: device.cpu().path, scale, excludes };
                 logits.weigh(similarity, &halves[..a.rows.len()], &halves[..columns.len()]);
             };
         let pull = R::from_f64(4.0 / m);
-        let d_unit = pairs.weighted_sums(compute.pool, weigh, |i, d_row| {
+        let d_unit = pairs.weighted_sums(device, weigh, |i, d_row| {
             d_row.iter_mut().zip(row(partner(&own, i))).for_each(|(d, &u)| *d -= pull * u);
         });
         let metrics = vec![("alignment", align), ("uniformity", uniform)];

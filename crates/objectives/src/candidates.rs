@@ -5,9 +5,8 @@
 
 use std::ops::Range;
 
-use kernels::{Packed, PackedGemm, Real};
+use kernels::{Device, Packed, PackedGemm, Real};
 
-use crate::Compute;
 use crate::weigh::{Estimator, weigh};
 
 /// Candidates of a tile, and queries. In `f32` and at 128 columns the candidates, packed and not, the packed queries,
@@ -55,24 +54,24 @@ impl<T: Real> Queries<'_, T> {
     /// `fill` writes a range of the candidates, `[range, width]`.
     pub(crate) fn against_all(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         n: usize,
         excluded: &[Option<usize>],
         fill: impl Fn(Range<usize>, &mut [T]) + Sync,
     ) -> Sums<T> {
         assert_eq!(excluded.len(), self.len(), "what is excluded for each query");
         let starts = (0..self.len()).step_by(QUERIES);
-        let blocks: Vec<_> = starts.map(|start| self.block(compute, start)).collect();
-        let threads = compute.pool.threads();
+        let blocks: Vec<_> = starts.map(|start| self.block(device, start)).collect();
+        let threads = device.cpu().pool.threads();
         let mut parts: Vec<Sums<T>> = (0..threads).map(|_| Sums::zero(self.len(), self.width)).collect();
-        compute.pool.for_each_part(parts.iter_mut().collect(), |thread, sums| {
+        device.cpu().pool.for_each_part(parts.iter_mut().collect(), |thread, sums| {
             let mut candidates = vec![T::ZERO; TILE.min(n) * self.width];
             let mut tile = vec![T::ZERO; TILE.min(n) * QUERIES.min(self.len())];
             for start in (thread * TILE..n).step_by(threads * TILE) {
                 let range = start..n.min(start + TILE);
                 let candidates = &mut candidates[..range.len() * self.width];
                 fill(range.clone(), candidates);
-                let packed = Packed::new(compute.path, candidates, self.width);
+                let packed = Packed::new(device.cpu().path, candidates, self.width);
                 for block in &blocks {
                     let tile = &mut tile[..range.len() * block.rows.len()];
                     block.similarity(candidates, tile);
@@ -82,17 +81,17 @@ impl<T: Real> Queries<'_, T> {
                                 T::from_f64(f64::NEG_INFINITY);
                         }
                     }
-                    block.weigh(compute, &packed, tile, sums);
+                    block.weigh(device, &packed, tile, sums);
                 }
             }
         });
         parts.into_iter().reduce(Sums::plus).expect("a pool has a thread")
     }
 
-    fn block(&self, compute: Compute<'_>, start: usize) -> Block<'_, T> {
+    fn block(&self, device: &Device, start: usize) -> Block<'_, T> {
         let rows = start..self.len().min(start + QUERIES);
         let values = &self.rows[rows.start * self.width..rows.end * self.width];
-        Block { rows, packed: Packed::transposed(compute.path, values, self.width), queries: self }
+        Block { rows, packed: Packed::transposed(device.cpu().path, values, self.width), queries: self }
     }
 }
 
@@ -110,12 +109,12 @@ impl<T: Real> Block<'_, T> {
     }
 
     /// Adds a tile's candidates, times their weights, to the sums of these queries.
-    fn weigh(&self, compute: Compute<'_>, candidates: &Packed<T>, tile: &mut [T], sums: &mut Sums<T>) {
+    fn weigh(&self, device: &Device, candidates: &Packed<T>, tile: &mut [T], sums: &mut Sums<T>) {
         let Queries { width, scale, shifts, estimator, .. } = *self.queries;
         let rows = self.rows.clone();
         let logs = (estimator == Estimator::Nce).then_some(&mut sums.logs[rows.clone()]);
         let mut exps = [T::ZERO; QUERIES];
-        weigh(compute.path, scale, &shifts[rows.clone()], tile, &mut exps[..rows.len()], logs);
+        weigh(device.cpu().path, scale, &shifts[rows.clone()], tile, &mut exps[..rows.len()], logs);
         sums.exps[rows.clone()].iter_mut().zip(exps).for_each(|(sum, e)| *sum += e.to_f64());
         let product = PackedGemm {
             rows: rows.len(),
@@ -151,7 +150,7 @@ pub(crate) fn widen<T: Real>(from: &[f32], to: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
-    use kernels::{KernelPath, Pool};
+    use kernels::KernelPath;
 
     use super::*;
     use crate::unit::{UnitRows, dot};
@@ -187,10 +186,9 @@ mod tests {
             got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() <= tolerance * largest)
         };
         for threads in [1, 3] {
-            let pool = Pool::new(threads, &[]);
-            let reference = Compute { pool: &pool, path: KernelPath::Reference };
+            let reference = Device::of_threads(threads, KernelPath::Reference);
             let queries = Queries { rows: &rows, width, scale, shifts: &shifts, estimator };
-            let got = queries.against_all(reference, n, &excluded, |range, out| {
+            let got = queries.against_all(&reference, n, &excluded, |range, out| {
                 out.copy_from_slice(&candidates[range.start * width..range.end * width]);
             });
             let parts = [&got.exps, &got.logs, &got.weighted];
@@ -201,9 +199,10 @@ mod tests {
                 let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
                 let (rows, shifts, candidates) = (narrow(&rows), narrow(&shifts), narrow(&candidates));
                 let queries = Queries { rows: &rows, width, scale, shifts: &shifts, estimator };
-                let got = queries.against_all(Compute { pool: &pool, path }, n, &excluded, |range, out| {
-                    widen(&candidates[range.start * width..range.end * width], out);
-                });
+                let got =
+                    queries.against_all(&Device::of_threads(threads, path), n, &excluded, |range, out| {
+                        widen(&candidates[range.start * width..range.end * width], out);
+                    });
                 let weighted: Vec<f64> = got.weighted.iter().map(|&value| f64::from(value)).collect();
                 for (got, expected) in [&got.exps, &got.logs, &weighted].into_iter().zip([
                     &expected.exps,

@@ -15,7 +15,7 @@
 //! average, a step being computed with the average of the steps before it.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::bank::Bank;
 use crate::candidates::{Queries, Sums};
@@ -25,7 +25,7 @@ use crate::sampled::{Ages, Draw, Image};
 use crate::state::{Array, ArrayType};
 use crate::unit::dot;
 use crate::weigh::Estimator;
-use crate::{Compute, Encoded, Error};
+use crate::{Encoded, Error};
 
 const NORMALIZERS: &str = "objective.log_normalizer";
 
@@ -132,7 +132,7 @@ impl Contrast {
     /// - `queries`: `[n, branches, width]` of this rank, unit rows
     pub(crate) fn step<T: Real + Number>(
         &mut self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         queries: &[T],
         communicator: &mut Communicator,
@@ -146,14 +146,14 @@ impl Contrast {
         let positives = self.fetch_positives(encoded.images, &batch.images, communicator)?;
         let log_normalizers = match self.spec.estimator {
             Estimator::Nce if self.log_normalizers[0].is_nan() => {
-                self.estimate_normalizers(compute, encoded.step, &batch, (queries, &positives), communicator)?
+                self.estimate_normalizers(device, encoded.step, &batch, (queries, &positives), communicator)?
             }
             _ => self.log_normalizers.clone(),
         };
 
         let estimator = self.spec.estimator;
         let shifts = self.shifts(estimator, &log_normalizers, batch.images.len());
-        let (sums, ages) = self.score(compute, encoded.step, &batch, estimator, &shifts);
+        let (sums, ages) = self.score(device, encoded.step, &batch, estimator, &shifts);
         let sums = self.scatter(sums, encoded.images, communicator)?;
         let local = self.queries(queries, estimator, &shifts[..n * branches]);
         let of_each_query = repeated(&positives, width, branches);
@@ -265,7 +265,7 @@ impl Contrast {
     /// `log Z` of each branch, by the whole batch.
     fn estimate_normalizers<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         step: u64,
         batch: &Batch<T>,
         (queries, positives): (&[T], &[T]),
@@ -274,7 +274,7 @@ impl Contrast {
         let (width, branches) = (self.bank.spec().width, self.log_normalizers.len());
         let m = batch.images.len();
         let shifts = self.shifts(Estimator::Softmax, &self.log_normalizers, m);
-        let (negatives, _) = self.score(compute, step, batch, Estimator::Softmax, &shifts);
+        let (negatives, _) = self.score(device, step, batch, Estimator::Softmax, &shifts);
         let own = self.queries(queries, Estimator::Softmax, &shifts[..queries.len() / width]);
         let mut sums = vec![0.0; branches];
         for (i, e) in negatives.exps.into_iter().enumerate() {
@@ -329,7 +329,7 @@ impl Contrast {
     /// Weighs the negatives that this rank owns, for every query of the batch.
     fn score<T: Real>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         step: u64,
         batch: &Batch<T>,
         estimator: Estimator,
@@ -345,7 +345,7 @@ impl Contrast {
                 slots: self.bank.spec().slots,
                 exclude_positive: self.spec.exclude_positive,
             };
-            let (sums, mut ages) = queries.against_drawn(compute, draw, &batch.images, shard);
+            let (sums, mut ages) = queries.against_drawn(device, draw, &batch.images, shard);
             // Each image's own slot is read as well.
             let own = batch.images.iter().filter(|(_, slot)| shard.slots().contains(slot));
             own.for_each(|&(_, slot)| ages.add(step - u64::from(shard.written(slot))));
@@ -356,7 +356,7 @@ impl Contrast {
         let branches = self.log_normalizers.len();
         let own_places: Vec<_> =
             batch.images.iter().map(place).flat_map(|place| vec![place; branches]).collect();
-        let sums = queries.against_all(compute, shard.slots().len(), &own_places, |places, out| {
+        let sums = queries.against_all(device, shard.slots().len(), &own_places, |places, out| {
             shard.read(first + places.start..first + places.end, out);
         });
         let mut ages = Ages::default();

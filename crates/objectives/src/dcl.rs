@@ -15,14 +15,14 @@
 //! - **Chance**: `ln(M - 2)`.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::gather::gather_rows;
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows, partner};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// The decoupled contrastive loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ impl Loss for Dcl {
     /// Also if there is but one image on all ranks, which leaves no negative.
     fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
@@ -50,9 +50,9 @@ impl Loss for Dcl {
         let width = encoded.queries.len() / own.len();
         let local = UnitRows::new(encoded.queries, width);
         let global = gather_rows(communicator, &rows, width, &local.unit)?;
-        let pairs = Pairs::new(compute, &global, width, own.clone(), BLOCK_ROWS).without_partners();
+        let pairs = Pairs::new(device, &global, width, own.clone(), BLOCK_ROWS).without_partners();
         let softmax = Softmax { temperature: self.temperature };
-        let step = softmax.unit_gradient(compute, pairs, &rows, communicator, |i, target| {
+        let step = softmax.unit_gradient(device, pairs, &rows, communicator, |i, target| {
             target.copy_from_slice(&global[partner(&own, i) * width..][..width]);
         })?;
         Ok(ObjectiveStep::new(step.loss, local.project(step.d_unit)))

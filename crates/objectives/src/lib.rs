@@ -43,7 +43,7 @@ pub mod unit;
 mod weigh;
 
 use collective::{Communicator, Number};
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, Real};
 
 pub use bank::{Bank, Storage};
 pub use bank_spec::{BankSpec, BankType};
@@ -147,15 +147,6 @@ impl<T> ObjectiveStep<T> {
     }
 }
 
-/// The threads of this rank and the instructions they use.
-#[derive(Clone, Copy)]
-pub struct Compute<'a> {
-    /// The threads.
-    pub pool: &'a Pool,
-    /// The instructions.
-    pub path: KernelPath,
-}
-
 impl Objective {
     /// What has to be encoded for a step.
     pub fn needs(&self) -> Needs {
@@ -181,16 +172,16 @@ impl Objective {
     /// If a rank has no image, or a slice of `encoded` has not the shape that [`Objective::needs`] says.
     pub fn forward_backward<T: Real + Number>(
         &mut self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
         match self {
-            Self::TwoViews(loss) => loss.forward_backward(compute, encoded, communicator),
-            Self::Moco(moco) => moco.forward_backward(compute, encoded, communicator),
-            Self::MocoV3(moco) => moco.forward_backward(compute, encoded, communicator),
-            Self::Npid(npid) => npid.forward_backward(compute, encoded, communicator),
-            Self::Pirl(pirl) => pirl.forward_backward(compute, encoded, communicator),
+            Self::TwoViews(loss) => loss.forward_backward(device, encoded, communicator),
+            Self::Moco(moco) => moco.forward_backward(device, encoded, communicator),
+            Self::MocoV3(moco) => moco.forward_backward(device, encoded, communicator),
+            Self::Npid(npid) => npid.forward_backward(device, encoded, communicator),
+            Self::Pirl(pirl) => pirl.forward_backward(device, encoded, communicator),
         }
     }
 

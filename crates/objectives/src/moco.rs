@@ -16,7 +16,7 @@
 //! The versions differ by head, augmentation and temperature (0.07, then 0.2), not by their loss.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::candidates::{Queries, widen};
 use crate::gather::{by_position, gather_numbers, gather_rows};
@@ -24,7 +24,7 @@ use crate::positives::{Contrasted, check_temperature};
 use crate::queue::Queue;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// InfoNCE against a queue.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Moco {
     /// See [`crate::Objective::forward_backward`].
     pub(crate) fn forward_backward<T: Real + Number>(
         &mut self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
@@ -76,7 +76,7 @@ impl Moco {
         let shifts = vec![T::from_f64(1.0 / self.temperature); n];
         let (scale, estimator) = (1.0 / self.temperature, Estimator::Softmax);
         let queries = Queries { rows: &local.unit, width, scale, shifts: &shifts, estimator };
-        let sums = queries.against_all(compute, self.queue.len(), &vec![None; n], |places, out| {
+        let sums = queries.against_all(device, self.queue.len(), &vec![None; n], |places, out| {
             widen(&self.queue.rows()[places.start * width..places.end * width], out);
         });
         let Contrasted { losses, mut d_unit } = queries.with_positives(&keys, sums);

@@ -14,14 +14,14 @@
 //! - **Chance**: `2 t` times twice `ln N`.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::candidates::Queries;
 use crate::gather::gather_rows;
 use crate::positives::check_temperature;
 use crate::unit::UnitRows;
 use crate::weigh::Estimator;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// The symmetric InfoNCE within a batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,7 +45,7 @@ impl MocoV3 {
     /// See [`crate::Objective::forward_backward`].
     pub(crate) fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
@@ -72,7 +72,7 @@ impl MocoV3 {
             let all_keys = gather_rows(communicator, encoded.images, width, own_keys)?;
             let (scale, estimator) = (1.0 / self.temperature, Estimator::Softmax);
             let queries = Queries { rows, width, scale, shifts: &shifts, estimator };
-            let sums = queries.against_all(compute, batch, &positives, |rows, out| {
+            let sums = queries.against_all(device, batch, &positives, |rows, out| {
                 out.copy_from_slice(&all_keys[rows.start * width..rows.end * width]);
             });
             let of_view = queries.with_positives(own_keys, sums);

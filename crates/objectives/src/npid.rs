@@ -19,12 +19,12 @@
 //! NPID++ (Misra and van der Maaten 2020) is the same with 32,000 negatives, longer.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// Instance discrimination with a memory bank.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl Npid {
     /// See [`crate::Objective::forward_backward`].
     pub(crate) fn forward_backward<T: Real + Number>(
         &mut self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
         let local = UnitRows::new(encoded.queries, self.contrast.bank().spec().width);
-        let mut outcome = self.contrast.step(compute, encoded, &local.unit, communicator)?;
+        let mut outcome = self.contrast.step(device, encoded, &local.unit, communicator)?;
         let batch: usize = encoded.images.iter().sum();
         let pull = 2.0 * self.proximal / batch as f64;
         for ((d, f), slot) in outcome.d_unit.iter_mut().zip(&local.unit).zip(&outcome.positives) {

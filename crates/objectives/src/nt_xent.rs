@@ -24,13 +24,13 @@
 //! - **Chance**: `ln(M - 1)`.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::pairs::{BLOCK_ROWS, Pairs, own_blocks, partner};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::{UnitGradient, UnitRows};
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// The normalised-temperature cross entropy.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +66,7 @@ impl NtXent {
     /// If a rank has no image, or `embeddings` are not `rows[rank]` rows of one width.
     pub fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         embeddings: &[T],
         rows: &[usize],
         communicator: &mut Communicator,
@@ -74,7 +74,7 @@ impl NtXent {
         let n = rows[communicator.rank()];
         assert!(n > 0 && embeddings.len().is_multiple_of(n), "{} embeddings in {n} rows", embeddings.len());
         let local = UnitRows::new(embeddings, embeddings.len() / n);
-        let UnitGradient { loss, d_unit } = self.unit_gradient(compute, &local.unit, rows, communicator)?;
+        let UnitGradient { loss, d_unit } = self.unit_gradient(device, &local.unit, rows, communicator)?;
         Ok(ObjectiveStep::new(loss, local.project(d_unit)))
     }
 
@@ -91,7 +91,7 @@ impl NtXent {
     /// If a rank has an odd number of rows or none, or `unit` are not `rows[rank]` rows of one width.
     pub fn unit_gradient<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         unit: &[T],
         rows: &[usize],
         communicator: &mut Communicator,
@@ -107,9 +107,9 @@ impl NtXent {
         let counts: Vec<usize> = rows.iter().map(|n| n * width).collect();
         communicator.all_gather_counts(unit, &counts, &mut global)?;
         let own = first..first + rows[rank];
-        let pairs = Pairs::new(compute, &global, width, own.clone(), self.block_rows);
+        let pairs = Pairs::new(device, &global, width, own.clone(), self.block_rows);
         Softmax { temperature: self.temperature }.unit_gradient(
-            compute,
+            device,
             pairs,
             rows,
             communicator,
@@ -128,12 +128,12 @@ impl Loss for NtXent {
 
     fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
         let rows: Vec<usize> = encoded.images.iter().map(|n| 2 * n).collect();
-        Ok(self.forward_backward(compute, encoded.queries, &rows, communicator)?)
+        Ok(self.forward_backward(device, encoded.queries, &rows, communicator)?)
     }
 
     fn chance_loss(&self, global_images: usize) -> f64 {

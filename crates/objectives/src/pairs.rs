@@ -7,9 +7,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use kernels::{AlignedVec, PANEL, Pool, Real, RowBlock, RowBlocks, split};
+use kernels::{AlignedVec, Device, PANEL, Real, RowBlock, RowBlocks, split};
 
-use crate::Compute;
 use crate::tile::{LANES, Logits};
 use crate::tournament::for_each_pair;
 
@@ -68,7 +67,7 @@ fn group_len(n_own: usize) -> usize {
 impl<'a, T: Real> Pairs<'a, T> {
     /// Packs the rows of all ranks, `unit`: `[m, width]`, of which `own` are this rank's.
     pub(crate) fn new(
-        compute: Compute<'_>,
+        device: &Device,
         unit: &'a [T],
         width: usize,
         own: Range<usize>,
@@ -84,7 +83,7 @@ impl<'a, T: Real> Pairs<'a, T> {
         }
         let blocks: Vec<&[T]> =
             ranges.iter().map(|rows| &unit[rows.start * width..rows.end * width]).collect();
-        let packed = RowBlocks::new(compute.pool, compute.path, &blocks, width);
+        let packed = RowBlocks::new(device.cpu(), &blocks, width);
         Self {
             unit,
             width,
@@ -131,11 +130,11 @@ impl<'a, T: Real> Pairs<'a, T> {
     /// Two different blocks of this rank are visited once, with both outputs; else there is no second output.
     pub(crate) fn for_each_pair<O: Send>(
         &self,
-        pool: &Pool,
+        device: &Device,
         outputs: &mut [O],
         visit: impl Fn(&Block<'_, T>, &Block<'_, T>, &mut O, Option<&mut O>) + Sync,
     ) {
-        let group = group_len(self.n_own);
+        let (pool, group) = (&device.cpu().pool, group_len(self.n_own));
         let mut groups: Vec<&mut [O]> = outputs.chunks_mut(group).collect();
         for_each_pair(pool, &mut groups, |(a, of_a), (b, of_b)| {
             for (a, of_a) in (a * group..).zip(of_a.iter_mut()) {
@@ -162,11 +161,11 @@ impl<'a, T: Real> Pairs<'a, T> {
     /// Calls `visit` with each block of this rank and each block of all ranks, and the first one's output.
     pub(crate) fn for_each_row_block<O: Send>(
         &self,
-        pool: &Pool,
+        device: &Device,
         outputs: &mut [O],
         visit: impl Fn(&Block<'_, T>, &Block<'_, T>, &mut O) + Sync,
     ) {
-        pool.for_each_part(outputs.iter_mut().collect(), |a, of_a: &mut O| {
+        device.cpu().pool.for_each_part(outputs.iter_mut().collect(), |a, of_a: &mut O| {
             for b in 0..self.ranges.len() {
                 visit(&self.block(a), &self.block(b), of_a);
             }
@@ -188,12 +187,12 @@ impl<'a, T: Real> Pairs<'a, T> {
     }
 
     /// `sum_j exp(scale * u_i . u_j)` of this rank's rows, over all that is not left out.
-    pub(crate) fn exp_sums(&self, compute: Compute<'_>, scale: f64) -> Vec<f64> {
+    pub(crate) fn exp_sums(&self, device: &Device, scale: f64) -> Vec<f64> {
         let mut sums = self.own_ranges().iter().map(|rows| vec![0.0; rows.len()]).collect::<Vec<_>>();
-        self.for_each_pair(compute.pool, &mut sums, |a, b, of_a, mut of_b| {
+        self.for_each_pair(device, &mut sums, |a, b, of_a, mut of_b| {
             let mut row_lanes = vec![T::ZERO; of_a.len() * LANES];
             self.for_each_panel(a, b, |Panel { columns, similarity, excludes }| {
-                let logits = Logits { path: compute.path, scale, excludes };
+                let logits = Logits { path: device.cpu().path, scale, excludes };
                 let column_sums = logits.sum_exps(similarity, &mut row_lanes);
                 if let Some(of_b) = &mut of_b {
                     let totals = of_b[columns].iter_mut().zip(column_sums);
@@ -213,13 +212,13 @@ impl<'a, T: Real> Pairs<'a, T> {
     /// minus infinity.
     pub(crate) fn weighted_sums(
         self,
-        pool: &Pool,
+        device: &Device,
         weigh: impl Fn(&Block<'_, T>, &Block<'_, T>, Panel<'_, T>) + Sync,
         finish: impl Fn(usize, &mut [T]) + Sync,
     ) -> Vec<T> {
         let mut memory = self.packed.zero_sums(self.n_own);
         let mut sums = self.packed.sums(&mut memory);
-        self.for_each_pair(pool, &mut sums, |a, b, of_a, of_b| {
+        self.for_each_pair(device, &mut sums, |a, b, of_a, of_b| {
             let len = a.packed.tile_len(&b.packed);
             if len == 0 {
                 return;
@@ -245,7 +244,7 @@ impl<'a, T: Real> Pairs<'a, T> {
             let part = rest.split_off_mut(..range.len() * width).expect("the blocks are all of the rows");
             (range.start, sums, part)
         });
-        pool.for_each_part(parts.collect(), |_, (start, sums, rows)| {
+        device.cpu().pool.for_each_part(parts.collect(), |_, (start, sums, rows)| {
             for (local, row) in rows.chunks_exact_mut(width).enumerate() {
                 sums.read(local, row);
                 finish(start + local, row);

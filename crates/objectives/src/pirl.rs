@@ -16,12 +16,12 @@
 //! - **Chance**: that of the estimator, as [`crate::npid`]; the weights of both losses add to 1.
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::bank::Bank;
 use crate::contrast::{Contrast, ContrastSpec};
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// Pretext-invariant representations with a memory bank.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Pirl {
     /// See [`crate::Objective::forward_backward`].
     pub(crate) fn forward_backward<T: Real + Number>(
         &mut self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
@@ -61,7 +61,7 @@ impl Pirl {
         let branches = [encoded.queries, encoded.jigsaw].map(|rows| UnitRows::new(rows, width));
         let [f, g] = branches.each_ref().map(|branch| branch.unit.chunks_exact(width));
         let both: Vec<T> = f.zip(g).flat_map(|(f, g)| [f, g].concat()).collect();
-        let outcome = self.contrast.step(compute, encoded, &both, communicator)?;
+        let outcome = self.contrast.step(device, encoded, &both, communicator)?;
 
         let weights = [1.0 - self.jigsaw_weight, self.jigsaw_weight];
         let [d_queries, d_jigsaw] = [0, 1].map(|branch| {

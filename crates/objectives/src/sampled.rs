@@ -7,9 +7,8 @@
 
 use std::ops::Range;
 
-use kernels::{ChannelPass, KernelPath, Real, vectorized};
+use kernels::{ChannelPass, Device, KernelPath, Real, vectorized};
 
-use crate::Compute;
 use crate::candidates::{Queries, Sums};
 use crate::draws::{Draws, Purpose};
 use crate::shard::Shard;
@@ -82,7 +81,7 @@ impl<T: Real> Queries<'_, T> {
     /// Weighs the drawn slots that are in `shard`; an image's queries follow one another.
     pub(crate) fn against_drawn(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         draw: Draw,
         images: &[Image],
         shard: &Shard,
@@ -102,10 +101,10 @@ impl<T: Real> Queries<'_, T> {
         // One image's work is some microseconds, so that each thread is given its images in one piece.
         let mut parts: Vec<_> = parts.collect();
         let width = self.width;
-        compute.pool.for_each_rows(&mut parts, 1, |_, parts| {
+        device.cpu().pool.for_each_rows(&mut parts, 1, |_, parts| {
             let mut rows = vec![T::ZERO; CHUNK * width];
             for part in parts {
-                self.score_image(compute.path, draw, shard, part, &mut rows);
+                self.score_image(device.cpu().path, draw, shard, part, &mut rows);
             }
         });
         drop(parts);

@@ -15,9 +15,8 @@
 //! ```
 
 use collective::{Communicator, Error, Number};
-use kernels::{PANEL, Real};
+use kernels::{Device, PANEL, Real};
 
-use crate::Compute;
 use crate::exponential::LogSumExp;
 use crate::pairs::{Block, Pairs, Panel};
 use crate::tile::{Logits, needs_no_shift};
@@ -35,38 +34,38 @@ impl Softmax {
     /// - `rows`: of every rank; `target(i, t)` writes `t_i` of one of this rank's rows, numbered in the global batch
     pub(crate) fn unit_gradient<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         pairs: Pairs<'_, T>,
         rows: &[usize],
         communicator: &mut Communicator,
         target: impl Fn(usize, &mut [T]) + Sync,
     ) -> Result<UnitGradient<T>, Error> {
-        let own_log_sums = self.log_sums(compute, &pairs);
+        let own_log_sums = self.log_sums(device, &pairs);
         let mut log_sums = vec![T::ZERO; pairs.m()];
         let rounded: Vec<T> = own_log_sums.iter().map(|&value| T::from_f64(value)).collect();
         communicator.all_gather_counts(&rounded, rows, &mut log_sums)?;
 
         let mut loss = [self.loss(&pairs, &own_log_sums, &target)];
         communicator.all_reduce_sum(&mut loss)?;
-        Ok(UnitGradient { loss: loss[0], d_unit: self.d_unit(compute, pairs, &log_sums, target) })
+        Ok(UnitGradient { loss: loss[0], d_unit: self.d_unit(device, pairs, &log_sums, target) })
     }
 
     /// `lse_i` of this rank's rows.
-    fn log_sums<T: Real>(&self, compute: Compute<'_>, pairs: &Pairs<'_, T>) -> Vec<f64> {
+    fn log_sums<T: Real>(&self, device: &Device, pairs: &Pairs<'_, T>) -> Vec<f64> {
         if !needs_no_shift::<T>(self.temperature, pairs.m()) {
-            return self.shifted_log_sums(compute, pairs);
+            return self.shifted_log_sums(device, pairs);
         }
-        pairs.exp_sums(compute, 1.0 / self.temperature).into_iter().map(f64::ln).collect()
+        pairs.exp_sums(device, 1.0 / self.temperature).into_iter().map(f64::ln).collect()
     }
 
     /// `lse_i` at a temperature so low that each row's largest logit must be taken off first.
-    fn shifted_log_sums<T: Real>(&self, compute: Compute<'_>, pairs: &Pairs<'_, T>) -> Vec<f64> {
+    fn shifted_log_sums<T: Real>(&self, device: &Device, pairs: &Pairs<'_, T>) -> Vec<f64> {
         let mut sums =
             pairs.own_ranges().iter().map(|rows| vec![LogSumExp::EMPTY; rows.len()]).collect::<Vec<_>>();
-        pairs.for_each_row_block(compute.pool, &mut sums, |a, b, sums| {
+        pairs.for_each_row_block(device, &mut sums, |a, b, sums| {
             pairs.for_each_panel(a, b, |Panel { columns, similarity, .. }| {
                 for (sum, row) in sums.iter_mut().zip(similarity.chunks_exact(PANEL)) {
-                    sum.add(compute.path, &row[..columns.len()], 1.0 / self.temperature);
+                    sum.add(device.cpu().path, &row[..columns.len()], 1.0 / self.temperature);
                 }
             });
         });
@@ -86,7 +85,7 @@ impl Softmax {
     /// `dL/du_i` of this rank's rows, from the `lse` of all.
     fn d_unit<T: Real>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         pairs: Pairs<'_, T>,
         log_sums: &[T],
         target: impl Fn(usize, &mut [T]) + Sync,
@@ -94,7 +93,7 @@ impl Softmax {
         let inverse_sums = self.inverse_sums(log_sums);
         let weigh = |a: &Block<'_, T>, b: &Block<'_, T>, panel: Panel<'_, T>| {
             let Panel { columns, similarity, excludes } = panel;
-            let logits = Logits { path: compute.path, scale: 1.0 / self.temperature, excludes };
+            let logits = Logits { path: device.cpu().path, scale: 1.0 / self.temperature, excludes };
             let (i, j) = (a.rows.clone(), b.rows.start + columns.start..b.rows.start + columns.end);
             match &inverse_sums {
                 Some(inverse_sums) => logits.weigh(similarity, &inverse_sums[i], &inverse_sums[j]),
@@ -103,7 +102,7 @@ impl Softmax {
         };
         let scale = T::from_f64(1.0 / (pairs.m() as f64 * self.temperature));
         let two = T::from_f64(2.0);
-        pairs.weighted_sums(compute.pool, weigh, |i, d_row| {
+        pairs.weighted_sums(device, weigh, |i, d_row| {
             let mut t = d_row.to_vec();
             target(i, &mut t);
             for (d, &t) in d_row.iter_mut().zip(&t) {

@@ -20,14 +20,14 @@
 use std::collections::BTreeMap;
 
 use collective::{Communicator, Number};
-use kernels::Real;
+use kernels::{Device, Real};
 
 use crate::gather::{gather_numbers, gather_rows};
 use crate::pairs::{BLOCK_ROWS, Pairs, own_rows};
 use crate::softmax::Softmax;
 use crate::two_views::Loss;
 use crate::unit::UnitRows;
-use crate::{Compute, Encoded, Error, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, ObjectiveStep, Reduction};
 
 /// The supervised contrastive loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,7 @@ impl Loss for SupCon {
 
     fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error> {
@@ -72,9 +72,9 @@ impl Loss for SupCon {
             class.sum.resize(width, 0.0);
             class.sum.iter_mut().zip(row).for_each(|(sum, u)| *sum += u.to_f64());
         }
-        let pairs = Pairs::new(compute, &global, width, own, BLOCK_ROWS);
+        let pairs = Pairs::new(device, &global, width, own, BLOCK_ROWS);
         let softmax = Softmax { temperature: self.temperature };
-        let step = softmax.unit_gradient(compute, pairs, &rows, communicator, |i, target| {
+        let step = softmax.unit_gradient(device, pairs, &rows, communicator, |i, target| {
             let Class { rows, sum } = &classes[&labels[i]];
             let u = &global[i * width..][..width];
             for (target, (sum, u)) in target.iter_mut().zip(sum.iter().zip(u)) {

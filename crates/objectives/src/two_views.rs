@@ -2,9 +2,9 @@
 
 use collective::{Communicator, Number};
 use config::ObjectiveKind;
-use kernels::Real;
+use kernels::{Device, Real};
 
-use crate::{Compute, Encoded, Error, Needs, ObjectiveStep, Reduction};
+use crate::{Encoded, Error, Needs, ObjectiveStep, Reduction};
 
 /// A loss of the embeddings of two views of each image, and of nothing else.
 pub trait Loss: Sized {
@@ -24,7 +24,7 @@ pub trait Loss: Sized {
     /// If a peer is lost or the group was aborted.
     fn forward_backward<T: Real + Number>(
         &self,
-        compute: Compute<'_>,
+        device: &Device,
         encoded: &Encoded<'_, T>,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<T>, Error>;
@@ -67,12 +67,12 @@ macro_rules! two_views {
 
             pub(crate) fn forward_backward<T: Real + Number>(
                 &self,
-                compute: Compute<'_>,
+                device: &Device,
                 encoded: &Encoded<'_, T>,
                 communicator: &mut Communicator,
             ) -> Result<ObjectiveStep<T>, Error> {
                 match self {
-                    $(Self::$Kind(loss) => Loss::forward_backward(loss, compute, encoded, communicator),)+
+                    $(Self::$Kind(loss) => Loss::forward_backward(loss, device, encoded, communicator),)+
                 }
             }
 

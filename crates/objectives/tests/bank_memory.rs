@@ -10,9 +10,9 @@ mod allocated;
 use std::thread;
 
 use allocated::peak_of;
-use kernels::{KernelPath, Pool, split};
+use kernels::{Device, KernelPath, split};
 use objectives::{
-    Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Normalizer, Npid, Objective, Storage,
+    Bank, BankSpec, BankType, ContrastSpec, Encoded, Estimator, Normalizer, Npid, Objective, Storage,
 };
 
 const IMAGES: usize = 256;
@@ -53,23 +53,22 @@ fn cost_of_a_step(world_size: usize, slots: usize, negatives: usize) -> Cost {
             let positions: Vec<usize> = split(IMAGES, world_size, rank).collect();
             let numbers = positions.iter().flat_map(|image| (0..WIDTH).map(move |i| image * WIDTH + i));
             let queries: Vec<f32> = numbers.map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
-            (group.remove(0), objective, Pool::new(2, &[]), positions, queries)
+            (group.remove(0), objective, Device::of_threads(2, KernelPath::detect()), positions, queries)
         })
         .collect();
     let (peak, sent) = peak_of(|| {
         thread::scope(|scope| {
             let counts = &counts;
             let steps =
-                ranks.into_iter().map(|(mut communicator, mut objective, pool, positions, queries)| {
+                ranks.into_iter().map(|(mut communicator, mut objective, device, positions, queries)| {
                     scope.spawn(move || {
-                        let compute = Compute { pool: &pool, path: KernelPath::detect() };
                         let encoded = Encoded {
                             positions: &positions,
                             indices: &positions,
                             ..Encoded::of_queries(1, counts, &queries)
                         };
                         let outcome =
-                            objective.forward_backward(compute, &encoded, &mut communicator).unwrap();
+                            objective.forward_backward(&device, &encoded, &mut communicator).unwrap();
                         objective.commit();
                         assert!(outcome.loss.is_finite() && outcome.d_queries.iter().all(|d| d.is_finite()));
                         communicator.bytes_sent()

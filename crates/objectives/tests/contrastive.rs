@@ -5,9 +5,9 @@
 use std::thread;
 
 use collective::{Number, loopback};
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, KernelPath, Real};
 use objectives::align_uniform::AlignUniform;
-use objectives::{Compute, Dcl, Encoded, Objective, ObjectiveStep, SupCon, TwoViews};
+use objectives::{Dcl, Encoded, Objective, ObjectiveStep, SupCon, TwoViews};
 use safetensors::SafeTensors;
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/contrastive.safetensors");
@@ -88,12 +88,12 @@ impl<'a> Batch<'a> {
                         .flat_map(|row| self.z[row * width..][..width].iter().map(|&z| T::from_f64(z)))
                         .collect();
                     let labels: Vec<u32> = self.ranks[rank].iter().map(|&image| self.labels[image]).collect();
-                    let pool = Pool::new(2, &[]);
+                    let device = Device::of_threads(2, path);
                     let mut objective = kind.objective(temperature);
                     let labels = if objective.needs().labels { &labels[..] } else { &[] };
                     let encoded = Encoded { labels, ..Encoded::of_queries(1, counts, &queries) };
-                    let compute = Compute { pool: &pool, path };
-                    objective.forward_backward(compute, &encoded, &mut communicators[0]).unwrap()
+
+                    objective.forward_backward(&device, &encoded, &mut communicators[0]).unwrap()
                 })
             });
             let ranks: Vec<_> = ranks.collect();
@@ -326,11 +326,10 @@ fn without_shared_labels_supcon_is_simclr() {
     let z = noise(5, 2 * IMAGES * WIDTH);
     let labels: Vec<u32> = (0..IMAGES as u32).collect();
     let (loss, d_z) = Batch::alone(&z, &labels).step::<f64>(Kind::SupCon, TEMPERATURE, KernelPath::Reference);
-    let pool = Pool::new(1, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::Reference };
+    let device = Device::of_threads(1, KernelPath::Reference);
     let mut alone = collective::Communicator::alone();
     let simclr = objectives::NtXent::new(TEMPERATURE)
-        .forward_backward(compute, &z, &[2 * IMAGES], &mut alone)
+        .forward_backward(&device, &z, &[2 * IMAGES], &mut alone)
         .unwrap();
     assert!((loss - simclr.loss).abs() < 1e-13);
     assert!(distance(&d_z, &simclr.d_queries) < 1e-12);
@@ -339,9 +338,8 @@ fn without_shared_labels_supcon_is_simclr() {
 #[test]
 #[should_panic(expected = "one image has no negatives")]
 fn dcl_of_one_image_is_refused() {
-    let pool = Pool::new(1, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::Reference };
+    let device = Device::of_threads(1, KernelPath::Reference);
     let encoded = Encoded::of_queries(1, &[1], &[1f64, 2.0, 3.0, 4.0]);
     let mut alone = collective::Communicator::alone();
-    Kind::Dcl.objective(0.5).forward_backward(compute, &encoded, &mut alone).unwrap();
+    Kind::Dcl.objective(0.5).forward_backward(&device, &encoded, &mut alone).unwrap();
 }

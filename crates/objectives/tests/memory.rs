@@ -8,9 +8,9 @@ use std::thread;
 
 use allocated::peak_of;
 use collective::{Communicator, loopback};
-use kernels::{KernelPath, Pool};
+use kernels::{Device, KernelPath};
+use objectives::NtXent;
 use objectives::unit::UnitRows;
-use objectives::{Compute, NtXent};
 
 const GLOBAL_ROWS: usize = 65_536;
 const OWN_ROWS: usize = 1024;
@@ -29,8 +29,7 @@ fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
     let mut group = loopback(2, 1).unwrap();
     let mut other = group.pop().unwrap().pop().unwrap();
     let mut own = group.pop().unwrap().pop().unwrap();
-    let pool = Pool::new(2, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::detect() };
+    let device = Device::of_threads(2, KernelPath::detect());
 
     let peer = thread::spawn(move || {
         let counts = rows.map(|rows| rows * WIDTH);
@@ -40,7 +39,7 @@ fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
         other.all_reduce_sum(&mut [0f64]).unwrap();
     });
     let (used, step) =
-        peak_of(|| NtXent::new(0.1).forward_backward(compute, &embeddings, &rows, &mut own).unwrap());
+        peak_of(|| NtXent::new(0.1).forward_backward(&device, &embeddings, &rows, &mut own).unwrap());
     peer.join().unwrap();
 
     assert!(step.loss.is_finite() && step.d_queries.iter().all(|d| d.is_finite()));
@@ -53,17 +52,17 @@ fn a_batch_of_65536_rows_needs_no_similarity_matrix() {
     let of_own_rows = OWN_ROWS * GLOBAL_ROWS * size_of::<f32>();
     assert!(limit < of_own_rows / 2, "the limit would not notice this rank's rows of the matrix");
 
-    let used = a_rank_alone_takes_five_times_its_embeddings(compute);
+    let used = a_rank_alone_takes_five_times_its_embeddings(&device);
     println!("{used} bytes at the peak of a rank that has all of {ROWS_ALONE} rows");
 }
 
 /// Returns what it takes. So that 65,536 rows, with the embeddings themselves, stay far under 300 MB.
-fn a_rank_alone_takes_five_times_its_embeddings(compute: Compute<'_>) -> usize {
+fn a_rank_alone_takes_five_times_its_embeddings(device: &Device) -> usize {
     let rows = ROWS_ALONE;
     let embeddings: Vec<f32> = (0..rows * WIDTH).map(|i| (i * 7919 % 1013) as f32 - 506.0).collect();
     let bytes = size_of_val(&embeddings[..]);
     let (used, step) = peak_of(|| {
-        NtXent::new(0.1).forward_backward(compute, &embeddings, &[rows], &mut Communicator::alone())
+        NtXent::new(0.1).forward_backward(device, &embeddings, &[rows], &mut Communicator::alone())
     });
     assert!(step.is_ok_and(|step| step.loss.is_finite()));
     let limit = 5 * bytes + bytes / 2;

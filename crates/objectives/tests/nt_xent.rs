@@ -3,10 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use collective::{Communicator, Number};
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, KernelPath, Real};
 use objectives::unit::UnitGradient;
 use objectives::unit::UnitRows;
-use objectives::{Compute, Encoded, NtXent, Objective, ObjectiveStep, Reduction, TwoViews};
+use objectives::{Encoded, NtXent, Objective, ObjectiveStep, Reduction, TwoViews};
 use safetensors::SafeTensors;
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/objectives.safetensors");
@@ -19,18 +19,16 @@ fn golden(case: &str, name: &str) -> Vec<f64> {
 }
 
 fn step<T: Real + Number>(nt_xent: &NtXent, path: KernelPath, z: &[T], rows: usize) -> ObjectiveStep<T> {
-    let pool = Pool::new(2, &[]);
-    let compute = Compute { pool: &pool, path };
+    let device = Device::of_threads(2, path);
     let images = [rows / 2];
     let encoded = Encoded::of_queries(1, &images, z);
     let mut objective = Objective::TwoViews(TwoViews::Simclr(nt_xent.clone()));
-    objective.forward_backward(compute, &encoded, &mut Communicator::alone()).unwrap()
+    objective.forward_backward(&device, &encoded, &mut Communicator::alone()).unwrap()
 }
 
 fn unit_gradient(nt_xent: &NtXent, unit: &[f64], rows: usize) -> UnitGradient<f64> {
-    let pool = Pool::new(2, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::Reference };
-    nt_xent.unit_gradient(compute, unit, &[rows], &mut Communicator::alone()).unwrap()
+    let device = Device::of_threads(2, KernelPath::Reference);
+    nt_xent.unit_gradient(&device, unit, &[rows], &mut Communicator::alone()).unwrap()
 }
 
 /// Largest difference, as a share of the largest value expected.
@@ -135,9 +133,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let (rows, width) = (500, 32);
     let z: Vec<f32> = noise(3, rows, width).iter().map(|&z| z as f32).collect();
     let with_threads = |threads| {
-        let pool = Pool::new(threads, &[]);
-        let compute = Compute { pool: &pool, path: KernelPath::detect() };
-        NtXent::new(0.2).forward_backward(compute, &z, &[rows], &mut Communicator::alone()).unwrap()
+        let device = Device::of_threads(threads, KernelPath::detect());
+        NtXent::new(0.2).forward_backward(&device, &z, &[rows], &mut Communicator::alone()).unwrap()
     };
     assert_eq!(with_threads(1), with_threads(3));
 }
@@ -203,7 +200,6 @@ fn a_diverged_embedding_shows_in_the_loss() {
 #[test]
 #[should_panic(expected = "every rank has two views of an image: [6, 0]")]
 fn a_rank_without_images_is_refused() {
-    let pool = Pool::new(1, &[]);
-    let compute = Compute { pool: &pool, path: KernelPath::Reference };
-    NtXent::new(0.2).forward_backward(compute, &[1f64; 12], &[6, 0], &mut Communicator::alone()).unwrap();
+    let device = Device::of_threads(1, KernelPath::Reference);
+    NtXent::new(0.2).forward_backward(&device, &[1f64; 12], &[6, 0], &mut Communicator::alone()).unwrap();
 }

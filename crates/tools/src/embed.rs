@@ -5,7 +5,7 @@ use collective::Communicator;
 use config::RunConfig;
 use data::{Dataset, Limits};
 use engine::network::{Network, NetworkOptions};
-use kernels::{KernelPath, Pool};
+use kernels::{Device, DeviceOptions, KernelPath};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -72,11 +72,11 @@ enum Form {
 pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Error> {
     let form = form(out)?;
     check_directory(out)?;
-    let Restored { mut network, pool, config, dir, mut warnings, .. } = restore(checkpoint)?;
+    let Restored { mut network, device, config, dir, mut warnings, .. } = restore(checkpoint)?;
     let dataset = open(data, plan::limits(&config), &mut warnings)?;
     let preprocess = model::preprocess(&config);
     let features =
-        features::encode(&mut network, &pool, &dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
+        features::encode(&mut network, device.cpu(), &dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
     let (n, width) = (features.indices.len(), network.spec().feature_width());
     let labels: Option<Vec<u32>> =
         dataset.has_labels().then(|| features.indices.iter().map(|&i| dataset.label_of(i)).collect());
@@ -116,13 +116,13 @@ pub fn embed(checkpoint: &Path, data: &str, out: &Path) -> Result<Embedded, Erro
 /// # Errors
 /// If the checkpoint is damaged, the images cannot be read, or have no labels.
 pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize) -> Result<KnnReport, Error> {
-    let Restored { mut network, pool, config, dir, step, mut warnings } = restore(checkpoint)?;
+    let Restored { mut network, device, config, dir, step, mut warnings } = restore(checkpoint)?;
     let mut open = |source: &str| open(source, plan::limits(&config), &mut warnings).map(Arc::new);
     let (bank, test) = (open(data)?, test.map(open).transpose()?);
     let evaluation =
         Evaluation::new(bank, test, model::preprocess(&config), k)?.ok_or(trainer::Error::NoLabels)?;
     let mut alone = Communicator::alone();
-    let mut encoder = Encoder { network: &mut network, communicator: &mut alone, pool: &pool };
+    let mut encoder = Encoder { network: &mut network, communicator: &mut alone, cpu: device.cpu() };
     let evaluated = evaluation.knn(&mut encoder)?;
     if step == 0 {
         let note =
@@ -150,7 +150,7 @@ pub(crate) fn left_out(corrupt: &[(String, String)]) -> impl Iterator<Item = Str
 /// A checkpoint's network, on all cores of this machine.
 pub(crate) struct Restored {
     pub(crate) network: Network<f32>,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) device: Device,
     pub(crate) config: RunConfig,
     pub(crate) dir: PathBuf,
     pub(crate) step: u64,
@@ -167,10 +167,11 @@ pub(crate) fn restore(checkpoint: &Path) -> Result<Restored, Error> {
     let config = RunConfig::from_toml(text).map_err(Error::StoredConfig)?;
     warnings.extend(config::retired_notes(text));
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let pool = Arc::new(Pool::new(threads, &[]));
-    let mut network = Network::new(&model::spec(&config), options(&config, threads), Arc::clone(&pool));
+    let on = DeviceOptions::of_threads(threads, KernelPath::detect());
+    let device = on.open();
+    let mut network = Network::new(&model::spec(&config), options(&config, &on), &device);
     state_dict::restore_network(&mut network, &state)?;
-    Ok(Restored { network, pool, config, dir: located.dir, step: manifest.step, warnings })
+    Ok(Restored { network, device, config, dir: located.dir, step: manifest.step, warnings })
 }
 
 fn stored_config<'a>(manifest: &'a Manifest, dir: &Path) -> Result<&'a str, checkpoint::Error> {
@@ -181,15 +182,10 @@ fn stored_config<'a>(manifest: &'a Manifest, dir: &Path) -> Result<&'a str, chec
 }
 
 /// Plans for the most images that fit into [`PASS_BYTES`].
-fn options(config: &RunConfig, threads: usize) -> NetworkOptions {
-    let mut options = NetworkOptions {
-        max_rows: MAX_PASS,
-        seed: 0,
-        kernel_path: KernelPath::detect(),
-        convolution: model::convolution(config),
-    };
+fn options(config: &RunConfig, device: &DeviceOptions) -> NetworkOptions {
+    let mut options = NetworkOptions { max_rows: MAX_PASS, seed: 0, convolution: model::convolution(config) };
     let spec = model::spec(config);
-    while options.max_rows > 1 && Network::<f32>::predicted_bytes(&spec, &options, threads) > PASS_BYTES {
+    while options.max_rows > 1 && Network::<f32>::predicted_bytes(&spec, &options, device) > PASS_BYTES {
         options.max_rows /= 2;
     }
     options
@@ -244,8 +240,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let images = dir.path().join("images");
         fixtures::images(&images, &CLASSES, 3);
-        let pool = Arc::new(Pool::new(1, &[]));
-        let mut network = fixtures::network(&fixtures::config(), 8, &pool);
+        let mut network = fixtures::network(&fixtures::config(), 8, &fixtures::device());
         let buffers = &mut network.parameters_mut().buffer_values;
         buffers.iter_mut().enumerate().for_each(|(i, x)| *x += (i % 5) as f32 * 0.1);
         let checkpoint = fixtures::checkpoint(&dir.path().join("run"), 4, &fixtures::config(), &network);
@@ -320,8 +315,9 @@ mod tests {
         let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
         let preprocess = model::preprocess(&fixtures::config());
         let evaluation = Evaluation::new(dataset, None, preprocess, 0).unwrap().unwrap();
-        let (mut alone, pool) = (Communicator::alone(), Pool::new(1, &[]));
-        let mut encoder = Encoder { network: &mut fixture.network, communicator: &mut alone, pool: &pool };
+        let (mut alone, device) = (Communicator::alone(), fixtures::device());
+        let mut encoder =
+            Encoder { network: &mut fixture.network, communicator: &mut alone, cpu: device.cpu() };
         let expected = evaluation.knn(&mut encoder).unwrap();
         assert_eq!(report.evaluated.top1, expected.top1);
         assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);

@@ -5,7 +5,7 @@
 //! bias does not decay. What comes out does not depend on the number of threads.
 
 use engine::schedule::{Schedule, ScheduleKind};
-use kernels::{Gemm, KernelPath, Pool, matmul};
+use kernels::{Cpu, Gemm, matmul};
 
 /// How a classifier is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,15 +93,6 @@ impl Protocol {
     }
 }
 
-/// What is computed with.
-#[derive(Clone, Copy)]
-pub struct Compute<'a> {
-    /// Threads.
-    pub pool: &'a Pool,
-    /// Which kernels.
-    pub path: KernelPath,
-}
-
 /// Labelled features.
 #[derive(Clone, Copy)]
 pub struct Examples<'a> {
@@ -146,7 +137,7 @@ impl Classifier {
     /// If `order` names rows that do not exist.
     pub fn train_epoch(
         &mut self,
-        compute: Compute<'_>,
+        cpu: &Cpu,
         examples: Examples<'_>,
         order: &[usize],
         protocol: &Protocol,
@@ -158,26 +149,19 @@ impl Classifier {
             let row = |&row: &usize| &examples.features[row * self.width..(row + 1) * self.width];
             let x: Vec<f32> = rows.iter().flat_map(row).copied().collect();
             let labels: Vec<u32> = rows.iter().map(|&row| examples.labels[row]).collect();
-            loss += self.update(compute, &x, &labels, protocol, schedule.lr(update) as f32);
+            loss += self.update(cpu, &x, &labels, protocol, schedule.lr(update) as f32);
         }
         loss / order.len() as f64
     }
 
     /// Makes one update, and returns the sum of the losses before it.
-    fn update(
-        &mut self,
-        compute: Compute<'_>,
-        x: &[f32],
-        labels: &[u32],
-        protocol: &Protocol,
-        lr: f32,
-    ) -> f64 {
+    fn update(&mut self, cpu: &Cpu, x: &[f32], labels: &[u32], protocol: &Protocol, lr: f32) -> f64 {
         let (n, classes) = (labels.len(), self.bias.len());
-        let mut d_logits = self.logits(compute, x);
+        let mut d_logits = self.logits(cpu, x);
         let loss = cross_entropy(&mut d_logits, labels, classes);
         let mut d_weight = vec![0.0; self.weight.len()];
         let gemm = Gemm { a_transposed: true, ..Gemm::new(classes, self.width, n) };
-        matmul(compute.pool, compute.path, gemm, &d_logits, x, &mut d_weight);
+        matmul(cpu, gemm, &d_logits, x, &mut d_weight);
         let mut d_bias = vec![0.0; classes];
         for row in d_logits.chunks_exact(classes) {
             d_bias.iter_mut().zip(row).for_each(|(sum, d)| *sum += d);
@@ -189,21 +173,21 @@ impl Classifier {
     }
 
     /// `x W^T + b`, `[n, classes]`.
-    fn logits(&self, Compute { pool, path }: Compute<'_>, x: &[f32]) -> Vec<f32> {
+    fn logits(&self, cpu: &Cpu, x: &[f32]) -> Vec<f32> {
         let (n, classes) = (x.len() / self.width, self.bias.len());
         let mut logits: Vec<f32> = self.bias.iter().copied().cycle().take(n * classes).collect();
         let gemm = Gemm { b_transposed: true, accumulate: true, ..Gemm::new(n, classes, self.width) };
-        matmul(pool, path, gemm, x, &self.weight, &mut logits);
+        matmul(cpu, gemm, x, &self.weight, &mut logits);
         logits
     }
 
     /// Tells how often the examples' class is found.
-    pub fn accuracy(&self, compute: Compute<'_>, examples: Examples<'_>) -> Accuracy {
+    pub fn accuracy(&self, cpu: &Cpu, examples: Examples<'_>) -> Accuracy {
         /// Rows at a time, so that the logits of a large set are never all held.
         const TILE: usize = 4096;
         let (mut first, mut among_five) = (0u64, 0u64);
         for (x, labels) in examples.features.chunks(TILE * self.width).zip(examples.labels.chunks(TILE)) {
-            let logits = self.logits(compute, x);
+            let logits = self.logits(cpu, x);
             for (row, &label) in logits.chunks_exact(self.bias.len()).zip(labels) {
                 let place = place(row, label as usize);
                 first += u64::from(place == 0);
@@ -265,6 +249,7 @@ fn sgd(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::KernelPath;
     use safetensors::SafeTensors;
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/linear.safetensors");
@@ -303,7 +288,7 @@ mod tests {
         name: &str,
         protocol: &Protocol,
     ) -> (Classifier, f64) {
-        let pool = Pool::new(threads, &[]);
+        let cpu = Cpu::new(threads, path);
         let (features, labels) = (golden.f32s("features"), golden.labels("labels"));
         let examples = Examples { features: &features, labels: &labels };
         let orders = golden.labels(&format!("{name} orders"));
@@ -312,8 +297,7 @@ mod tests {
         let mut loss = 0.0;
         for (epoch, order) in (0..).zip(orders.chunks_exact(labels.len())) {
             let order: Vec<usize> = order.iter().map(|&row| row as usize).collect();
-            let compute = Compute { pool: &pool, path };
-            loss = classifier.train_epoch(compute, examples, &order, protocol, (&schedule, epoch));
+            loss = classifier.train_epoch(&cpu, examples, &order, protocol, (&schedule, epoch));
         }
         (classifier, loss)
     }
@@ -321,7 +305,6 @@ mod tests {
     #[test]
     fn weights_losses_and_accuracies_are_pytorchs() {
         let golden = Golden::read();
-        let pool = Pool::new(2, &[]);
         for (name, protocol) in protocols() {
             for path in [KernelPath::Reference, KernelPath::detect()] {
                 let (classifier, loss) = train(2, path, &golden, name, &protocol);
@@ -340,7 +323,7 @@ mod tests {
                 near("loss", &[loss as f32]);
                 let (features, labels) = (golden.f32s("test features"), golden.labels("test labels"));
                 let examples = Examples { features: &features, labels: &labels };
-                let Accuracy { top1, top5 } = classifier.accuracy(Compute { pool: &pool, path }, examples);
+                let Accuracy { top1, top5 } = classifier.accuracy(&Cpu::new(2, path), examples);
                 near("accuracy", &[top1 as f32, top5 as f32]);
             }
         }

@@ -2,7 +2,7 @@
 
 use collective::Communicator;
 use data::{Dataset, Limits, Preprocess};
-use kernels::{KernelPath, Pool};
+use kernels::{Cpu, KernelPath};
 use std::thread;
 use trainer::evaluation::ClassNumbers;
 use trainer::features::{self, Features};
@@ -56,11 +56,12 @@ pub fn evaluate_knn(
         }
     };
 
-    let pool = Pool::new(thread::available_parallelism().map_or(1, usize::from), &[]);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let cpu = Cpu::new(threads, KernelPath::detect());
     let preprocess = Preprocess { size, mean: [0.0; 3], std: [1.0; 3] };
     let width = size * size * 3;
     let mut unit_rows = |dataset: &Dataset| -> Result<Features, Error> {
-        let mut rows = features::pixels(&pool, dataset, &preprocess)?;
+        let mut rows = features::pixels(&cpu, dataset, &preprocess)?;
         knn::normalize_rows(&mut rows.values, width);
         warnings.extend(embed::left_out(&rows.corrupt));
         Ok(rows)
@@ -85,7 +86,7 @@ pub fn evaluate_knn(
     let k = knn::neighbours(k, &images_per_class);
     warnings.extend(caveats::of_bank(&images_per_class, k, queries.is_none()));
     let bank = Bank { features: &rows.values, labels: &labels, width, classes, k };
-    let predictions = knn::classify(&pool, KernelPath::detect(), &mut alone, bank, of_test)?;
+    let predictions = knn::classify(&cpu, &mut alone, bank, of_test)?;
     Ok(PixelReport {
         top1: knn::n_correct(&predictions, expected) as f64 / expected.len() as f64,
         n_queries: expected.len(),

@@ -13,7 +13,7 @@ use trainer::{model, plan};
 
 use crate::Error;
 use crate::embed::{self, Restored};
-use crate::linear::{Accuracy, Classifier, Compute, Examples, Protocol};
+use crate::linear::{Accuracy, Classifier, Examples, Protocol};
 
 /// Without test images one of so many training images is held out for the test.
 const HELD_OUT: usize = 5;
@@ -90,8 +90,9 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
 
     let preprocess = model::preprocess(&restored.config);
     let mut rows = |dataset: &Dataset| {
-        let Restored { network, pool, .. } = &mut restored;
-        let rows = features::encode(network, pool, dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
+        let Restored { network, device, .. } = &mut restored;
+        let rows =
+            features::encode(network, device.cpu(), dataset, 0..dataset.len(), Look::Plain(&preprocess))?;
         if rows.values.iter().all(|x| x.is_finite()) { Ok(rows) } else { Err(trainer::Error::NotFinite) }
     };
     let label = |index| train.label_of(index);
@@ -114,22 +115,22 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
     let sampler = Sampler::new(probe.seed, n);
     let mut classifier = Classifier::new(classes, plain.width());
     let crops = crops(preprocess.size).normalised(preprocess.mean, preprocess.std);
-    let (path, pool) = (restored.network.kernel_path(), std::sync::Arc::clone(&restored.pool));
-    let compute = Compute { pool: &pool, path };
+    let device = restored.device.clone();
+    let cpu = device.cpu();
     let mut loss = 0.0;
     for epoch in 0..protocol.epochs {
         let anew = match probe.augment {
             true => {
                 let Restored { network, .. } = &mut restored;
                 let look = Look::Augmented { augmentation: &crops, seed: probe.seed, epoch };
-                let rows = features::encode(network, &pool, &train, 0..train.len(), look)?;
+                let rows = features::encode(network, cpu, &train, 0..train.len(), look)?;
                 Some(Labelled::new(rows, label).only(&train_indices))
             }
             false => None,
         };
         let examples = anew.as_ref().unwrap_or(&cached).examples();
         let order = sampler.order(epoch);
-        loss = classifier.train_epoch(compute, examples, &order, &protocol, (&schedule, epoch));
+        loss = classifier.train_epoch(cpu, examples, &order, &protocol, (&schedule, epoch));
         if !loss.is_finite() {
             return refuse(
                 "--lr",
@@ -140,7 +141,7 @@ pub fn evaluate(probe: &Probe<'_>, progress: &mut dyn FnMut(u64)) -> Result<Line
         progress(epoch + 1);
     }
     Ok(LinearReport {
-        accuracy: classifier.accuracy(compute, test.examples()),
+        accuracy: classifier.accuracy(cpu, test.examples()),
         loss,
         classes,
         n_train: n,
@@ -254,9 +255,7 @@ fn missing(train: &Dataset, labels: &[u32], of: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::Pool;
     use std::collections::BTreeSet;
-    use std::sync::Arc;
     use trainer::fixtures;
 
     const COLORS: [(&str, [u8; 3]); 3] =
@@ -273,7 +272,7 @@ mod tests {
             fixtures::images(&folder.path().join("train"), &COLORS, 12);
             fixtures::images(&folder.path().join("test"), &COLORS[1..], 4);
             let config = fixtures::config();
-            let network = fixtures::network(&config, 4, &Arc::new(Pool::new(1, &[])));
+            let network = fixtures::network(&config, 4, &fixtures::device());
             let checkpoint = fixtures::checkpoint(folder.path(), 7, &config, &network);
             Fixture { folder, checkpoint }
         }
@@ -383,7 +382,7 @@ mod tests {
     fn features_of_a_net_that_has_diverged_are_refused() {
         let fixture = Fixture::new();
         let config = fixtures::config();
-        let mut network = fixtures::network(&config, 4, &Arc::new(Pool::new(1, &[])));
+        let mut network = fixtures::network(&config, 4, &fixtures::device());
         network.parameters_mut().values.fill(f32::NAN);
         let checkpoint = fixtures::checkpoint(fixture.folder.path(), 8, &config, &network);
         let refused = |outcome: Error| assert_eq!(outcome.exit_code(), 3, "{outcome}");

@@ -82,9 +82,8 @@ impl Evaluation {
         state_dict::agree_on_buffers(encoder.network, encoder.communicator)?;
         let width = encoder.network.spec().feature_width();
         let own = self.encode_share(encoder, &self.bank)?;
-        let path = encoder.network.kernel_path();
         let Spread { std, effective_rank } =
-            spectrum::spread(encoder.pool, path, encoder.communicator, &own.values, width)?;
+            spectrum::spread(encoder.cpu, encoder.communicator, &own.values, width)?;
         if !std.is_finite() {
             return Err(Error::NotFinite);
         }
@@ -108,7 +107,7 @@ impl Evaluation {
             None => (Queries::Bank, &labels),
             Some((values, expected)) => (Queries::Others(values), expected),
         };
-        let predictions = knn::classify(encoder.pool, path, encoder.communicator, bank, queries)?;
+        let predictions = knn::classify(encoder.cpu, encoder.communicator, bank, queries)?;
         let mut sums = [knn::n_correct(&predictions, expected), expected.len()].map(|n| n as u64);
         encoder.communicator.all_reduce_sum(&mut sums)?;
         let [n_correct, n_queries] = sums;
@@ -139,14 +138,14 @@ impl Evaluation {
     }
 
     fn calibrate(&self, encoder: &mut Encoder<'_>) -> Result<(), Error> {
-        let Encoder { network, communicator, pool } = encoder;
+        let Encoder { network, communicator, cpu } = encoder;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         // Ranks may have planned for rows that differ by one: every rank must have room for its share.
         let rows = gather::integers(communicator, network.max_rows() as u64)?;
         let rows = rows.into_iter().min().unwrap_or(1) as usize;
         let global_rows = (rows * world_size).min(self.bank.len());
         let own = share(global_rows, rank, world_size);
-        let mut images = Images::new(pool, &self.bank, Look::Plain(&self.preprocess), network.max_rows());
+        let mut images = Images::new(cpu, &self.bank, Look::Plain(&self.preprocess), network.max_rows());
         // A last, smaller batch is dropped, as in training.
         for batch in 0..self.bank.len() / global_rows {
             let first = batch * global_rows;
@@ -170,7 +169,7 @@ impl Evaluation {
     fn encode_share(&self, encoder: &mut Encoder<'_>, dataset: &Dataset) -> Result<Features, Error> {
         let own = share(dataset.len(), encoder.communicator.rank(), encoder.communicator.world_size());
         let look = Look::Plain(&self.preprocess);
-        let mut features = match features::encode(encoder.network, encoder.pool, dataset, own, look) {
+        let mut features = match features::encode(encoder.network, encoder.cpu, dataset, own, look) {
             // Of a small set a share may be a few images: that none is left is an error only if no rank has any.
             Err(Error::NothingDecoded { corrupt }) => Features { corrupt, ..Features::default() },
             outcome => outcome?,
@@ -229,7 +228,6 @@ impl ClassNumbers {
 mod tests {
     use super::*;
     use crate::fixtures;
-    use kernels::Pool;
 
     const CLASSES: [(&str, [u8; 3]); 3] = [("a", [150, 20, 20]), ("b", [20, 150, 20]), ("c", [90, 90, 20])];
 
@@ -240,9 +238,9 @@ mod tests {
     /// Runs `evaluate` on every rank and returns what each found.
     fn over_ranks<T: Send>(world_size: usize, evaluate: impl Fn(&mut Encoder<'_>) -> T + Sync) -> Vec<T> {
         fixtures::over_ranks(world_size, |communicator| {
-            let pool = Arc::new(Pool::new(1, &[]));
-            let mut network = fixtures::network(&fixtures::config(), 8, &pool);
-            evaluate(&mut Encoder { network: &mut network, communicator, pool: &pool })
+            let device = fixtures::device();
+            let mut network = fixtures::network(&fixtures::config(), 8, &device);
+            evaluate(&mut Encoder { network: &mut network, communicator, cpu: device.cpu() })
         })
     }
 
@@ -380,7 +378,7 @@ mod tests {
             assert_eq!(parameters.num_batches_tracked, 2);
             let calibrated = parameters.buffer_values.clone();
 
-            let mut images = Images::new(encoder.pool, &bank, Look::Plain(&evaluation.preprocess), 8);
+            let mut images = Images::new(encoder.cpu, &bank, Look::Plain(&evaluation.preprocess), 8);
             let mut sum = vec![0f64; calibrated.len()];
             for first in [0, 8] {
                 images.fill(first..first + 8, &mut Features::default()).unwrap();
@@ -440,12 +438,12 @@ mod tests {
         let mut config = fixtures::config();
         config.model.batch_norm = config::BatchNorm::Local;
         let found = over_ranks(2, |encoder| {
-            let pool = Arc::new(Pool::new(1, &[]));
-            let mut network = fixtures::network(&config, 8, &pool);
+            let device = fixtures::device();
+            let mut network = fixtures::network(&config, 8, &device);
             let rank = encoder.communicator.rank() as f32;
             network.parameters_mut().buffer_values.iter_mut().for_each(|x| *x += 3.0 * rank);
             let mut encoder =
-                Encoder { network: &mut network, communicator: encoder.communicator, pool: &pool };
+                Encoder { network: &mut network, communicator: encoder.communicator, cpu: device.cpu() };
             let together = evaluation.knn(&mut encoder).unwrap();
             (together, network.parameters().buffer_values.clone())
         });

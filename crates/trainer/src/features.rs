@@ -3,7 +3,7 @@
 use collective::Communicator;
 use data::{Augmentation, Dataset, Image, Preprocess, Scratch, ViewKey};
 use engine::network::Network;
-use kernels::Pool;
+use kernels::Cpu;
 use std::ops::Range;
 
 use crate::Error;
@@ -15,7 +15,7 @@ pub struct Encoder<'a> {
     /// The group that evaluates together.
     pub communicator: &'a mut Communicator,
     /// Threads of this rank.
-    pub pool: &'a Pool,
+    pub cpu: &'a Cpu,
 }
 
 /// Features of the images that could be decoded.
@@ -70,13 +70,13 @@ impl Look<'_> {
 /// If a file cannot be read, or not a single image of a non-empty range can be decoded.
 pub fn encode(
     network: &mut Network<f32>,
-    pool: &Pool,
+    cpu: &Cpu,
     dataset: &Dataset,
     range: Range<usize>,
     look: Look<'_>,
 ) -> Result<Features, Error> {
     let mut features = Features::default();
-    let mut images = Images::new(pool, dataset, look, network.max_rows());
+    let mut images = Images::new(cpu, dataset, look, network.max_rows());
     let is_empty = range.is_empty();
     let mut start = range.start;
     while start < range.end {
@@ -97,9 +97,9 @@ pub fn encode(
 ///
 /// # Errors
 /// If a file cannot be read, or not a single image can be decoded.
-pub fn pixels(pool: &Pool, dataset: &Dataset, preprocess: &Preprocess) -> Result<Features, Error> {
+pub fn pixels(cpu: &Cpu, dataset: &Dataset, preprocess: &Preprocess) -> Result<Features, Error> {
     let mut pixels = Features::default();
-    let mut images = Images::new(pool, dataset, Look::Plain(preprocess), dataset.len());
+    let mut images = Images::new(cpu, dataset, Look::Plain(preprocess), dataset.len());
     let n = images.fill(0..dataset.len(), &mut pixels)?;
     if n == 0 {
         return Err(Error::NothingDecoded { corrupt: pixels.corrupt });
@@ -112,7 +112,7 @@ pub fn pixels(pool: &Pool, dataset: &Dataset, preprocess: &Preprocess) -> Result
 
 /// Room for one pass's images, preprocessed on all threads.
 pub(crate) struct Images<'a> {
-    pool: &'a Pool,
+    cpu: &'a Cpu,
     dataset: &'a Dataset,
     look: Look<'a>,
     /// `[max_rows, size, size, 3]`.
@@ -121,10 +121,10 @@ pub(crate) struct Images<'a> {
 }
 
 impl<'a> Images<'a> {
-    pub(crate) fn new(pool: &'a Pool, dataset: &'a Dataset, look: Look<'a>, max_rows: usize) -> Images<'a> {
+    pub(crate) fn new(cpu: &'a Cpu, dataset: &'a Dataset, look: Look<'a>, max_rows: usize) -> Images<'a> {
         let values = vec![0.0; max_rows * look.size() * look.size() * 3];
-        let scratch = (0..pool.threads()).map(|_| Scratch::default()).collect();
-        Images { pool, dataset, look, values, scratch }
+        let scratch = (0..cpu.threads()).map(|_| Scratch::default()).collect();
+        Images { cpu, dataset, look, values, scratch }
     }
 
     /// The first `n` rows.
@@ -164,7 +164,7 @@ impl<'a> Images<'a> {
     fn decode(&mut self, wanted: &[usize]) -> Vec<Result<(), data::Error>> {
         let image_len = self.image_len();
         let mut outcomes: Vec<Result<(), data::Error>> = wanted.iter().map(|_| Ok(())).collect();
-        let per_thread = wanted.len().div_ceil(self.pool.threads()).max(1);
+        let per_thread = wanted.len().div_ceil(self.cpu.threads()).max(1);
         let parts = self
             .values
             .chunks_mut(per_thread * image_len)
@@ -173,7 +173,7 @@ impl<'a> Images<'a> {
             .zip(&mut self.scratch)
             .collect();
         let Images { dataset, look, .. } = self;
-        self.pool.for_each_part(parts, |_, (((rows, outcomes), wanted), scratch)| {
+        self.cpu.pool.for_each_part(parts, |_, (((rows, outcomes), wanted), scratch)| {
             for ((out, outcome), &index) in rows.chunks_mut(image_len).zip(outcomes).zip(wanted) {
                 *outcome = dataset.load(index).map(|image| look.apply((&image, index), scratch, out));
             }

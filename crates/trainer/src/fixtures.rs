@@ -7,10 +7,9 @@ use collective::Communicator;
 use config::{Arch, Head, RunConfig, Stem};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
-use kernels::{KernelPath, Pool};
+use kernels::{Device, KernelPath};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::model;
 use crate::state_dict::{CONFIG_KEY, Parts};
@@ -30,15 +29,15 @@ pub fn config() -> RunConfig {
     config
 }
 
-/// The network of [`config`], on the path that every machine has.
-pub fn network(config: &RunConfig, max_rows: usize, pool: &Arc<Pool>) -> Network<f32> {
-    let options = NetworkOptions {
-        max_rows,
-        seed: 3,
-        kernel_path: KernelPath::Portable,
-        convolution: model::convolution(config),
-    };
-    Network::new(&model::spec(config), options, Arc::clone(pool))
+/// One thread, on the path that every machine has.
+pub fn device() -> Device {
+    Device::of_threads(1, KernelPath::Portable)
+}
+
+/// The network of [`config`].
+pub fn network(config: &RunConfig, max_rows: usize, device: &Device) -> Network<f32> {
+    let options = NetworkOptions { max_rows, seed: 3, convolution: model::convolution(config) };
+    Network::new(&model::spec(config), options, device)
 }
 
 /// Writes `n` images for each class, in folders: a colour of the class's own under noise.

@@ -8,7 +8,7 @@
 //! grow with the bank.
 
 use collective::{Communicator, Error};
-use kernels::{Gemm, KernelPath, Pool, matmul_serial};
+use kernels::{Cpu, Gemm, matmul_serial};
 use std::cmp::Ordering;
 
 /// Neighbours that vote where the bank is large enough, as in the papers.
@@ -106,8 +106,7 @@ pub fn normalize_rows(features: &mut [f32], width: usize) {
 /// # Panics
 /// If lengths disagree. Callers build bank and queries from one network, so this is a bug.
 pub fn classify(
-    pool: &Pool,
-    path: KernelPath,
+    cpu: &Cpu,
     communicator: &mut Communicator,
     bank: Bank<'_>,
     queries: Queries<'_>,
@@ -143,7 +142,7 @@ pub fn classify(
             Queries::Bank if (before..before + mine.len()).contains(&query) => Some(first + query - before),
             _ => None,
         };
-        let (similarities, labels) = nearest(pool, path, bank, &rows, &itself);
+        let (similarities, labels) = nearest(cpu, bank, &rows, &itself);
         let returning: Vec<usize> = (0..world_size).map(|rank| of_rank(rank).len() * k).collect();
         let lists = returning[rank];
         let mut found_similarities = vec![0f32; world_size * lists];
@@ -178,8 +177,7 @@ pub fn n_correct(predictions: &[Option<u32>], expected: &[u32]) -> usize {
 ///
 /// - `itself`: the bank's row that is a query, which is then not its neighbour
 fn nearest(
-    pool: &Pool,
-    path: KernelPath,
+    cpu: &Cpu,
     bank: Bank<'_>,
     queries: &[f32],
     itself: &(dyn Fn(usize) -> Option<usize> + Sync),
@@ -188,14 +186,14 @@ fn nearest(
     let n = queries.len() / width;
     let mut similarities = vec![f32::NEG_INFINITY; n * k];
     let mut labels = vec![0u32; n * k];
-    let per_thread = n.div_ceil(pool.threads()).max(1);
+    let per_thread = n.div_ceil(cpu.threads()).max(1);
     let parts = similarities
         .chunks_mut(per_thread * k)
         .zip(labels.chunks_mut(per_thread * k))
         .enumerate()
         .map(|(thread, part)| (thread * per_thread, part))
         .collect();
-    pool.for_each_part(parts, |_, (first, (similarities, labels))| {
+    cpu.pool.for_each_part(parts, |_, (first, (similarities, labels))| {
         let mut scores = vec![0f32; TILE * BLOCK.min(bank.labels.len())];
         let tiles = similarities.chunks_mut(TILE * k).zip(labels.chunks_mut(TILE * k));
         for (tile, (similarities, labels)) in tiles.enumerate() {
@@ -206,7 +204,13 @@ fn nearest(
                 let m = features.len() / width;
                 let gemm = Gemm { b_transposed: true, ..Gemm::new(rows, m, width) };
                 let scores = &mut scores[..rows * m];
-                matmul_serial(path, gemm, &queries[first * width..(first + rows) * width], features, scores);
+                matmul_serial(
+                    cpu.path,
+                    gemm,
+                    &queries[first * width..(first + rows) * width],
+                    features,
+                    scores,
+                );
                 for (i, (nearest, scores)) in nearest.iter_mut().zip(scores.chunks_exact(m)).enumerate() {
                     let itself = itself(first + i);
                     for (row, &similarity) in (block * BLOCK..).zip(scores) {
@@ -295,6 +299,7 @@ mod tests {
     use super::golden::Golden;
     use super::*;
     use crate::fixtures::over_ranks;
+    use kernels::KernelPath;
     use std::ops::Range;
 
     /// The bank of all ranks, and how many neighbours vote.
@@ -334,7 +339,7 @@ mod tests {
                     let rows = dealt(queries.len() / width, rank, world_size);
                     Queries::Others(&queries[rows.start * width..rows.end * width])
                 });
-                classify(&Pool::new(threads, &[]), path, communicator, bank, queries).unwrap()
+                classify(&Cpu::new(threads, path), communicator, bank, queries).unwrap()
             });
             predictions.concat()
         }
@@ -579,8 +584,8 @@ mod tests {
             let (features, labels) = rows(m, 8, 3, 2);
             over_ranks(2, |communicator| {
                 let bank = Bank { features: &features, labels: &labels, width: 8, classes: 3, k: 15 };
-                let (pool, queries) = (Pool::new(1, &[]), Queries::Others(&queries));
-                classify(&pool, KernelPath::Portable, communicator, bank, queries).unwrap();
+                let (cpu, queries) = (Cpu::new(1, KernelPath::Portable), Queries::Others(&queries));
+                classify(&cpu, communicator, bank, queries).unwrap();
                 communicator.bytes_sent()
             })
         };

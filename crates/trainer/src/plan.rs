@@ -10,7 +10,7 @@ use engine::models::{ModelSpec, PATCHES, Role};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::schedule::{Schedule, ScheduleKind};
-use kernels::{KernelPath, Pool};
+use kernels::DeviceOptions;
 use objectives::{MIN_TEMPERATURE, Needs, TwoViews};
 use std::sync::Arc;
 
@@ -28,17 +28,6 @@ pub const VIEWS: usize = 2;
 
 /// Batches that a rank prepares ahead of the step.
 const PREFETCH: usize = 3;
-
-/// What a rank computes with.
-#[derive(Clone, Debug)]
-pub struct Compute {
-    /// Threads, at least 1.
-    pub threads: usize,
-    /// One core for each thread; empty: wherever the system puts them.
-    pub cores: Vec<usize>,
-    /// Bytes of memory that data sets may take which are held whole.
-    pub data_bytes: u64,
-}
 
 /// Passes over the data as updates.
 #[derive(Clone, Copy, Debug)]
@@ -170,13 +159,13 @@ impl Plan {
     }
 
     /// Builds everything that one update reads and writes. From then on the calling thread is pinned to the
-    /// first of the rank's cores.
+    /// first of the device's cores.
     ///
     /// # Errors
     /// If the system starts no thread.
     pub fn trainer(
         &self,
-        compute: &Compute,
+        device: &DeviceOptions,
         small: Communicator,
         gradients: Communicator,
     ) -> Result<Trainer, Error> {
@@ -185,10 +174,9 @@ impl Plan {
             1 => None,
             _ => Some(GradientReducer::new(gradients)?),
         };
-        let pool = Arc::new(Pool::new(compute.threads.max(1), &compute.cores));
+        let device = device.open();
         let objective = objective::objective(&self.config, self.place())?;
-        let build =
-            |role| Network::with_role(&self.model, role, self.network_options(role), Arc::clone(&pool));
+        let build = |role| Network::with_role(&self.model, role, self.network_options(role), &device);
         let network = build(Role::Trained);
         let momentum = (!self.needs.keys.is_empty()).then(|| {
             let schedule = momentum_schedule(&self.config, self.total_steps());
@@ -207,19 +195,19 @@ impl Plan {
             patches,
             refresh: self.refresh(),
             network,
-            pool,
+            device,
         })
     }
 
-    /// Bytes of numbers that [`Plan::trainer`] allocates with `threads`; those of the passes are of one chunk.
-    pub fn predicted_bytes(&self, threads: usize) -> usize {
+    /// Bytes of numbers that [`Plan::trainer`] allocates on such a device; those of the passes are of one chunk.
+    pub fn predicted_bytes(&self, device: &DeviceOptions) -> usize {
         let needs = self.needs;
         let mut roles = vec![Role::Trained];
         roles.extend((!needs.keys.is_empty()).then_some(Role::Momentum));
         roles.extend(self.model.jigsaw.map(|_| Role::Patches));
         let of_role = |&role: &Role| {
             let options = self.network_options(role);
-            Network::<f32>::predicted_bytes_of(&self.model, role, &options, threads)
+            Network::<f32>::predicted_bytes_of(&self.model, role, &options, device)
         };
         let parameters = |role| size_of::<f32>() * self.model.n_parameters(role);
         let state = Optimizer::<f32>::bytes_per_parameter(optimizer_spec(&self.config).kind);
@@ -259,7 +247,6 @@ impl Plan {
         NetworkOptions {
             max_rows: rows_per_image * self.layout.max_images(self.rank),
             seed: self.config.run.seed,
-            kernel_path: KernelPath::detect(),
             convolution: model::convolution(&self.config),
         }
     }

@@ -1,7 +1,7 @@
 //! How much of their space features use: the first sign of a collapse, before kNN shows it.
 
 use collective::{Communicator, Error};
-use kernels::{Gemm, KernelPath, Pool, matmul};
+use kernels::{Cpu, Gemm, matmul};
 
 /// Rows whose products are summed in `f32` before they enter the `f64` sums.
 const BLOCK: usize = 256;
@@ -24,8 +24,7 @@ pub struct Spread {
 /// # Errors
 /// If a peer is lost.
 pub fn spread(
-    pool: &Pool,
-    path: KernelPath,
+    cpu: &Cpu,
     communicator: &mut Communicator,
     unit_rows: &[f32],
     width: usize,
@@ -41,7 +40,7 @@ pub fn spread(
     let n = sums[width];
     let mean: Vec<f64> = sums[..width].iter().map(|sum| sum / n).collect();
 
-    let mut covariance = products(pool, path, unit_rows, &mean);
+    let mut covariance = products(cpu, unit_rows, &mean);
     communicator.all_reduce_sum(&mut covariance)?;
     covariance.iter_mut().for_each(|x| *x /= n);
 
@@ -51,7 +50,7 @@ pub fn spread(
 }
 
 /// Sum over the rows of the outer products of their differences to `mean`: `[width, width]`.
-fn products(pool: &Pool, path: KernelPath, rows: &[f32], mean: &[f64]) -> Vec<f64> {
+fn products(cpu: &Cpu, rows: &[f32], mean: &[f64]) -> Vec<f64> {
     let width = mean.len();
     let mut sums = vec![0f64; width * width];
     let mut centred = Vec::with_capacity(BLOCK * width);
@@ -63,7 +62,7 @@ fn products(pool: &Pool, path: KernelPath, rows: &[f32], mean: &[f64]) -> Vec<f6
         }
         let n = block.len() / width;
         let gemm = Gemm { a_transposed: true, ..Gemm::new(width, width, n) };
-        matmul(pool, path, gemm, &centred, &centred, &mut block_sums);
+        matmul(cpu, gemm, &centred, &centred, &mut block_sums);
         for (sum, &x) in sums.iter_mut().zip(&block_sums) {
             *sum += f64::from(x);
         }
@@ -152,11 +151,12 @@ fn n_below(diagonal: &[f64], off_diagonal: &[f64], x: f64) -> usize {
 mod tests {
     use super::*;
     use crate::knn::normalize_rows;
+    use kernels::KernelPath;
 
     fn measure(mut rows: Vec<f32>, width: usize) -> Spread {
         normalize_rows(&mut rows, width);
-        let pool = Pool::new(2, &[]);
-        spread(&pool, KernelPath::Portable, &mut Communicator::alone(), &rows, width).unwrap()
+        let cpu = Cpu::new(2, KernelPath::Portable);
+        spread(&cpu, &mut Communicator::alone(), &rows, width).unwrap()
     }
 
     /// Deterministic values that look random, in [-1, 1].
@@ -223,8 +223,8 @@ mod tests {
                 collective::loopback(3, 1).unwrap().into_iter().enumerate().map(|(rank, mut group)| {
                     let rows = &rows[ends[rank] * width..ends[rank + 1] * width];
                     scope.spawn(move || {
-                        let pool = Pool::new(1, &[]);
-                        spread(&pool, KernelPath::Portable, &mut group[0], rows, width).unwrap()
+                        let cpu = Cpu::new(1, KernelPath::Portable);
+                        spread(&cpu, &mut group[0], rows, width).unwrap()
                     })
                 });
             for rank in ranks.collect::<Vec<_>>() {

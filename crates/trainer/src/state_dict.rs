@@ -353,9 +353,8 @@ mod tests {
     use engine::models::{Arch, Head, ModelSpec, Role, Stem};
     use engine::network::NetworkOptions;
     use engine::optim::{OptimizerKind, OptimizerSpec};
-    use kernels::{Convolution, KernelPath, Pool};
+    use kernels::{Convolution, Device, KernelPath};
     use objectives::{NtXent, TwoViews};
-    use std::sync::Arc;
 
     fn trainer(seed: u64, head: Head, kind: OptimizerKind) -> Trainer {
         let spec = ModelSpec {
@@ -368,21 +367,16 @@ mod tests {
             predictor: None,
             jigsaw: None,
         };
-        let options = NetworkOptions {
-            max_rows: 2,
-            seed,
-            kernel_path: KernelPath::Portable,
-            convolution: Convolution::Direct,
-        };
-        let pool = Arc::new(Pool::new(1, &[]));
-        let network = Network::with_role(&spec, Role::Trained, options, Arc::clone(&pool));
-        let momentum = Network::with_role(&spec, Role::Momentum, options, Arc::clone(&pool));
+        let options = NetworkOptions { max_rows: 2, seed, convolution: Convolution::Direct };
+        let device = Device::of_threads(1, KernelPath::Portable);
+        let network = Network::with_role(&spec, Role::Trained, options, &device);
+        let momentum = Network::with_role(&spec, Role::Momentum, options, &device);
         let spec = OptimizerSpec { kind, weight_decay: 0.0, decay_all: false };
         let optimizer = Optimizer::new(spec, network.parameters());
         let schedule = MomentumSchedule::Constant(0.5);
         let momentum = MomentumEncoder::new(momentum, network.parameters(), schedule, 0);
         let objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
-        Trainer { momentum: Some(momentum), ..Trainer::alone(network, optimizer, objective, pool, 1) }
+        Trainer { momentum: Some(momentum), ..Trainer::alone(network, optimizer, objective, device, 1) }
     }
 
     const HEAD: Head = Head::Mlp { hidden: 8, out: 4 };

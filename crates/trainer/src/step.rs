@@ -21,10 +21,9 @@ use engine::models::PATCHES;
 use engine::network::Network;
 use engine::optim::Optimizer;
 use engine::parameters::BufferUpdate;
-use kernels::Pool;
-use objectives::{Compute, Encoded, Needs, Objective, ObjectiveStep};
+use kernels::Device;
+use objectives::{Encoded, Needs, Objective, ObjectiveStep};
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::Error;
 use crate::features::Encoder;
@@ -56,8 +55,8 @@ pub struct Trainer {
     pub communicator: Communicator,
     /// Sums parameter gradients beside the backward; absent in a world of one.
     pub gradients: Option<GradientReducer>,
-    /// Compute threads of this worker.
-    pub pool: Arc<Pool>,
+    /// What this rank computes with.
+    pub device: Device,
     /// Which images each rank encodes, in which pass.
     pub layout: Layout,
     /// The gradient of other passes than the last: of earlier chunks, of patches. Empty where there are none.
@@ -110,7 +109,7 @@ impl Trainer {
         network: Network<f32>,
         optimizer: Optimizer<f32>,
         objective: Objective,
-        pool: Arc<Pool>,
+        device: Device,
         images: usize,
     ) -> Trainer {
         Trainer {
@@ -124,7 +123,7 @@ impl Trainer {
             network,
             optimizer,
             objective,
-            pool,
+            device,
         }
     }
 
@@ -145,7 +144,7 @@ impl Trainer {
             gradients.set_step(step);
         }
         if let Some(momentum) = &mut self.momentum {
-            momentum.advance(&self.pool, self.network.parameters(), step);
+            momentum.advance(&self.device, self.network.parameters(), step);
         }
         let outcome = self.gradient(step, batch);
         match &outcome {
@@ -161,7 +160,7 @@ impl Trainer {
 
     /// Makes everything that the step has staged so. Nothing here waits for a peer, and nothing can fail.
     fn commit(&mut self, learning_rate: f64) {
-        self.optimizer.step(&self.pool, self.network.parameters_mut(), learning_rate);
+        self.optimizer.step(&self.device, self.network.parameters_mut(), learning_rate);
         self.network.commit_buffers(BufferUpdate::Momentum(BATCH_NORM_MOMENTUM));
         if let Some(momentum) = &mut self.momentum {
             momentum.commit();
@@ -183,8 +182,7 @@ impl Trainer {
             keys: &encodings.keys,
             jigsaw: &encodings.jigsaw,
         };
-        let compute = Compute { pool: &self.pool, path: self.network.kernel_path() };
-        let objective = self.objective.forward_backward(compute, &encoded, &mut self.communicator)?;
+        let objective = self.objective.forward_backward(&self.device, &encoded, &mut self.communicator)?;
         if !objective.loss.is_finite() {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
@@ -198,7 +196,8 @@ impl Trainer {
     fn refresh_slots(&mut self, step: u64) -> Result<Vec<(String, String)>, Error> {
         let Some(refresh) = &self.refresh else { return Ok(Vec::new()) };
         let due = self.objective.due(step);
-        let Fresh { slots, embeddings, corrupt } = refresh.encode(&mut self.network, &self.pool, &due)?;
+        let Fresh { slots, embeddings, corrupt } =
+            refresh.encode(&mut self.network, self.device.cpu(), &due)?;
         self.objective.refresh(&slots, &embeddings, &mut self.communicator)?;
         Ok(corrupt)
     }
@@ -334,7 +333,7 @@ impl Trainer {
 
     /// The parts that an evaluation needs.
     pub fn encoder(&mut self) -> Encoder<'_> {
-        Encoder { network: &mut self.network, communicator: &mut self.communicator, pool: &self.pool }
+        Encoder { network: &mut self.network, communicator: &mut self.communicator, cpu: self.device.cpu() }
     }
 
     /// Bytes that this rank has sent to its peers so far.

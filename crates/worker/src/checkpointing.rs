@@ -151,8 +151,8 @@ impl<'a> Checkpoints<'a> {
         let metadata = json!({
             CONFIG_KEY: self.config.to_toml(),
             "world_size": trainer.communicator.world_size(),
-            "threads": trainer.pool.threads(),
-            "kernel_path": trainer.network.kernel_path().to_string(),
+            "threads": trainer.device.cpu().threads(),
+            "kernel_path": trainer.device.cpu().path.to_string(),
             "convolution": self.config.train.convolution.to_string(),
             "epoch": self.plan.epoch(step),
             "step": step,

@@ -3,13 +3,13 @@
 use ::identity::{Access, Spawn};
 use collective::AbortHandle;
 use config::{DataRoot, RunConfig};
+use kernels::{CpuOptions, DeviceOptions, KernelPath};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use proto::v1::{Failed, Fence, Phase, WorkerId};
-use trainer::plan::Compute;
 
 use crate::session::{self, Identity, Session};
-use crate::train::Start;
+use crate::train::{Resources, Start};
 use crate::{Error, group, train};
 
 /// What an agent starts a worker with.
@@ -79,10 +79,11 @@ fn work(options: Options) -> Result<(), Error> {
     session.progress(Phase::Forming, 0, 0);
     let resumed = assign.checkpoint_step.is_some();
     let outcome = group::form(listener, session.fence(), &assign, credentials, &abort).and_then(|group| {
-        let compute = Compute { threads, cores, data_bytes };
+        let cpu = CpuOptions { threads, cores, path: KernelPath::detect() };
+        let resources = Resources { device: DeviceOptions::Cpu(cpu), data_bytes };
         let start =
             Start { checkpoint: assign.checkpoint_step, accept_changed_data: assign.accept_changed_data };
-        train::train(&session, &config, &compute, group, start)
+        train::train(&session, &config, &resources, group, start)
     });
     if let Err(error) = &outcome {
         let hint = if resumed { error.hint_on_resume() } else { error.hint() };

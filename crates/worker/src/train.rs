@@ -3,11 +3,12 @@
 use collective::Communicator;
 use config::RunConfig;
 use data::{Limits, Loader};
+use kernels::DeviceOptions;
 use proto::v1::Phase;
 use std::sync::Arc;
 use trainer::evaluation::Evaluation;
 use trainer::images::{Images, Past};
-use trainer::plan::{self, Compute, Plan};
+use trainer::plan::{self, Plan};
 use trainer::step::StepBatch;
 use trainer::{model, same_data, state_dict};
 
@@ -17,6 +18,15 @@ use crate::directive;
 use crate::journal::{Journal, Loss};
 use crate::session::Session;
 use crate::{Error, transfer};
+
+/// What this process may use of its machine.
+#[derive(Clone, Debug)]
+pub struct Resources {
+    /// What it computes with.
+    pub device: DeviceOptions,
+    /// Bytes of memory that data sets may take which are held whole.
+    pub data_bytes: u64,
+}
 
 /// Where a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +46,14 @@ pub struct Start {
 pub fn train(
     session: &Session,
     config: &RunConfig,
-    compute: &Compute,
+    resources: &Resources,
     group: [Communicator; 2],
     start: Start,
 ) -> Result<(), Error> {
     let [mut small, gradients] = group;
     let leader = small.rank() == 0;
     let manifest = start.checkpoint.map(|step| transfer::fetch_manifest(session, step)).transpose()?;
-    let limits = Limits { memory_bytes: compute.data_bytes, ..plan::limits(config) };
+    let limits = Limits { memory_bytes: resources.data_bytes, ..plan::limits(config) };
     let past = match &manifest {
         None => None,
         Some(manifest) => {
@@ -73,13 +83,13 @@ pub fn train(
         );
     }
     if leader {
-        let bytes = plan.predicted_bytes(compute.threads);
+        let bytes = plan.predicted_bytes(&resources.device);
         tracing::info!(bytes, "memory of networks, optimizer and objective");
     }
     // The loader's threads come before the trainer's, which pin the thread that they are started from.
     let mut loader =
         Loader::new(Arc::clone(&plan.dataset), plan.augmentation.clone(), plan.loader_options(start))?;
-    let mut trainer = plan.trainer(compute, small, gradients)?;
+    let mut trainer = plan.trainer(&resources.device, small, gradients)?;
     let mut checkpoints = Checkpoints::new(session, config, &plan);
     let mut journal = Journal::new(session, &plan, &trainer);
 

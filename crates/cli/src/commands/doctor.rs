@@ -1,7 +1,7 @@
 //! `himpun doctor`: what this machine offers, and what would stop a run on it.
 
 use clap::Args;
-use kernels::{KernelPath, Pool, peak_flops};
+use kernels::{CpuOptions, KernelPath, peak_flops};
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
 use std::io::{self, Read as _, Write as _};
@@ -82,8 +82,8 @@ fn kernels() -> Finding {
 
 /// Fused multiply-adds of all cores at once, the bound of every kernel.
 fn peak(cores: &[usize]) -> Finding {
-    let pool = Pool::new(cores.len().max(1), cores);
-    let flops = peak_flops(&pool, KernelPath::detect());
+    let cpu = CpuOptions { threads: cores.len(), cores: cores.to_vec(), path: KernelPath::detect() }.open();
+    let flops = peak_flops(&cpu);
     found("FMA peak", format!("{:.0} GFLOP/s in f32, measured on all cores", flops * 1e-9))
 }
 

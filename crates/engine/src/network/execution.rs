@@ -8,17 +8,17 @@ use crate::graph::program::{BufferId, NormBehind, Program};
 use crate::graph::{BatchNormNode, Graph, LinearNode, Node, ParameterId, Shortcut, TensorId};
 use crate::ops::batch_norm::{BackwardViews, ForwardViews};
 use crate::ops::linear::{self, LinearShape};
-use crate::ops::{BatchNorm, Op, Team, channel_sums, pool};
+use crate::ops::{BatchNorm, Op, channel_sums, pool};
 use crate::parameters::Parameters;
 use kernels::peers::{PeerError, Peers};
-use kernels::{Backward, Forward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
+use kernels::{Backward, Cpu, Forward, Input, InputGradient, OutputGradient, Prologue, Real, Then};
 
 impl<T: Real> Network<T> {
     pub(super) fn forward_node(&mut self, node_idx: usize, n: usize, pass: Pass) {
         if matches!(self.graph.nodes[node_idx], Node::Tokens(_)) {
             return self.forward_tokens(node_idx, n);
         }
-        let Self { graph, program, arena, ops, parameters, team, scratch, channel_sums: all_sums, .. } = self;
+        let Self { graph, program, arena, ops, parameters, cpu, scratch, channel_sums: all_sums, .. } = self;
         let value = |tensor| program.value(tensor);
         let (earlier, rest) = ops.split_at_mut(node_idx);
         match (&graph.nodes[node_idx], &mut rest[0]) {
@@ -27,20 +27,20 @@ impl<T: Real> Network<T> {
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
                 let sums = (pass == Pass::OfBatch).then(|| &mut all_sums[node.y.0][..]);
                 let w = weight(graph, parameters, node.weight);
-                conv.forward(&team.pool, n, Forward { input: Input { x, prologue }, w, y, sums, scratch });
+                conv.forward(&cpu.pool, n, Forward { input: Input { x, prologue }, w, y, sums, scratch });
             }
             // The convolutions that read it do it themselves.
             (Node::BatchNorm(node), _) if program.prologue(node.y).is_some() => {}
             (Node::BatchNorm(node), Op::BatchNorm(op)) => {
-                batch_norm_forward(team, op, node, arena, (&value, n))
+                batch_norm_forward(cpu, op, node, arena, (&value, n))
             }
             (Node::MaxPool(node), Op::MaxPool(op)) => {
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
-                op.forward(team, x, y);
+                op.forward(cpu, x, y);
             }
             (Node::AveragePool(node), Op::AveragePool) => {
                 let [x, y] = arena.get_mut([value(node.x), value(node.y)], n);
-                pool::average(team, graph.shape(node.x), x, y);
+                pool::average(cpu, graph.shape(node.x), x, y);
             }
             (Node::Linear(node), Op::Linear) => {
                 let shape = linear_shape(graph, node, n);
@@ -48,10 +48,10 @@ impl<T: Real> Network<T> {
                 let y = &mut y[..shape.rows * shape.outputs];
                 let bias = node.bias.map(|bias| weight(graph, parameters, bias));
                 let layer = (weight(graph, parameters, node.weight), bias, node.relu);
-                linear::forward(team, shape, x, layer, y);
+                linear::forward(cpu, shape, x, layer, y);
                 let sums = &mut all_sums[node.y.0];
                 if pass == Pass::OfBatch && !sums.is_empty() {
-                    channel_sums(team, y, sums);
+                    channel_sums(cpu, y, sums);
                 }
             }
             _ => unreachable!("ops are made from the nodes"),
@@ -62,11 +62,11 @@ impl<T: Real> Network<T> {
         if matches!(self.graph.nodes[node_idx], Node::Tokens(_)) {
             return self.replay_tokens(node_idx, n);
         }
-        let Self { graph, program, arena, ops, team, .. } = self;
+        let Self { graph, program, arena, ops, cpu, .. } = self;
         let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &ops[node_idx]) else {
             unreachable!("only norms and ops over tokens are replayed")
         };
-        batch_norm_forward(team, op, node, arena, (&|tensor| program.kept(tensor), n));
+        batch_norm_forward(cpu, op, node, arena, (&|tensor| program.kept(tensor), n));
     }
 
     pub(super) fn conv_backward(
@@ -76,7 +76,7 @@ impl<T: Real> Network<T> {
         accumulate: bool,
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) {
-        let Self { graph, program, arena, ops, parameters, team, scratch, .. } = self;
+        let Self { graph, program, arena, ops, parameters, cpu, scratch, .. } = self;
         let (earlier, rest) = ops.split_at_mut(node_idx);
         let (this, later) = rest.split_first_mut().expect("the node has an op");
         let (Node::Conv(node), Op::Conv(conv)) = (&graph.nodes[node_idx], this) else {
@@ -97,7 +97,7 @@ impl<T: Real> Network<T> {
         let [x, y, d, d_x_numbers, norm_x_numbers, projected] = arena.get_mut_if(buffers, n);
         let (x, projected) = (&x[..], &projected[..]);
         let norm_x = if norm_x.is_some() { &norm_x_numbers[..] } else { x };
-        let (x_len, path) = (graph.shape(node.x).len(), team.path);
+        let (x_len, path) = (graph.shape(node.x).len(), cpu.path);
         let then = completed.map(|(norm, op)| {
             move |thread, images: Range<usize>, d: &mut [T]| {
                 let numbers = images.start * x_len..images.end * x_len;
@@ -135,7 +135,7 @@ impl<T: Real> Network<T> {
         };
         let range = graph.parameters[node.weight.0].entry.range();
         let (w, d_w) = (&parameters.values[range.clone()], &mut parameters.gradients[range.clone()]);
-        conv.backward(&team.pool, n, Backward { input: Input { x, prologue }, d_y, w, d_w, d_x, scratch });
+        conv.backward(&cpu.pool, n, Backward { input: Input { x, prologue }, d_y, w, d_w, d_x, scratch });
         on_gradient(range, d_w);
     }
 
@@ -146,7 +146,7 @@ impl<T: Real> Network<T> {
         peers: &mut dyn Peers,
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) -> Result<(), PeerError> {
-        let Self { graph, program, arena, ops, parameters, team, .. } = self;
+        let Self { graph, program, arena, ops, parameters, cpu, .. } = self;
         let (Node::BatchNorm(node), Op::BatchNorm(op)) = (&graph.nodes[node_idx], &mut ops[node_idx]) else {
             unreachable!("ops are made from the nodes")
         };
@@ -155,22 +155,22 @@ impl<T: Real> Network<T> {
             match &node.shortcut {
                 Shortcut::None => {
                     let [x, d] = arena.get_mut([x, d_y], n);
-                    op.add_all_gradients(team, BackwardViews::Single { x, d });
+                    op.add_all_gradients(cpu, BackwardViews::Single { x, d });
                 }
                 Shortcut::Identity(_) => {
                     let [x, y, d] = arena.get_mut([x, y, d_y], n);
-                    op.add_all_gradients(team, BackwardViews::Residual { x, projected: None, y, d });
+                    op.add_all_gradients(cpu, BackwardViews::Residual { x, projected: None, y, d });
                 }
                 Shortcut::Projected(norm) => {
                     let [x, p, y, d] = arena.get_mut([x, program.kept(norm.x), y, d_y], n);
-                    op.add_all_gradients(team, BackwardViews::Residual { x, projected: Some(p), y, d });
+                    op.add_all_gradients(cpu, BackwardViews::Residual { x, projected: Some(p), y, d });
                 }
             }
         }
         op.backward(parameters, peers)?;
         if program.norm_behind(node.main.x).is_none() {
             let [x, d, d_x] = arena.get_mut([x, d_y, gradient_of(program, node.main.x)], n);
-            op.input_gradient(0, team.path, (x, d), d_x);
+            op.input_gradient(0, cpu.path, (x, d), d_x);
         }
         for range in op.parameter_ranges() {
             on_gradient(range.clone(), &parameters.gradients[range]);
@@ -184,7 +184,7 @@ impl<T: Real> Network<T> {
         n: usize,
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) {
-        let Self { graph, program, arena, parameters, team, .. } = self;
+        let Self { graph, program, arena, parameters, cpu, .. } = self;
         let Node::Linear(node) = &graph.nodes[node_idx] else { unreachable!("called for linear layers") };
         let shape = linear_shape(graph, node, n);
         let d_y = gradient_of(program, node.y);
@@ -202,18 +202,18 @@ impl<T: Real> Network<T> {
         }
         let range = graph.parameters[node.weight.0].entry.range();
         let d_w = &mut parameters.gradients[range.clone()];
-        linear::backward_weights(team, shape, x, d_y, d_w);
+        linear::backward_weights(cpu, shape, x, d_y, d_w);
         on_gradient(range, d_w);
-        linear::backward_data(team, shape, d_y, weight(graph, parameters, node.weight), d_x);
+        linear::backward_data(cpu, shape, d_y, weight(graph, parameters, node.weight), d_x);
     }
 
     pub(super) fn pool_backward(&mut self, node_idx: usize, n: usize) {
-        let Self { graph, program, arena, ops, team, .. } = self;
+        let Self { graph, program, arena, ops, cpu, .. } = self;
         let (x, y) = (graph.nodes[node_idx].inputs()[0], graph.nodes[node_idx].output());
         let [d_y, d_x] = arena.get_mut([gradient_of(program, y), gradient_of(program, x)], n);
         match &ops[node_idx] {
-            Op::MaxPool(op) => op.backward(team, d_y, d_x),
-            _ => pool::average_backward(team, graph.shape(x), d_y, d_x),
+            Op::MaxPool(op) => op.backward(cpu, d_y, d_x),
+            _ => pool::average_backward(cpu, graph.shape(x), d_y, d_x),
         }
     }
 }
@@ -224,7 +224,7 @@ fn prologue<T: Real>(op: &Op<T>) -> Prologue<'_, T> {
 }
 
 fn batch_norm_forward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     op: &BatchNorm<T>,
     node: &BatchNormNode,
     arena: &mut Arena<T>,
@@ -234,15 +234,15 @@ fn batch_norm_forward<T: Real>(
     match &node.shortcut {
         Shortcut::None => {
             let [x, y] = arena.get_mut([x, y], n);
-            op.forward(team, ForwardViews { x, shortcut: None, y });
+            op.forward(cpu, ForwardViews { x, shortcut: None, y });
         }
         Shortcut::Identity(shortcut) => {
             let [x, shortcut, y] = arena.get_mut([x, place(*shortcut), y], n);
-            op.forward(team, ForwardViews { x, shortcut: Some(shortcut), y });
+            op.forward(cpu, ForwardViews { x, shortcut: Some(shortcut), y });
         }
         Shortcut::Projected(norm) => {
             let [x, shortcut, y] = arena.get_mut([x, place(norm.x), y], n);
-            op.forward(team, ForwardViews { x, shortcut: Some(shortcut), y });
+            op.forward(cpu, ForwardViews { x, shortcut: Some(shortcut), y });
         }
     }
 }

@@ -31,7 +31,7 @@ impl<T: Real> Network<T> {
     }
 
     fn run_tokens(&mut self, node_idx: usize, n: usize, (x, y): (BufferId, BufferId)) {
-        let Self { graph, program, arena, parameters, team, scratch, .. } = self;
+        let Self { graph, program, arena, parameters, cpu, scratch, .. } = self;
         let Node::Tokens(node) = &graph.nodes[node_idx] else { unreachable!("called for tokens") };
         let of = |id| weight(graph, parameters, id);
         let addend = match node {
@@ -47,20 +47,20 @@ impl<T: Real> Network<T> {
                     class_token: of(node.class_token),
                     positions: of(node.positions),
                 };
-                embed::forward(team, embed_shape(graph, node), x, parameters, (y, scratch));
+                embed::forward(cpu, embed_shape(graph, node), x, parameters, (y, scratch));
             }
             TokenNode::LayerNorm(node) => {
                 let affine = (of(node.scale), of(node.shift));
-                layer_norm::forward(team, norm_shape(graph, node), x, affine, y);
+                layer_norm::forward(cpu, norm_shape(graph, node), x, affine, y);
             }
             TokenNode::Linear(node) => {
                 let addend = addend.map(|_| &addend_numbers[..]);
                 let inputs = TokenLinearInputs { x, w: of(node.weight), bias: of(node.bias), addend };
-                token_linear::forward(team, linear_shape(graph, node, n), inputs, y);
+                token_linear::forward(cpu, linear_shape(graph, node, n), inputs, y);
             }
-            TokenNode::Gelu(_) => gelu::forward(team, x, y),
+            TokenNode::Gelu(_) => gelu::forward(cpu, x, y),
             TokenNode::Attention(node) => {
-                attention::forward(team, attention_shape(graph, node), x, y, scratch);
+                attention::forward(cpu, attention_shape(graph, node), x, y, scratch);
             }
         }
     }
@@ -72,7 +72,7 @@ impl<T: Real> Network<T> {
         accumulate: bool,
         on_gradient: &mut dyn FnMut(Range<usize>, &[T]),
     ) {
-        let Self { graph, program, arena, parameters, team, scratch, .. } = self;
+        let Self { graph, program, arena, parameters, cpu, scratch, .. } = self;
         let Node::Tokens(node) = &graph.nodes[node_idx] else { unreachable!("called for tokens") };
         let d_y = gradient_of(program, node.output());
         let Parameters { values, gradients, .. } = parameters;
@@ -88,7 +88,7 @@ impl<T: Real> Network<T> {
                     let [x, d_y] = arena.get_mut([program.kept(node.x), d_y], n);
                     let ranges = [range_of(node.weight), range_of(node.bias)];
                     let [d_w, d_bias] = disjoint(gradients, ranges.clone());
-                    embed::backward_weights(team, shape, (x, d_y), (d_w, d_bias), scratch);
+                    embed::backward_weights(cpu, shape, (x, d_y), (d_w, d_bias), scratch);
                     announce(ranges, gradients, on_gradient);
                 }
             }
@@ -102,7 +102,7 @@ impl<T: Real> Network<T> {
                 let [d_scale, d_shift] = disjoint(gradients, ranges.clone());
                 let scale = &values[ranges[0].clone()];
                 let shape = norm_shape(graph, node);
-                layer_norm::backward(team, shape, (x, scale, d_y), d_x, (d_scale, d_shift));
+                layer_norm::backward(cpu, shape, (x, scale, d_y), d_x, (d_scale, d_shift));
                 announce(ranges, gradients, on_gradient);
             }
             TokenNode::Linear(node) => {
@@ -111,20 +111,20 @@ impl<T: Real> Network<T> {
                 let [x, d_y, d_x] = arena.get_mut([program.kept(node.x), d_y, d_x], n);
                 let ranges = [range_of(node.weight), range_of(node.bias)];
                 let [d_w, d_bias] = disjoint(gradients, ranges.clone());
-                token_linear::backward_bias(team, d_y, d_bias);
-                token_linear::backward_weights(team, shape, (x, d_y), d_w);
+                token_linear::backward_bias(cpu, d_y, d_bias);
+                token_linear::backward_weights(cpu, shape, (x, d_y), d_w);
                 let w = &values[ranges[0].clone()];
                 announce(ranges, gradients, on_gradient);
-                token_linear::backward_data(team, shape, (d_y, w), d_x);
+                token_linear::backward_data(cpu, shape, (d_y, w), d_x);
             }
             TokenNode::Gelu(node) => {
                 let [x, d] = arena.get_mut([program.kept(node.x), d_y], n);
-                gelu::backward(team, x, d);
+                gelu::backward(cpu, x, d);
             }
             TokenNode::Attention(node) => {
                 let d_x = gradient_of(program, node.x);
                 let [x, d_y, d_x] = arena.get_mut([program.kept(node.x), d_y, d_x], n);
-                attention::backward(team, attention_shape(graph, node), (x, d_y), d_x, scratch);
+                attention::backward(cpu, attention_shape(graph, node), (x, d_y), d_x, scratch);
             }
         }
     }

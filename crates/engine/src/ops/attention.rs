@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use super::{Team, pieces, pieces_mut};
-use kernels::{ChannelPass, Gemm, KernelPath, LANES, Real, matmul_serial, vectorized};
+use super::{pieces, pieces_mut};
+use kernels::{ChannelPass, Cpu, Gemm, KernelPath, LANES, Real, matmul_serial, vectorized};
 
 /// Shape of an image's attention.
 #[derive(Debug, Clone, Copy)]
@@ -58,13 +58,13 @@ impl AttentionShape {
 }
 
 /// Computes `y [images, tokens, c]` from `x [images, tokens, 3 c]`.
-pub(crate) fn forward<T: Real>(team: &Team, shape: AttentionShape, x: &[T], y: &mut [T], scratch: &mut [T]) {
-    let (threads, image) = (team.threads(), shape.tokens * shape.c);
+pub(crate) fn forward<T: Real>(cpu: &Cpu, shape: AttentionShape, x: &[T], y: &mut [T], scratch: &mut [T]) {
+    let (threads, image) = (cpu.threads(), shape.tokens * shape.c);
     let parts = pieces(x, 3 * image, threads)
         .zip(pieces_mut(y, image, threads))
         .zip(scratch.chunks_exact_mut(shape.scratch_len()));
-    team.pool.for_each_part(parts.collect(), |_, ((x, y), scratch)| {
-        let mut head_of = Head::new(team.path, shape, scratch);
+    cpu.pool.for_each_part(parts.collect(), |_, ((x, y), scratch)| {
+        let mut head_of = Head::new(cpu.path, shape, scratch);
         for (x, y) in x.chunks_exact(3 * image).zip(y.chunks_exact_mut(image)) {
             for head in 0..shape.heads {
                 head_of.attend(x, head);
@@ -76,19 +76,19 @@ pub(crate) fn forward<T: Real>(team: &Team, shape: AttentionShape, x: &[T], y: &
 
 /// Computes `d_x [images, tokens, 3 c]` from `x` and `d_y [images, tokens, c]`.
 pub(crate) fn backward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: AttentionShape,
     (x, d_y): (&[T], &[T]),
     d_x: &mut [T],
     scratch: &mut [T],
 ) {
-    let (threads, image) = (team.threads(), shape.tokens * shape.c);
+    let (threads, image) = (cpu.threads(), shape.tokens * shape.c);
     let parts = pieces(x, 3 * image, threads)
         .zip(pieces(d_y, image, threads))
         .zip(pieces_mut(d_x, 3 * image, threads))
         .zip(scratch.chunks_exact_mut(shape.scratch_len()));
-    team.pool.for_each_part(parts.collect(), |_, (((x, d_y), d_x), scratch)| {
-        let mut head_of = Head::new(team.path, shape, scratch);
+    cpu.pool.for_each_part(parts.collect(), |_, (((x, d_y), d_x), scratch)| {
+        let mut head_of = Head::new(cpu.path, shape, scratch);
         let images = x.chunks_exact(3 * image).zip(d_y.chunks_exact(image));
         for ((x, d_y), d_x) in images.zip(d_x.chunks_exact_mut(3 * image)) {
             for head in 0..shape.heads {

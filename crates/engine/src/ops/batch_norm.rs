@@ -16,11 +16,11 @@ use super::passes::{
     Addend, Affine, Apply, InputGradient, MaskedInputGradient, MaskedSums, ResidualSums, floor,
 };
 use super::statistics::{self, EPSILON, Moments};
-use super::{Team, add_partials, pieces, pieces_mut};
+use super::{add_partials, pieces, pieces_mut};
 use crate::graph::{BatchNormNode, Graph, Norm, ParameterId, Shortcut};
 use crate::parameters::Parameters;
 use kernels::peers::{PeerError, Peers};
-use kernels::{KernelPath, Prologue, Real, vectorized};
+use kernels::{Cpu, KernelPath, Prologue, Real, vectorized};
 
 /// One op: the main normalisation, and the shortcut's if that is projected.
 pub(crate) struct BatchNorm<T> {
@@ -128,8 +128,8 @@ impl<T: Real> BatchNorm<T> {
     }
 
     /// Normalises by the statistics taken last, adds the shortcut and applies the ReLU.
-    pub fn forward(&self, team: &Team, views: ForwardViews<'_, T>) {
-        let (channels, threads) = (self.channels, team.threads());
+    pub fn forward(&self, cpu: &Cpu, views: ForwardViews<'_, T>) {
+        let (channels, threads) = (self.channels, cpu.threads());
         let mut shortcut = views.shortcut.map(|shortcut| pieces(shortcut, channels, threads));
         let passes = pieces(views.x, channels, threads)
             .zip(pieces_mut(views.y, channels, threads))
@@ -143,7 +143,7 @@ impl<T: Real> BatchNorm<T> {
                 Apply { x, affine: &self.norms[0].affine, addend, floor: floor(self.relu), y }
             })
             .collect();
-        team.run(channels, passes);
+        cpu.run(channels, passes);
     }
 
     /// The normalisation as the convolutions behind it do it, by the statistics taken last.
@@ -176,8 +176,8 @@ impl<T: Real> BatchNorm<T> {
     }
 
     /// [`BatchNorm::add_gradients`] of all pixels.
-    pub fn add_all_gradients(&self, team: &Team, views: BackwardViews<'_, T>) {
-        let (channels, threads) = (self.channels, team.threads());
+    pub fn add_all_gradients(&self, cpu: &Cpu, views: BackwardViews<'_, T>) {
+        let (channels, threads) = (self.channels, cpu.threads());
         let parts = match views {
             BackwardViews::Single { x, d } => pieces(x, channels, threads)
                 .zip(pieces(d, channels, threads))
@@ -195,7 +195,7 @@ impl<T: Real> BatchNorm<T> {
                     .collect()
             }
         };
-        team.pool.for_each_part(parts, |thread, views| self.add_gradients(team.path, thread, views));
+        cpu.pool.for_each_part(parts, |thread, views| self.add_gradients(cpu.path, thread, views));
     }
 
     /// Computes the gradients of the parameters from what was added up, and prepares those of the inputs.

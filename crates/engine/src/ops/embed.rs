@@ -4,8 +4,8 @@
 //! Each thread takes whole images, and gathers the patches of one at a time into rows that the weights' layout
 //! multiplies as it is.
 
-use super::{Team, pieces, pieces_mut};
-use kernels::{Gemm, Real, matmul_serial};
+use super::{pieces, pieces_mut};
+use kernels::{Cpu, Gemm, Real, matmul_serial};
 
 /// Shape of an image's embedding.
 #[derive(Debug, Clone, Copy)]
@@ -66,18 +66,18 @@ impl EmbedShape {
 
 /// Computes `y [images, 1 + patches, c]` from `x [images, h, w, 3]`.
 pub(crate) fn forward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: EmbedShape,
     x: &[T],
     parameters: EmbedParameters<'_, T>,
     (y, scratch): (&mut [T], &mut [T]),
 ) {
-    let (threads, c) = (team.threads(), shape.c);
+    let (threads, c) = (cpu.threads(), shape.c);
     let EmbedParameters { weight, bias, class_token, positions } = parameters;
     let parts = pieces(x, shape.image_len(), threads)
         .zip(pieces_mut(y, shape.output_len(), threads))
         .zip(scratch.chunks_exact_mut(shape.image_len()));
-    team.pool.for_each_part(parts.collect(), |_, ((x, y), patches)| {
+    cpu.pool.for_each_part(parts.collect(), |_, ((x, y), patches)| {
         for (x, y) in x.chunks_exact(shape.image_len()).zip(y.chunks_exact_mut(shape.output_len())) {
             for (token, (y, positions)) in y.chunks_exact_mut(c).zip(positions.chunks_exact(c)).enumerate() {
                 let addend = if token == 0 { class_token } else { bias };
@@ -88,7 +88,7 @@ pub(crate) fn forward<T: Real>(
             shape.gather(x, patches);
             let gemm = Gemm::new(shape.n_patches(), c, shape.patch_len());
             let gemm = Gemm { b_transposed: true, accumulate: true, ..gemm };
-            matmul_serial(team.path, gemm, patches, weight, &mut y[c..]);
+            matmul_serial(cpu.path, gemm, patches, weight, &mut y[c..]);
         }
     });
 }
@@ -104,19 +104,19 @@ pub(crate) fn backward_class_token<T: Real>(shape: EmbedShape, d_y: &[T], d_clas
 
 /// Computes the gradients of weight and bias: of each thread's images, then over threads in their order.
 pub(crate) fn backward_weights<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: EmbedShape,
     (x, d_y): (&[T], &[T]),
     (d_weight, d_bias): (&mut [T], &mut [T]),
     scratch: &mut [T],
 ) {
-    let (threads, c) = (team.threads(), shape.c);
+    let (threads, c) = (cpu.threads(), shape.c);
     let each = shape.scratch_len(true);
     let scratch = &mut scratch[..threads * each];
     let parts = pieces(x, shape.image_len(), threads)
         .zip(pieces(d_y, shape.output_len(), threads))
         .zip(scratch.chunks_exact_mut(each));
-    team.pool.for_each_part(parts.collect(), |_, ((x, d_y), scratch)| {
+    cpu.pool.for_each_part(parts.collect(), |_, ((x, d_y), scratch)| {
         let (sums, patches) = scratch.split_at_mut(c * (shape.patch_len() + 1));
         sums.fill(T::ZERO);
         let (d_weight, d_bias) = sums.split_at_mut(c * shape.patch_len());
@@ -125,7 +125,7 @@ pub(crate) fn backward_weights<T: Real>(
             shape.gather(x, patches);
             let gemm = Gemm::new(c, shape.patch_len(), shape.n_patches());
             let gemm = Gemm { a_transposed: true, accumulate: true, ..gemm };
-            matmul_serial(team.path, gemm, d_y, patches, d_weight);
+            matmul_serial(cpu.path, gemm, d_y, patches, d_weight);
             for token in d_y.chunks_exact(c) {
                 d_bias.iter_mut().zip(token).for_each(|(sum, &d_y)| *sum += d_y);
             }

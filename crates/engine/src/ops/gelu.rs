@@ -1,19 +1,19 @@
 //! The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv:1606.08415), exact as in PyTorch: `y = x P(x)`, with
 //! `P` the normal distribution. Backward, `d_x = d_y (P(x) + x p(x))` with its density `p`.
 
-use super::{Team, pieces, pieces_mut};
-use kernels::{ChannelPass, LANES, Real};
+use super::{pieces, pieces_mut};
+use kernels::{ChannelPass, Cpu, LANES, Real};
 
 /// Computes `y` of as many `x`.
-pub(crate) fn forward<T: Real>(team: &Team, x: &[T], y: &mut [T]) {
-    let passes = pieces(x, 1, team.threads()).zip(pieces_mut(y, 1, team.threads()));
-    team.run(LANES, passes.map(|(x, y)| Forward { x, y }).collect());
+pub(crate) fn forward<T: Real>(cpu: &Cpu, x: &[T], y: &mut [T]) {
+    let passes = pieces(x, 1, cpu.threads()).zip(pieces_mut(y, 1, cpu.threads()));
+    cpu.run(LANES, passes.map(|(x, y)| Forward { x, y }).collect());
 }
 
 /// Turns the gradient of `y`, in place, into that of `x`.
-pub(crate) fn backward<T: Real>(team: &Team, x: &[T], d: &mut [T]) {
-    let passes = pieces(x, 1, team.threads()).zip(pieces_mut(d, 1, team.threads()));
-    team.run(LANES, passes.map(|(x, d)| Backward { x, d }).collect());
+pub(crate) fn backward<T: Real>(cpu: &Cpu, x: &[T], d: &mut [T]) {
+    let passes = pieces(x, 1, cpu.threads()).zip(pieces_mut(d, 1, cpu.threads()));
+    cpu.run(LANES, passes.map(|(x, d)| Backward { x, d }).collect());
 }
 
 struct Forward<'a, T> {

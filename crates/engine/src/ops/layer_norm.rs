@@ -8,9 +8,9 @@
 //! The norm behind the last block is of the first token of each image alone, so tokens of `x` may lie further apart than
 //! those of `y`.
 
+use super::add_partials;
 use super::passes::{groups, groups_mut, lanes};
-use super::{Team, add_partials};
-use kernels::{ChannelPass, Real, split, vectorized};
+use kernels::{ChannelPass, Cpu, Real, split, vectorized};
 
 /// As timm and facebookresearch/moco-v3 have it, not PyTorch's default.
 const EPSILON: f64 = 1e-6;
@@ -29,15 +29,15 @@ pub(crate) struct LayerNormShape {
 ///
 /// - `x`: `[tokens, stride]`; `scale`, `shift`: `[c]`
 pub(crate) fn forward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     LayerNormShape { c, stride }: LayerNormShape,
     x: &[T],
     (scale, shift): (&[T], &[T]),
     y: &mut [T],
 ) {
-    team.pool.for_each_rows(y, c, |first, y| {
+    cpu.pool.for_each_rows(y, c, |first, y| {
         let x = &x[first * stride..];
-        vectorized(team.path, c, Forward { x, stride, scale, shift, y });
+        vectorized(cpu.path, c, Forward { x, stride, scale, shift, y });
     });
 }
 
@@ -45,13 +45,13 @@ pub(crate) fn forward<T: Real>(
 ///
 /// - `x`, `d_x`: `[tokens, stride]`; `d_y`: `[tokens, c]`; `scale`: `[c]`
 pub(crate) fn backward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     LayerNormShape { c, stride }: LayerNormShape,
     (x, scale, d_y): (&[T], &[T], &[T]),
     d_x: &mut [T],
     (d_scale, d_shift): (&mut [T], &mut [T]),
 ) {
-    let threads = team.threads();
+    let threads = cpu.threads();
     let tokens = d_y.len() / c;
     let mut partials = vec![0.0; threads * 2 * c];
     let mut rest = d_x;
@@ -60,13 +60,13 @@ pub(crate) fn backward<T: Real>(
         let d_x = rest.split_off_mut(..own.len() * stride).expect("the tokens tile the gradient");
         (own, d_x, sums)
     });
-    team.pool.for_each_part(parts.collect(), |_, (own, d_x, sums)| {
+    cpu.pool.for_each_part(parts.collect(), |_, (own, d_x, sums)| {
         let (x, d_y) = (&x[own.start * stride..own.end * stride], &d_y[own.start * c..own.end * c]);
         let mut block = vec![T::ZERO; 2 * c];
         let blocks = x.chunks(BLOCK * stride).zip(d_y.chunks(BLOCK * c)).zip(d_x.chunks_mut(BLOCK * stride));
         for ((x, d_y), d_x) in blocks {
             block.fill(T::ZERO);
-            vectorized(team.path, c, Backward { x, stride, scale, d_y, d_x, sums: &mut block });
+            vectorized(cpu.path, c, Backward { x, stride, scale, d_y, d_x, sums: &mut block });
             sums.iter_mut().zip(&block).for_each(|(sum, block)| *sum += block.to_f64());
         }
     });

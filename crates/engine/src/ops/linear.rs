@@ -1,7 +1,6 @@
 //! A linear layer with optional bias and ReLU.
 
-use super::Team;
-use kernels::{Gemm, Real, matmul};
+use kernels::{Cpu, Gemm, Real, matmul};
 
 /// Shape of one call: `y [rows, outputs] = x [rows, inputs] w^T`.
 #[derive(Debug, Clone, Copy)]
@@ -15,14 +14,14 @@ pub(crate) struct LinearShape {
 ///
 /// - `x`: `[rows, inputs]`; `w`: `[outputs, inputs]`; `bias`: `[outputs]`; `y`: `[rows, outputs]`
 pub(crate) fn forward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: LinearShape,
     x: &[T],
     (w, bias, relu): (&[T], Option<&[T]>, bool),
     y: &mut [T],
 ) {
     let gemm = Gemm { b_transposed: true, ..Gemm::new(shape.rows, shape.outputs, shape.inputs) };
-    matmul(&team.pool, team.path, gemm, x, w, y);
+    matmul(cpu, gemm, x, w, y);
     if let Some(bias) = bias {
         for row in y.chunks_exact_mut(shape.outputs) {
             for (y, &bias) in row.iter_mut().zip(bias) {
@@ -45,9 +44,9 @@ pub(crate) fn mask<T: Real>(y: &[T], d_y: &mut [T]) {
 }
 
 /// Computes `d_w [outputs, inputs] = d_y^T x`.
-pub(crate) fn backward_weights<T: Real>(team: &Team, shape: LinearShape, x: &[T], d_y: &[T], d_w: &mut [T]) {
+pub(crate) fn backward_weights<T: Real>(cpu: &Cpu, shape: LinearShape, x: &[T], d_y: &[T], d_w: &mut [T]) {
     let gemm = Gemm { a_transposed: true, ..Gemm::new(shape.outputs, shape.inputs, shape.rows) };
-    matmul(&team.pool, team.path, gemm, d_y, x, d_w);
+    matmul(cpu, gemm, d_y, x, d_w);
 }
 
 /// Computes `d_bias [outputs]`, the sum of `d_y [rows, outputs]` over rows.
@@ -64,6 +63,6 @@ pub(crate) fn backward_bias<T: Real>(d_y: &[T], d_bias: &mut [T]) {
 }
 
 /// Computes `d_x [rows, inputs] = d_y w`.
-pub(crate) fn backward_data<T: Real>(team: &Team, shape: LinearShape, d_y: &[T], w: &[T], d_x: &mut [T]) {
-    matmul(&team.pool, team.path, Gemm::new(shape.rows, shape.inputs, shape.outputs), d_y, w, d_x);
+pub(crate) fn backward_data<T: Real>(cpu: &Cpu, shape: LinearShape, d_y: &[T], w: &[T], d_x: &mut [T]) {
+    matmul(cpu, Gemm::new(shape.rows, shape.inputs, shape.outputs), d_y, w, d_x);
 }

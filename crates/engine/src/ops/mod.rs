@@ -1,6 +1,6 @@
 //! The fused ops other than convolution: what each computes forward and backward.
 //!
-//! An op gets slices and a [`Team`]; where its data lives is the network's business.
+//! An op gets slices and a [`Cpu`](kernels::Cpu); where its data lives is the network's business.
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
@@ -20,26 +20,7 @@ pub(crate) use batch_norm::BatchNorm;
 pub(crate) use pool::MaxPool;
 pub(crate) use statistics::channel_sums;
 
-use std::sync::Arc;
-
-use kernels::{ChannelPass, Conv2d, KernelPath, Pool, Real, split, vectorized};
-
-/// The threads of a network and the instructions they use.
-pub(crate) struct Team {
-    pub pool: Arc<Pool>,
-    pub path: KernelPath,
-}
-
-impl Team {
-    pub fn threads(&self) -> usize {
-        self.pool.threads()
-    }
-
-    /// Runs one pass per thread.
-    fn run<P: ChannelPass + Send>(&self, channels: usize, passes: Vec<P>) {
-        self.pool.for_each_part(passes, |_, pass| vectorized(self.path, channels, pass));
-    }
-}
+use kernels::{Conv2d, Real, split};
 
 /// What a node of the graph needs besides its operands.
 pub(crate) enum Op<T: Real> {

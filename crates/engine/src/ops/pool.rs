@@ -1,9 +1,9 @@
 //! The max pool behind the ImageNet stem, and the mean over all pixels.
 
 use super::passes::{groups, groups_mut, lanes};
-use super::{Team, pieces, pieces_mut};
+use super::{pieces, pieces_mut};
 use crate::graph::TensorShape;
-use kernels::{ChannelPass, Real};
+use kernels::{ChannelPass, Cpu, Real};
 
 const SIDE: usize = 3;
 const STRIDE: usize = 2;
@@ -26,28 +26,28 @@ impl MaxPool {
     /// Computes the largest of each window, the first of equals as in PyTorch; a not-a-number wins.
     ///
     /// - `x`: `[n, h, w, c]`; `y`: `[n, h', w', c]`
-    pub fn forward<T: Real>(&mut self, team: &Team, x: &[T], y: &mut [T]) {
-        let (input, output, threads) = (self.input, self.output, team.threads());
+    pub fn forward<T: Real>(&mut self, cpu: &Cpu, x: &[T], y: &mut [T]) {
+        let (input, output, threads) = (self.input, self.output, cpu.threads());
         let taps = &mut self.taps[..y.len()];
         let passes = pieces(x, input.len(), threads)
             .zip(pieces_mut(y, output.len(), threads))
             .zip(pieces_mut(taps, output.len(), threads))
             .map(|((x, y), taps)| Largest { input, output, x, y, taps })
             .collect();
-        team.run(input.c, passes);
+        cpu.run(input.c, passes);
     }
 
     /// Hands each output's gradient to the input that was the maximum.
     ///
     /// - `d_y`: `[n, h', w', c]`; `d_x`: `[n, h, w, c]`, overwritten
-    pub fn backward<T: Real>(&self, team: &Team, d_y: &[T], d_x: &mut [T]) {
-        let (input, output, threads) = (self.input, self.output, team.threads());
+    pub fn backward<T: Real>(&self, cpu: &Cpu, d_y: &[T], d_x: &mut [T]) {
+        let (input, output, threads) = (self.input, self.output, cpu.threads());
         let passes = pieces(d_y, output.len(), threads)
             .zip(pieces_mut(d_x, input.len(), threads))
             .zip(pieces(&self.taps[..d_y.len()], output.len(), threads))
             .map(|((d_y, d_x), taps)| LargestBackward { input, output, d_y, d_x, taps })
             .collect();
-        team.run(input.c, passes);
+        cpu.run(input.c, passes);
     }
 }
 
@@ -149,10 +149,10 @@ impl Window {
 }
 
 /// Computes the mean over all pixels, `x [n, pixels, c]` to `y [n, c]`.
-pub(crate) fn average<T: Real>(team: &Team, input: TensorShape, x: &[T], y: &mut [T]) {
+pub(crate) fn average<T: Real>(cpu: &Cpu, input: TensorShape, x: &[T], y: &mut [T]) {
     let share = T::from_f64(1.0 / (input.h * input.w) as f64);
-    let parts = pieces(x, input.len(), team.threads()).zip(pieces_mut(y, input.c, team.threads())).collect();
-    team.pool.for_each_part(parts, |_, (x, y)| {
+    let parts = pieces(x, input.len(), cpu.threads()).zip(pieces_mut(y, input.c, cpu.threads())).collect();
+    cpu.pool.for_each_part(parts, |_, (x, y)| {
         for (x, y) in x.chunks_exact(input.len()).zip(y.chunks_exact_mut(input.c)) {
             y.fill(T::ZERO);
             for pixel in x.chunks_exact(input.c) {
@@ -168,11 +168,11 @@ pub(crate) fn average<T: Real>(team: &Team, input: TensorShape, x: &[T], y: &mut
 }
 
 /// Computes the mean's gradient, `d_y [n, c]` to `d_x [n, pixels, c]`.
-pub(crate) fn average_backward<T: Real>(team: &Team, input: TensorShape, d_y: &[T], d_x: &mut [T]) {
+pub(crate) fn average_backward<T: Real>(cpu: &Cpu, input: TensorShape, d_y: &[T], d_x: &mut [T]) {
     let share = T::from_f64(1.0 / (input.h * input.w) as f64);
     let parts =
-        pieces(d_y, input.c, team.threads()).zip(pieces_mut(d_x, input.len(), team.threads())).collect();
-    team.pool.for_each_part(parts, |_, (d_y, d_x)| {
+        pieces(d_y, input.c, cpu.threads()).zip(pieces_mut(d_x, input.len(), cpu.threads())).collect();
+    cpu.pool.for_each_part(parts, |_, (d_y, d_x)| {
         for (d_y, d_x) in d_y.chunks_exact(input.c).zip(d_x.chunks_exact_mut(input.len())) {
             for pixel in d_x.chunks_exact_mut(input.c) {
                 for (d_x, &d_y) in pixel.iter_mut().zip(d_y) {

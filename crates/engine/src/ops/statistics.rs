@@ -1,9 +1,9 @@
 //! Batch statistics over all rows of all ranks.
 
 use super::passes::Sums;
-use super::{Team, add_partials, pieces};
-use kernels::Real;
+use super::{add_partials, pieces};
 use kernels::peers::{PeerError, Peers};
+use kernels::{Cpu, Real};
 
 /// Variance below which a channel counts as constant: PyTorch's `eps`.
 pub(super) const EPSILON: f64 = 1e-5;
@@ -82,14 +82,14 @@ pub(super) fn gather(
 }
 
 /// Sum and sum of squares of each channel of `x [pixels, channels]`, into `sums [2, channels]`.
-pub(crate) fn channel_sums<T: Real>(team: &Team, x: &[T], sums: &mut [f64]) {
+pub(crate) fn channel_sums<T: Real>(cpu: &Cpu, x: &[T], sums: &mut [f64]) {
     let channels = sums.len() / 2;
-    let mut partials = vec![0.0; team.threads() * sums.len()];
-    let passes = pieces(x, channels, team.threads())
+    let mut partials = vec![0.0; cpu.threads() * sums.len()];
+    let passes = pieces(x, channels, cpu.threads())
         .zip(partials.chunks_exact_mut(sums.len()))
         .map(|(x, sums)| Sums { x, sums })
         .collect();
-    team.run(channels, passes);
+    cpu.run(channels, passes);
     add_partials(&partials, sums);
 }
 

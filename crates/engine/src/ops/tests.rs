@@ -2,21 +2,19 @@
 
 mod tokens;
 
-use std::sync::Arc;
-
 use super::batch_norm::{BackwardViews, ForwardViews};
 use super::linear::{self, LinearShape};
-use super::{BatchNorm, MaxPool, Team, channel_sums, pool};
+use super::{BatchNorm, MaxPool, channel_sums, pool};
 use crate::graph::{Graph, GraphBuilder, Node, NormOptions, Shortcut, TensorShape};
 use crate::parameters::Parameters;
 use kernels::peers::Alone;
 use kernels::{
-    Backward, Conv2d, ConvShape, Convolution, Forward, Input, InputGradient, KernelPath, OutputGradient,
+    Backward, Conv2d, ConvShape, Convolution, Cpu, Forward, Input, InputGradient, KernelPath, OutputGradient,
     Pool, Real,
 };
 
-fn team(threads: usize) -> Team {
-    Team { pool: Arc::new(Pool::new(threads, &[])), path: KernelPath::detect() }
+fn cpu(threads: usize) -> Cpu {
+    Cpu::new(threads, KernelPath::detect())
 }
 
 /// Numbers in [-1, 1) that look random and are always the same.
@@ -54,7 +52,7 @@ trait Case {
     /// Lengths of the arrays, and of the output.
     fn lengths(&self) -> (Vec<usize>, usize);
     /// The output, and the gradients of the arrays by that of the output; empty for one that has none.
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>);
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>);
 }
 
 fn narrow(values: &[f64]) -> Vec<f32> {
@@ -71,19 +69,19 @@ fn check(case: &impl Case) {
     let (lengths, output) = case.lengths();
     let arrays: Vec<Vec<f64>> = lengths.iter().zip(1..).map(|(&len, seed)| noise(seed, len)).collect();
     let d_y = noise(99, output);
-    let (exact, exact_gradients) = case.run(&team(1), &arrays, &d_y);
+    let (exact, exact_gradients) = case.run(&cpu(1), &arrays, &d_y);
     for (index, gradient) in exact_gradients.iter().enumerate().filter(|(_, gradient)| !gradient.is_empty()) {
         check_gradient(&format!("array {index}"), &arrays[index], gradient, |x| {
             let mut moved = arrays.clone();
             moved[index] = x.to_vec();
-            dot(&case.run(&team(1), &moved, &d_y).0, &d_y)
+            dot(&case.run(&cpu(1), &moved, &d_y).0, &d_y)
         });
     }
     let single: Vec<Vec<f32>> = arrays.iter().map(|array| narrow(array)).collect();
     for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
         for threads in [1, 2, 5] {
-            let team = Team { pool: Arc::new(Pool::new(threads, &[])), path };
-            let (y, gradients) = case.run(&team, &single, &narrow(&d_y));
+            let cpu = Cpu::new(threads, path);
+            let (y, gradients) = case.run(&cpu, &single, &narrow(&d_y));
             close(path, &y, &exact);
             for (gradient, exact) in gradients.iter().zip(&exact_gradients) {
                 close(path, gradient, exact);
@@ -145,18 +143,18 @@ impl Case for Norm {
         (vec![len, other, 2 * norms * c], len)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let [x, other, values] = arrays else { unreachable!("as many as there are lengths") };
         let (graph, c) = (self.graph(), self.shape.c);
         let Node::BatchNorm(node) = &graph.nodes[0] else { unreachable!("the only node") };
-        let mut op = BatchNorm::<T>::new(&graph, node, team.threads());
+        let mut op = BatchNorm::<T>::new(&graph, node, cpu.threads());
         let mut parameters = Parameters::<T>::draw(&graph.parameters, &graph.buffers, 1);
         for (parameter, &value) in parameters.values.iter_mut().zip(values) {
             *parameter += T::from_f64(0.5) * value;
         }
         let sums = [x, other].map(|x| {
             let mut sums = vec![0.0; 2 * c];
-            channel_sums(team, x, &mut sums);
+            channel_sums(cpu, x, &mut sums);
             sums
         });
         let sums = [&sums[0][..], &sums[1][..]];
@@ -165,7 +163,7 @@ impl Case for Norm {
         op.use_batch_statistics((x.len() / c, sums), &parameters, &mut staged, &mut Alone).unwrap();
         let mut y = dirty(x.len());
         let shortcut = (self.joins != Joins::Nothing).then_some(&other[..]);
-        op.forward(team, ForwardViews { x, shortcut, y: &mut y });
+        op.forward(cpu, ForwardViews { x, shortcut, y: &mut y });
 
         let mut d = d_y.to_vec();
         let projected = (self.joins == Joins::Projected).then_some(&other[..]);
@@ -173,11 +171,11 @@ impl Case for Norm {
             Joins::Nothing => BackwardViews::Single { x, d: &d },
             Joins::Identity | Joins::Projected => BackwardViews::Residual { x, projected, y: &y, d: &mut d },
         };
-        op.add_all_gradients(team, views);
+        op.add_all_gradients(cpu, views);
         op.backward(&mut parameters, &mut Alone).unwrap();
         let input_gradient = |norm, x: &[T]| {
             let mut d_x = dirty(x.len());
-            op.input_gradient(norm, team.path, (x, &d), &mut d_x);
+            op.input_gradient(norm, cpu.path, (x, &d), &mut d_x);
             d_x
         };
         let d_x = input_gradient(0, x);
@@ -264,12 +262,12 @@ impl Case for MaxPooled {
         (vec![self.0 * self.1.len()], self.0 * self.output().len())
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let x = &arrays[0];
         let mut op = MaxPool::new(self.1, self.output(), self.0 + 1);
         let (mut y, mut d_x) = (dirty(d_y.len()), dirty(x.len()));
-        op.forward(team, x, &mut y);
-        op.backward(team, d_y, &mut d_x);
+        op.forward(cpu, x, &mut y);
+        op.backward(cpu, d_y, &mut d_x);
         (y, vec![d_x])
     }
 }
@@ -280,7 +278,7 @@ fn max_pool() {
         let case = MaxPooled(rows, TensorShape { h, w, c });
         check(&case);
         let x = noise(1, rows * h * w * c);
-        let (y, _) = case.run(&team(2), std::slice::from_ref(&x), &noise(99, rows * case.output().len()));
+        let (y, _) = case.run(&cpu(2), std::slice::from_ref(&x), &noise(99, rows * case.output().len()));
         let at = |y: usize, x: usize, channel: usize| (y * w + x) * c + channel;
         let first = (0..2.min(h)).flat_map(|y| (0..2.min(w)).map(move |x| (y, x)));
         let corner = first.map(|(row, column)| x[at(row, column, c - 1)]).fold(f64::MIN, f64::max);
@@ -297,10 +295,10 @@ impl Case for Averaged {
         (vec![self.0 * self.1.len()], self.0 * self.1.c)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let (mut y, mut d_x) = (dirty(d_y.len()), dirty(arrays[0].len()));
-        pool::average(team, self.1, &arrays[0], &mut y);
-        pool::average_backward(team, self.1, d_y, &mut d_x);
+        pool::average(cpu, self.1, &arrays[0], &mut y);
+        pool::average_backward(cpu, self.1, d_y, &mut d_x);
         (y, vec![d_x])
     }
 }
@@ -311,7 +309,7 @@ fn average_pool() {
         let case = Averaged(rows, TensorShape { h, w, c });
         check(&case);
         let x = noise(1, rows * h * w * c);
-        let (y, _) = case.run(&team(3), std::slice::from_ref(&x), &noise(99, rows * c));
+        let (y, _) = case.run(&cpu(3), std::slice::from_ref(&x), &noise(99, rows * c));
         let mean: f64 = (0..h * w).map(|pixel| x[pixel * c]).sum::<f64>() / (h * w) as f64;
         assert!((y[0] - mean).abs() < 1e-15);
     }
@@ -327,18 +325,18 @@ impl Case for Layer {
         (vec![rows * inputs, outputs * inputs, outputs], rows * outputs)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let ([x, w, bias], Layer(shape, relu)) = (arrays, self) else { unreachable!("as many as lengths") };
         let mut y = dirty(d_y.len());
-        linear::forward(team, *shape, x, (w, Some(bias), *relu), &mut y);
+        linear::forward(cpu, *shape, x, (w, Some(bias), *relu), &mut y);
         let mut d = d_y.to_vec();
         if *relu {
             linear::mask(&y, &mut d);
         }
         let (mut d_x, mut d_w, mut d_bias) = (dirty(x.len()), dirty(w.len()), dirty(bias.len()));
-        linear::backward_weights(team, *shape, x, &d, &mut d_w);
+        linear::backward_weights(cpu, *shape, x, &d, &mut d_w);
         linear::backward_bias(&d, &mut d_bias);
-        linear::backward_data(team, *shape, &d, w, &mut d_x);
+        linear::backward_data(cpu, *shape, &d, w, &mut d_x);
         (y, vec![d_x, d_w, d_bias])
     }
 }

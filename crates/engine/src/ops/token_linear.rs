@@ -3,8 +3,8 @@
 //! The products go through the matrix kernel on each thread's own tokens. What is added is written first and the product
 //! on top of it, so that no pass of its own goes over `y`.
 
-use super::{Team, add_partials};
-use kernels::{Gemm, Real, matmul, matmul_serial, split};
+use super::add_partials;
+use kernels::{Cpu, Gemm, Real, matmul, matmul_serial, split};
 
 /// Shape of one call: `y [tokens, outputs] = x [tokens, inputs] w^T`.
 #[derive(Debug, Clone, Copy)]
@@ -29,14 +29,14 @@ pub(crate) struct TokenLinearInputs<'a, T> {
 
 /// Computes `y [tokens, outputs]`.
 pub(crate) fn forward<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: TokenLinearShape,
     inputs: TokenLinearInputs<'_, T>,
     y: &mut [T],
 ) {
     let TokenLinearShape { inputs: k, outputs, .. } = shape;
     let TokenLinearInputs { x, w, bias, addend } = inputs;
-    team.pool.for_each_rows(y, outputs, |first, y| {
+    cpu.pool.for_each_rows(y, outputs, |first, y| {
         let tokens = y.len() / outputs;
         for (token, y) in y.chunks_exact_mut(outputs).enumerate() {
             match addend {
@@ -50,29 +50,29 @@ pub(crate) fn forward<T: Real>(
             }
         }
         let gemm = Gemm { b_transposed: true, accumulate: true, ..Gemm::new(tokens, outputs, k) };
-        matmul_serial(team.path, gemm, &x[first * k..][..tokens * k], w, y);
+        matmul_serial(cpu.path, gemm, &x[first * k..][..tokens * k], w, y);
     });
 }
 
 /// Computes `d_w [outputs, inputs] = d_y^T x`.
 pub(crate) fn backward_weights<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: TokenLinearShape,
     (x, d_y): (&[T], &[T]),
     d_w: &mut [T],
 ) {
     let gemm = Gemm { a_transposed: true, ..Gemm::new(shape.outputs, shape.inputs, shape.tokens) };
-    matmul(&team.pool, team.path, gemm, d_y, x, d_w);
+    matmul(cpu, gemm, d_y, x, d_w);
 }
 
 /// Computes `d_bias [outputs]`, the sum of `d_y` over tokens: of each thread's own, then over threads in their order.
-pub(crate) fn backward_bias<T: Real>(team: &Team, d_y: &[T], d_bias: &mut [T]) {
+pub(crate) fn backward_bias<T: Real>(cpu: &Cpu, d_y: &[T], d_bias: &mut [T]) {
     /// Tokens whose sums are taken in `T`.
     const BLOCK: usize = 64;
-    let (outputs, threads) = (d_bias.len(), team.threads());
+    let (outputs, threads) = (d_bias.len(), cpu.threads());
     let tokens = d_y.len() / outputs;
     let mut partials = vec![0.0; threads * outputs];
-    team.pool.for_each_part(partials.chunks_exact_mut(outputs).collect(), |thread, sums| {
+    cpu.pool.for_each_part(partials.chunks_exact_mut(outputs).collect(), |thread, sums| {
         let own = split(tokens, threads, thread);
         let mut block_sums = vec![T::ZERO; outputs];
         for block in d_y[own.start * outputs..own.end * outputs].chunks(BLOCK * outputs) {
@@ -90,10 +90,10 @@ pub(crate) fn backward_bias<T: Real>(team: &Team, d_y: &[T], d_bias: &mut [T]) {
 
 /// Computes `d_x [tokens, inputs] = d_y w`.
 pub(crate) fn backward_data<T: Real>(
-    team: &Team,
+    cpu: &Cpu,
     shape: TokenLinearShape,
     (d_y, w): (&[T], &[T]),
     d_x: &mut [T],
 ) {
-    matmul(&team.pool, team.path, Gemm::new(shape.tokens, shape.inputs, shape.outputs), d_y, w, d_x);
+    matmul(cpu, Gemm::new(shape.tokens, shape.inputs, shape.outputs), d_y, w, d_x);
 }

@@ -2,11 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::sync::Arc;
-
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{Network, NetworkOptions};
-use kernels::{Convolution, KernelPath, Pool, Real};
+use kernels::{Convolution, Device, KernelPath, Real};
 
 const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -42,12 +40,13 @@ pub fn spec(arch: Arch, stem: Stem, head: Head, image_size: usize) -> ModelSpec 
 }
 
 pub fn options(max_rows: usize) -> NetworkOptions {
-    NetworkOptions { max_rows, seed: 1, kernel_path: KernelPath::detect(), convolution: Convolution::Auto }
+    NetworkOptions { max_rows, seed: 1, convolution: Convolution::Auto }
 }
 
 /// A network whose parameters are all different from their first values, scales and shifts too.
 pub fn network<T: Real>(spec: &ModelSpec, max_rows: usize, threads: usize) -> Network<T> {
-    let mut network = Network::new(spec, options(max_rows), Arc::new(Pool::new(threads, &[])));
+    let mut network =
+        Network::new(spec, options(max_rows), &Device::of_threads(threads, KernelPath::detect()));
     draw(&mut network);
     network
 }

@@ -17,9 +17,9 @@ use std::thread;
 
 use collective::{Communicator, loopback};
 use deal::{Deal, noise};
-use kernels::{KernelPath, Pool};
+use kernels::{Device, KernelPath};
 use objectives::unit::UnitRows;
-use objectives::{Compute, NtXent, ObjectiveStep};
+use objectives::{NtXent, ObjectiveStep};
 use perceptron::Perceptron;
 use textbook::Mutant;
 
@@ -30,7 +30,7 @@ const ROUNDING: f64 = 1e-12;
 /// What a mistake must do at least, or the comparison would be no test.
 const NOTICED: f64 = 1e-2;
 
-/// All that the ranks compute together, rows in the order `[view][image]` of the global batch.
+/// All that the ranks &device together, rows in the order `[view][image]` of the global batch.
 #[derive(Debug, Clone)]
 struct Outcome {
     loss: f64,
@@ -99,14 +99,13 @@ fn distributed(nt_xent: &NtXent, deal: &Deal) -> Outcome {
     let images = noise(1, 2 * deal.images() * Perceptron::INPUTS);
     let rows = deal.rows();
     let ranks = on_ranks(deal.world_size(), |rank, [mut communicator, mut gradients]| {
-        let pool = Pool::new(1, &[]);
-        let compute = Compute { pool: &pool, path: KernelPath::Reference };
+        let device = Device::of_threads(1, KernelPath::Reference);
         let images = deal.take(rank, &images, Perceptron::INPUTS);
         let embeddings = perceptron.forward(&images);
         let unit = UnitRows::new(&embeddings, Perceptron::OUTPUTS).unit;
-        let on_sphere = nt_xent.unit_gradient(compute, &unit, &rows, &mut communicator).unwrap();
+        let on_sphere = nt_xent.unit_gradient(&device, &unit, &rows, &mut communicator).unwrap();
         let ObjectiveStep { loss, d_queries: d_embeddings, .. } =
-            nt_xent.forward_backward(compute, &embeddings, &rows, &mut communicator).unwrap();
+            nt_xent.forward_backward(&device, &embeddings, &rows, &mut communicator).unwrap();
         assert_eq!(on_sphere.loss.to_bits(), loss.to_bits());
         let mut d_parameters = perceptron.backward(&images, &d_embeddings);
         gradients.all_reduce_sum(&mut d_parameters).unwrap();
@@ -143,10 +142,9 @@ fn a_rank_sends_its_unit_rows_its_log_sums_and_its_loss_and_no_gradient() {
         let deal = Deal::even(IMAGES, world_size);
         let z = noise(3, 2 * IMAGES * width);
         on_ranks(world_size, |rank, [mut communicator, _]| {
-            let pool = Pool::new(1, &[]);
-            let compute = Compute { pool: &pool, path: KernelPath::Reference };
+            let device = Device::of_threads(1, KernelPath::Reference);
             let own = deal.take(rank, &z, width);
-            NtXent::new(0.3).forward_backward(compute, &own, &deal.rows(), &mut communicator).unwrap();
+            NtXent::new(0.3).forward_backward(&device, &own, &deal.rows(), &mut communicator).unwrap();
             let numbers = deal.rows()[rank] * (width + 1) + 1;
             let expected = (world_size - 1) * numbers * size_of::<f64>();
             assert_eq!(communicator.bytes_sent(), expected as u64);
@@ -160,17 +158,15 @@ fn t5_the_gradient_of_many_ranks_matches_central_differences() {
     let z = noise(2, rows * width);
     let nt_xent = NtXent::new(0.4);
     let loss = |z: &[f64]| {
-        let pool = Pool::new(1, &[]);
-        let compute = Compute { pool: &pool, path: KernelPath::Reference };
-        nt_xent.forward_backward(compute, z, &[rows], &mut Communicator::alone()).unwrap().loss
+        let device = Device::of_threads(1, KernelPath::Reference);
+        nt_xent.forward_backward(&device, z, &[rows], &mut Communicator::alone()).unwrap().loss
     };
     for world_size in WORLD_SIZES {
         let deal = Deal::even(images, world_size);
         let ranks = on_ranks(world_size, |rank, [mut communicator, _]| {
-            let pool = Pool::new(1, &[]);
-            let compute = Compute { pool: &pool, path: KernelPath::Reference };
+            let device = Device::of_threads(1, KernelPath::Reference);
             let own = deal.take(rank, &z, width);
-            nt_xent.forward_backward(compute, &own, &deal.rows(), &mut communicator).unwrap().d_queries
+            nt_xent.forward_backward(&device, &own, &deal.rows(), &mut communicator).unwrap().d_queries
         });
         let gradient = deal.put_together(&ranks);
         for i in 0..z.len() {

@@ -1,15 +1,13 @@
 //! Whole nets on many ranks: batch norm over the global batch, both ways, and the optimizers behind it.
 
-use std::sync::Arc;
-
 use collective::{Communicator, GradientReducer};
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
 use engine::parameters::BufferUpdate;
 use engine::parameters::{ParameterEntry, ParameterKind};
-use kernels::{Convolution, KernelPath, Pool};
-use objectives::{Compute, Encoded, NtXent, Objective, TwoViews};
+use kernels::{Convolution, Device, KernelPath};
+use objectives::{Encoded, NtXent, Objective, TwoViews};
 
 use crate::deal::{Deal, noise};
 use crate::{NOTICED, WORLD_SIZES, distance, on_ranks};
@@ -71,8 +69,8 @@ impl Run {
     fn rank(self, rank: usize, deal: &Deal, [mut small, mut large]: [Communicator; 2]) -> Trained {
         let rows = deal.rows();
         let images_per_rank: Vec<usize> = rows.iter().map(|rows| rows / 2).collect();
-        let pool = Arc::new(Pool::new(1, &[]));
-        let mut network = Network::<f64>::new(&self.model(), options(rows[rank]), pool.clone());
+        let device = Device::of_threads(1, KernelPath::Reference);
+        let mut network = Network::<f64>::new(&self.model(), options(rows[rank]), &device);
         let mut optimizer = Optimizer::new(self.optimizer, network.parameters());
         let mut objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
         let mut losses = Vec::new();
@@ -85,9 +83,8 @@ impl Run {
             let width = SIDE * SIDE * 3;
             let images = deal.take(rank, &noise(100 + step as u64, 2 * deal.images() * width), width);
             let embeddings = network.forward_train(&images, rows[rank], &mut small).unwrap().to_vec();
-            let compute = Compute { pool: &pool, path: KernelPath::Reference };
             let encoded = Encoded::of_queries(step as u64 + 1, &images_per_rank, &embeddings);
-            let outcome = objective.forward_backward(compute, &encoded, &mut small).unwrap();
+            let outcome = objective.forward_backward(&device, &encoded, &mut small).unwrap();
             losses.push(outcome.loss);
             reducer.backward(&mut network, &outcome.d_queries, &mut small);
             if self.mistake == Mistake::Average {
@@ -95,7 +92,7 @@ impl Run {
                 gradients.for_each(|gradient| *gradient /= deal.world_size() as f64);
             }
             network.commit_buffers(BufferUpdate::Momentum(0.1));
-            optimizer.step(&pool, network.parameters_mut(), self.lr);
+            optimizer.step(&device, network.parameters_mut(), self.lr);
         }
         let parameters = network.parameters().clone();
         Trained {
@@ -125,7 +122,7 @@ impl Run {
 }
 
 fn options(max_rows: usize) -> NetworkOptions {
-    NetworkOptions { max_rows, seed: 3, kernel_path: KernelPath::Reference, convolution: Convolution::Direct }
+    NetworkOptions { max_rows, seed: 3, convolution: Convolution::Direct }
 }
 
 /// How gradients are summed over ranks: as the trainer does it, or with a mistake.
@@ -217,7 +214,7 @@ fn check_twenty_steps(name: &str, kind: OptimizerKind, weight_decay: f64, lr: f6
     let optimizer = OptimizerSpec { kind, weight_decay, decay_all: false };
     let run = Run { optimizer, lr, steps: STEPS, ..ONE_STEP };
     let alone = run.on(&Deal::even(IMAGES, 1));
-    let first = Network::<f64>::new(&run.model(), options(2), Arc::new(Pool::new(1, &[])));
+    let first = Network::<f64>::new(&run.model(), options(2), &Device::of_threads(1, KernelPath::Reference));
     let change = |values: &[f64]| -> Vec<f64> {
         values.iter().zip(&first.parameters().values).map(|(after, before)| after - before).collect()
     };

@@ -3,10 +3,10 @@
 use std::thread;
 
 use collective::{Communicator, Number, loopback};
-use kernels::{KernelPath, Pool, Real, split};
+use kernels::{Device, KernelPath, Real, split};
 use objectives::{
-    Array, ArrayType, Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Moco, MocoV3,
-    Normalizer, Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,
+    Array, ArrayType, Bank, BankSpec, BankType, ContrastSpec, Encoded, Estimator, Moco, MocoV3, Normalizer,
+    Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,
 };
 
 pub const WORLD_SIZES: [usize; 4] = [1, 2, 3, 4];
@@ -147,9 +147,8 @@ impl Batch {
         deal: &Deal,
         communicator: &mut Communicator,
     ) -> Result<ObjectiveStep<f64>, objectives::Error> {
-        let pool = Pool::new(1, &[]);
-        let compute = Compute { pool: &pool, path: KernelPath::Reference };
-        step_on_rank(self, objective, deal, compute, communicator)
+        let device = Device::of_threads(1, KernelPath::Reference);
+        step_on_rank(self, objective, deal, &device, communicator)
     }
 }
 
@@ -158,7 +157,7 @@ pub fn step_on_rank<T: Real + Number>(
     batch: &Batch,
     objective: &mut Objective,
     deal: &Deal,
-    compute: Compute<'_>,
+    device: &Device,
     communicator: &mut Communicator,
 ) -> Result<ObjectiveStep<T>, objectives::Error> {
     let own = &deal[communicator.rank()];
@@ -182,7 +181,7 @@ pub fn step_on_rank<T: Real + Number>(
         keys: &views(&batch.keys, needs.keys),
         jigsaw: &if needs.jigsaw { take(&batch.jigsaw) } else { Vec::new() },
     };
-    objective.forward_backward(compute, &encoded, communicator)
+    objective.forward_backward(device, &encoded, communicator)
 }
 
 /// Runs `body` on every rank and returns what each returned, in rank order.

@@ -1,10 +1,10 @@
 //! PyTorch's values, of two steps each, in `f64` and in `f32` on every path.
 
 use collective::{Communicator, Number};
-use kernels::{KernelPath, Pool, Real};
+use kernels::{Device, KernelPath, Real};
 use objectives::{
-    Array, ArrayType, Bank, BankSpec, BankType, Compute, ContrastSpec, Encoded, Estimator, Moco, MocoV3,
-    Normalizer, Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,
+    Array, ArrayType, Bank, BankSpec, BankType, ContrastSpec, Encoded, Estimator, Moco, MocoV3, Normalizer,
+    Npid, Objective, ObjectiveStep, Pirl, Queue, Storage,
 };
 use safetensors::SafeTensors;
 
@@ -86,7 +86,6 @@ fn step<T: Real + Number>(
     step: u64,
     path: KernelPath,
 ) -> ObjectiveStep<T> {
-    let pool = Pool::new(2, &[]);
     let read = |name: &str| -> Vec<T> {
         let values = f64s(&format!("{case}/{step}/{name}")).unwrap_or_default();
         values.into_iter().map(T::from_f64).collect()
@@ -101,8 +100,8 @@ fn step<T: Real + Number>(
         keys: &read("keys"),
         jigsaw: &read("jigsaw"),
     };
-    let compute = Compute { pool: &pool, path };
-    let outcome = objective.forward_backward(compute, &encoded, &mut Communicator::alone()).unwrap();
+    let device = Device::of_threads(2, path);
+    let outcome = objective.forward_backward(&device, &encoded, &mut Communicator::alone()).unwrap();
     objective.commit();
     outcome
 }

@@ -125,7 +125,8 @@ pub fn bench_data(options: &DataOptions) -> Result<DataReport, Error> {
     let total = time(|| bench.decode_and_augment(1));
     let all_threads = time(|| bench.decode_and_augment(threads));
     // The last of all: a pool keeps its caller on a core, and all threads that this begins.
-    let (copied, copied_by_all) = (copy_rate(&Pool::new(1, &[])), copy_rate(&options.threads.pool()));
+    let (copied, copied_by_all) =
+        (copy_rate(&Pool::new(1, &[])), copy_rate(&Pool::new(options.threads.count, &options.threads.cores)));
     let part = |timing: Result<Timing, data::Error>, bytes, copied| {
         timing.map(|timing| DataPart::of(timing, n, bytes, copied)).map_err(Error::Data)
     };

@@ -2,7 +2,7 @@
 
 use collective::Communicator;
 use kernels::{KernelPath, peak_flops};
-use objectives::{Compute, NtXent};
+use objectives::NtXent;
 use serde::Serialize;
 use trainer::Error;
 
@@ -61,15 +61,14 @@ pub struct LossReport {
 pub fn bench_loss(options: &LossOptions) -> Result<LossReport, Error> {
     let LossOptions { batch, width, temperature, .. } = *options;
     check(options)?;
-    let (pool, path) = (options.threads.pool(), KernelPath::detect());
-    let compute = Compute { pool: &pool, path };
+    let device = options.threads.on(KernelPath::detect()).open();
     let mut embeddings = noise(batch * width);
     embeddings.iter_mut().for_each(|value| *value -= 0.5);
     let nt_xent = NtXent::new(temperature);
     let mut communicator = Communicator::alone();
     let mut loss = 0.0;
     let timing = time(|| {
-        let step = nt_xent.forward_backward(compute, &embeddings, &[batch], &mut communicator);
+        let step = nt_xent.forward_backward(&device, &embeddings, &[batch], &mut communicator);
         loss = step?.loss;
         Ok::<(), Error>(())
     })?;
@@ -77,7 +76,7 @@ pub fn bench_loss(options: &LossOptions) -> Result<LossReport, Error> {
     let peak_memory_bytes = peak_memory()?;
     let seconds = timing.median.as_secs_f64();
     let (m, d) = (batch as f64, width as f64);
-    let peak = peak_flops(&pool, path);
+    let peak = peak_flops(device.cpu());
     let flops = NtXent::flops(batch, width) / seconds;
     Ok(LossReport {
         loss_ms: 1e3 * seconds,
@@ -90,8 +89,8 @@ pub fn bench_loss(options: &LossOptions) -> Result<LossReport, Error> {
         similarity_bytes: (size_of::<f32>() * batch * batch) as u64,
         peak_memory_bytes,
         loss,
-        kernel_path: path.to_string(),
-        threads: pool.threads(),
+        kernel_path: device.cpu().path.to_string(),
+        threads: device.cpu().threads(),
         peak_gflops: peak / 1e9,
         calls: timing.samples,
     })

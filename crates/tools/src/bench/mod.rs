@@ -14,10 +14,9 @@ pub use loss::{LossOptions, LossReport, bench_loss};
 pub use step::{StepOptions, StepReport, bench_step};
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::Pool;
+use kernels::{CpuOptions, DeviceOptions, KernelPath, Pool};
 use trainer::Error;
 
 /// Calls before the clock starts: pages are touched, clocks have risen.
@@ -108,8 +107,8 @@ impl Threads {
         Threads { count, cores: available.get(..count).unwrap_or_default().to_vec() }
     }
 
-    fn pool(&self) -> Arc<Pool> {
-        Arc::new(Pool::new(self.count, &self.cores))
+    fn on(&self, path: KernelPath) -> DeviceOptions {
+        DeviceOptions::Cpu(CpuOptions { threads: self.count, cores: self.cores.clone(), path })
     }
 }
 

@@ -3,10 +3,9 @@
 use engine::models::{Arch, BatchNormScope, Head, ModelSpec, Stem, Vit};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
-use kernels::{Convolution, KernelPath, Pool, peak_flops};
+use kernels::{Convolution, KernelPath, peak_flops};
 use objectives::{NtXent, Objective, TwoViews};
 use serde::Serialize;
-use std::sync::Arc;
 use trainer::Error;
 use trainer::step::{StepBatch, Trainer};
 
@@ -83,8 +82,7 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
         let reason = format!("patches of {patch} pixels do not tile it; give a multiple, or another --patch");
         return Err(Error::Config { key: "--size", value: size.to_string(), reason });
     }
-    let pool = options.threads.pool();
-    let (mut trainer, predicted) = trainer(options, &pool);
+    let (mut trainer, predicted) = trainer(options);
     let images = noise(batch * size * size * 3);
     let indices: Vec<usize> = (0..batch / 2).collect();
     let views =
@@ -96,8 +94,8 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
         Ok::<(), Error>(())
     })?;
     let step = timing.median.as_secs_f64();
-    let path = trainer.network.kernel_path();
-    let peak = peak_flops(&pool, path);
+    let cpu = trainer.device.cpu();
+    let peak = peak_flops(cpu);
     let flops = trainer.network.flops_per_row() * batch as f64 / step;
     Ok(StepReport {
         views_per_s: batch as f64 / step,
@@ -108,8 +106,8 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
         share_of_peak: flops / peak,
         peak_memory_bytes: peak_memory()?,
         predicted_memory_bytes: predicted as u64,
-        kernel_path: path.to_string(),
-        threads: pool.threads(),
+        kernel_path: cpu.path.to_string(),
+        threads: cpu.threads(),
         peak_gflops: peak / 1e9,
         steps: timing.samples,
     })
@@ -118,7 +116,7 @@ pub fn bench_step(options: &StepOptions) -> Result<StepReport, Error> {
 /// Small enough that weights stay numbers over every step that is timed.
 const LEARNING_RATE: f64 = 1e-3;
 
-fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
+fn trainer(options: &StepOptions) -> (Trainer, usize) {
     let mut spec = ModelSpec {
         arch: options.arch,
         stem: options.stem.unwrap_or(if options.size < 64 { Stem::Cifar } else { Stem::Imagenet }),
@@ -130,20 +128,18 @@ fn trainer(options: &StepOptions, pool: &Arc<Pool>) -> (Trainer, usize) {
         jigsaw: None,
     };
     spec.head = Head::Mlp { hidden: spec.feature_width(), out: EMBEDDING };
-    let network_options = NetworkOptions {
-        max_rows: options.batch,
-        seed: 0,
-        kernel_path: options.kernel_path,
-        convolution: options.convolution,
-    };
-    let network = Network::new(&spec, network_options, Arc::clone(pool));
+    let network_options =
+        NetworkOptions { max_rows: options.batch, seed: 0, convolution: options.convolution };
+    let on = options.threads.on(options.kernel_path);
+    let device = on.open();
+    let network = Network::new(&spec, network_options, &device);
     let kind = OptimizerKind::Sgd { momentum: 0.9 };
     let sgd = OptimizerSpec { kind, weight_decay: 1e-4, decay_all: false };
-    let predicted = Network::<f32>::predicted_bytes(&spec, &network_options, pool.threads())
+    let predicted = Network::<f32>::predicted_bytes(&spec, &network_options, &on)
         + network.parameters().values.len() * Optimizer::<f32>::bytes_per_parameter(kind);
     let optimizer = Optimizer::new(sgd, network.parameters());
     let objective = Objective::TwoViews(TwoViews::Simclr(NtXent::new(0.5)));
-    let trainer = Trainer::alone(network, optimizer, objective, Arc::clone(pool), options.batch / 2);
+    let trainer = Trainer::alone(network, optimizer, objective, device, options.batch / 2);
     (trainer, predicted)
 }
 

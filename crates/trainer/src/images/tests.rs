@@ -269,7 +269,7 @@ fn what_a_manifest_records_comes_back() {
     images.origin = EpochOrigin { step: 40, epoch: 3 };
     let list = checkpoint::digest(&images.list());
     let run = fixture.dir.path().join("run");
-    let network = fixtures::network(&fixtures::config(), 2, &Arc::new(kernels::Pool::new(1, &[])));
+    let network = fixtures::network(&fixtures::config(), 2, &fixtures::device());
     let checkpoint =
         fixtures::checkpoint_with(&run, 41, &fixtures::config().to_toml(), &network, |staging, metadata| {
             assert!(staging.want_images(&list));

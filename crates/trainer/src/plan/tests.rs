@@ -1,4 +1,5 @@
 use super::*;
+use kernels::KernelPath;
 
 const SEVEN: Epochs = Epochs { steps_per_epoch: 7, origin: EpochOrigin { step: 0, epoch: 0 } };
 
@@ -105,7 +106,9 @@ fn predicted_memory_follows_the_chunk() {
             "[train]\nglobal_batch = 64\nchunk = {chunk}\n[model]\narch = \"resnet20\"\nstem = \"cifar\"\n\
              [objective]\nkind = \"moco\"\nqueue = 1\n"
         );
-        Plan::resolve(&config(&text), 0, 1).unwrap().predicted_bytes(1)
+        Plan::resolve(&config(&text), 0, 1)
+            .unwrap()
+            .predicted_bytes(&DeviceOptions::of_threads(1, KernelPath::detect()))
     };
     let [whole, half, quarter] = [0, 32, 16].map(predicted);
     // Weights, their gradients and the convolutions' scratch stay; activations are proportional to the chunk.

@@ -7,7 +7,7 @@ use engine::models::BatchNormScope;
 use engine::network::Network;
 use engine::parameters::BufferUpdate;
 use engine::parameters::Parameters;
-use kernels::Pool;
+use kernels::Device;
 use std::f64::consts::PI;
 use std::mem;
 
@@ -86,11 +86,11 @@ impl MomentumEncoder {
     }
 
     /// Moves the parameters towards the trained network's, as the first thing of update `step`.
-    pub fn advance(&mut self, pool: &Pool, trained: &Parameters<f32>, step: u64) {
+    pub fn advance(&mut self, device: &Device, trained: &Parameters<f32>, step: u64) {
         let parameters = self.network.parameters_mut();
         mem::swap(&mut parameters.values, &mut self.before);
         let latest = &trained.values[..self.before.len()];
-        moving_average(pool, self.schedule.at(step), (&self.before, latest), &mut parameters.values);
+        moving_average(device, self.schedule.at(step), (&self.before, latest), &mut parameters.values);
     }
 
     /// Undoes [`MomentumEncoder::advance`], and drops the statistics of the step.

@@ -5,7 +5,7 @@
 
 use data::{Dataset, Preprocess};
 use engine::network::Network;
-use kernels::Pool;
+use kernels::Cpu;
 use std::sync::Arc;
 
 use crate::Error;
@@ -34,9 +34,9 @@ impl Refresh {
     ///
     /// # Errors
     /// If a file cannot be read at all.
-    pub fn encode(&self, network: &mut Network<f32>, pool: &Pool, due: &[usize]) -> Result<Fresh, Error> {
+    pub fn encode(&self, network: &mut Network<f32>, cpu: &Cpu, due: &[usize]) -> Result<Fresh, Error> {
         let max_rows = network.max_rows();
-        let mut images = Images::new(pool, &self.dataset, Look::Plain(&self.preprocess), max_rows);
+        let mut images = Images::new(cpu, &self.dataset, Look::Plain(&self.preprocess), max_rows);
         let (mut found, mut embeddings) = (Features::default(), Vec::new());
         for slots in due.chunks(max_rows) {
             let n = images.fill_with(slots, &mut found)?;

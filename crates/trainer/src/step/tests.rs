@@ -7,12 +7,12 @@ mod sizes;
 
 use super::*;
 use crate::fixtures;
-use crate::plan::{self, Plan};
+use crate::plan::Plan;
 use crate::state_dict::{Parts, Restoration, shard_bytes};
 use checkpoint::{Dtype, Tensor};
 use config::RunConfig;
 use data::{Batch, Loader};
-use kernels::Real;
+use kernels::{DeviceOptions, KernelPath, Real};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -59,8 +59,8 @@ fn config(method: &str, arch: &str) -> RunConfig {
 }
 
 fn trainer(plan: &Plan, small: Communicator, gradients: Communicator) -> Trainer {
-    let compute = plan::Compute { threads: 1, cores: Vec::new(), data_bytes: 0 };
-    plan.trainer(&compute, small, gradients).unwrap()
+    let device = DeviceOptions::of_threads(1, KernelPath::detect());
+    plan.trainer(&device, small, gradients).unwrap()
 }
 
 /// Where steps are to fail.

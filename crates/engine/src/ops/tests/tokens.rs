@@ -1,13 +1,12 @@
 //! The ops over tokens.
 
-use super::{Case, check, dirty, team};
-use crate::ops::Team;
+use super::{Case, check, cpu, dirty};
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::embed::{self, EmbedParameters, EmbedShape};
 use crate::ops::gelu;
 use crate::ops::layer_norm::{self, LayerNormShape};
 use crate::ops::token_linear::{self, TokenLinearInputs, TokenLinearShape};
-use kernels::Real;
+use kernels::{Cpu, Real};
 
 impl Case for TokenLinearShape {
     fn lengths(&self) -> (Vec<usize>, usize) {
@@ -15,21 +14,21 @@ impl Case for TokenLinearShape {
         (vec![tokens * inputs, outputs * inputs, outputs, tokens * outputs], tokens * outputs)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let [x, w, bias, addend] = arrays else { unreachable!("as many as there are lengths") };
         let mut y = dirty(d_y.len());
         let inputs = TokenLinearInputs { x, w, bias, addend: Some(addend) };
-        token_linear::forward(team, *self, inputs, &mut y);
+        token_linear::forward(cpu, *self, inputs, &mut y);
         let mut plain = dirty(d_y.len());
         let inputs = TokenLinearInputs { addend: None, ..inputs };
-        token_linear::forward(team, *self, inputs, &mut plain);
+        token_linear::forward(cpu, *self, inputs, &mut plain);
         for ((&y, &plain), &addend) in y.iter().zip(&plain).zip(addend) {
             assert!((y - plain - addend).to_f64().abs() < 1e-4, "{y} is not {plain} and {addend}");
         }
         let (mut d_x, mut d_w, mut d_bias) = (dirty(x.len()), dirty(w.len()), dirty(bias.len()));
-        token_linear::backward_bias(team, d_y, &mut d_bias);
-        token_linear::backward_weights(team, *self, (x, d_y), &mut d_w);
-        token_linear::backward_data(team, *self, (d_y, w), &mut d_x);
+        token_linear::backward_bias(cpu, d_y, &mut d_bias);
+        token_linear::backward_weights(cpu, *self, (x, d_y), &mut d_w);
+        token_linear::backward_data(cpu, *self, (d_y, w), &mut d_x);
         (y, vec![d_x, d_w, d_bias, d_y.to_vec()])
     }
 }
@@ -49,12 +48,12 @@ impl Case for Gelu {
         (vec![self.0], self.0)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         // Over both tails.
         let x: Vec<T> = arrays[0].iter().map(|&x| x * T::from_f64(4.0)).collect();
         let (mut y, mut d) = (dirty(x.len()), d_y.to_vec());
-        gelu::forward(team, &x, &mut y);
-        gelu::backward(team, &x, &mut d);
+        gelu::forward(cpu, &x, &mut y);
+        gelu::backward(cpu, &x, &mut d);
         d.iter_mut().for_each(|d| *d *= T::from_f64(4.0));
         (y, vec![d])
     }
@@ -66,7 +65,7 @@ fn gelu() {
         check(&Gelu(len));
     }
     let mut y = [0.0_f64; 3];
-    gelu::forward(&team(1), &[-1.0, 0.0, 2.0], &mut y);
+    gelu::forward(&cpu(1), &[-1.0, 0.0, 2.0], &mut y);
     // torch.nn.functional.gelu in float64.
     let expected: [f64; 3] = [-0.158_655_253_931_457_05, 0.0, 1.954_499_736_103_641_6];
     for (y, expected) in y.iter().zip(expected) {
@@ -86,14 +85,14 @@ impl Case for LayerNorm {
         (vec![self.tokens * stride, c, c], self.tokens * c)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let [x, scale, shift] = arrays else { unreachable!("as many as there are lengths") };
         let mut y = dirty(d_y.len());
-        layer_norm::forward(team, self.shape, x, (scale, shift), &mut y);
+        layer_norm::forward(cpu, self.shape, x, (scale, shift), &mut y);
         let (mut d_scale, mut d_shift) = (dirty(scale.len()), dirty(shift.len()));
         let mut d_x = dirty(x.len());
         let affine = (&mut d_scale[..], &mut d_shift[..]);
-        layer_norm::backward(team, self.shape, (x, scale, d_y), &mut d_x, affine);
+        layer_norm::backward(cpu, self.shape, (x, scale, d_y), &mut d_x, affine);
         // It adds to what is there.
         d_x.iter_mut().for_each(|d| *d -= T::from_f64(7.0));
         (y, vec![d_x, d_scale, d_shift])
@@ -116,13 +115,13 @@ impl Case for Attention {
         (vec![3 * len], len)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         // Far from uniform attention.
         let x: Vec<T> = arrays[0].iter().map(|&x| x * T::from_f64(3.0)).collect();
-        let mut scratch = dirty(team.threads() * self.0.scratch_len());
+        let mut scratch = dirty(cpu.threads() * self.0.scratch_len());
         let (mut y, mut d_x) = (dirty(d_y.len()), dirty(x.len()));
-        attention::forward(team, self.0, &x, &mut y, &mut scratch);
-        attention::backward(team, self.0, (&x, d_y), &mut d_x, &mut scratch);
+        attention::forward(cpu, self.0, &x, &mut y, &mut scratch);
+        attention::backward(cpu, self.0, (&x, d_y), &mut d_x, &mut scratch);
         d_x.iter_mut().for_each(|d| *d *= T::from_f64(3.0));
         (y, vec![d_x])
     }
@@ -142,7 +141,7 @@ fn attention_picks_the_value_of_the_likeliest_key() {
     // Query, key and value of either token.
     let x = [100.0_f32, 3.0, 0.25, 100.0, -3.0, 4.0];
     let (mut y, mut scratch) = ([7.0; 2], vec![0.0; shape.scratch_len()]);
-    attention::forward(&team(1), shape, &x, &mut y, &mut scratch);
+    attention::forward(&cpu(1), shape, &x, &mut y, &mut scratch);
     assert_eq!(y, [0.25, 0.25]);
 }
 
@@ -157,15 +156,15 @@ impl Case for Embed {
         (vec![self.1 * image, c * patch_len, c, c, tokens * c], self.1 * tokens * c)
     }
 
-    fn run<T: Real>(&self, team: &Team, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
+    fn run<T: Real>(&self, cpu: &Cpu, arrays: &[Vec<T>], d_y: &[T]) -> (Vec<T>, Vec<Vec<T>>) {
         let [x, weight, bias, class_token, positions] = arrays else { unreachable!("as many as lengths") };
-        let mut scratch = dirty(team.threads() * self.0.scratch_len(true) + 5);
+        let mut scratch = dirty(cpu.threads() * self.0.scratch_len(true) + 5);
         let mut y = dirty(d_y.len());
         let parameters = EmbedParameters { weight, bias, class_token, positions };
-        embed::forward(team, self.0, x, parameters, (&mut y, &mut scratch));
+        embed::forward(cpu, self.0, x, parameters, (&mut y, &mut scratch));
         let (mut d_w, mut d_bias, mut d_token) = (dirty(weight.len()), dirty(bias.len()), dirty(self.0.c));
         embed::backward_class_token(self.0, d_y, &mut d_token);
-        embed::backward_weights(team, self.0, (x, d_y), (&mut d_w, &mut d_bias), &mut scratch);
+        embed::backward_weights(cpu, self.0, (x, d_y), (&mut d_w, &mut d_bias), &mut scratch);
         (y, vec![vec![], d_w, d_bias, d_token, vec![]])
     }
 }
