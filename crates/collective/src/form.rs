@@ -256,7 +256,7 @@ impl<'a> Forming<'a> {
             for stream in links.iter().flatten() {
                 prepare(stream).map_err(failed_to("set a socket's options"))?;
             }
-            communicators.push(Communicator::new(rank, generation, links, abort.clone(), on_one_host));
+            communicators.push(Communicator::over_tcp(rank, generation, links, abort.clone(), on_one_host));
         }
         Ok(communicators)
     }

@@ -12,7 +12,8 @@
 //! once when a peer dies or [`AbortHandle::abort`] is called; nothing spins. It knows no model and no
 //! coordinator, and never retries: after an error the generation is over.
 //!
-//! Start reading at [`Communicator`]; `exchange` moves the bytes, `form` builds the mesh.
+//! Start reading at [`Communicator`]; `tcp` says which frames an operation exchanges, `exchange` moves the bytes, `form` builds
+//! the mesh.
 
 mod abort;
 mod clock;
@@ -25,8 +26,10 @@ mod form;
 mod frame;
 mod handshake;
 mod partial;
+mod position;
 mod reducer;
 mod stranger;
+mod tcp;
 
 pub use abort::AbortHandle;
 pub use communicator::Communicator;
