@@ -47,7 +47,7 @@ impl Listener {
 
 /// Who belongs together, and this rank's place among them. Not `Debug`, so that no log has the key.
 #[derive(Clone)]
-pub struct Group {
+pub struct Membership {
     /// Secret of this generation, known to its ranks and the coordinator. It is never sent to a peer.
     pub key: [u8; 32],
     /// Which membership of the run.
@@ -56,6 +56,17 @@ pub struct Group {
     pub rank: usize,
     /// Every rank's listener as `host:port`, in rank order; this rank's own is not used.
     pub peers: Vec<String>,
+}
+
+/// The communicators of a rank in a run. They are several so that no operation waits for one of another kind.
+#[derive(Debug)]
+pub struct Group {
+    /// Directives, agreement on checkpoints, evaluations: what the host has; always over TCP.
+    pub control: Communicator,
+    /// What a step gathers: embeddings, and the sums of batch norm. Small and bound by latency.
+    pub activations: Communicator,
+    /// The gradients of the parameters, beside the backward pass.
+    pub gradients: Communicator,
 }
 
 /// Connects this rank with all others, `n_communicators` times over.
@@ -71,7 +82,7 @@ pub struct Group {
 /// If `group.rank` is not below the number of peers, or no communicator is asked for.
 pub fn form(
     listener: Listener,
-    group: Group,
+    group: Membership,
     n_communicators: usize,
     deadline: Duration,
     abort: &AbortHandle,
@@ -103,7 +114,7 @@ pub fn loopback(world_size: usize, n_communicators: usize) -> Result<Vec<Vec<Com
     let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
         let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let group = Group { key: [0; 32], generation: 0, rank, peers: peers.clone() };
+            let group = Membership { key: [0; 32], generation: 0, rank, peers: peers.clone() };
             scope.spawn(move || {
                 form(listener, group, n_communicators, Duration::from_secs(60), &AbortHandle::new()?)
             })
@@ -114,10 +125,54 @@ pub fn loopback(world_size: usize, n_communicators: usize) -> Result<Vec<Vec<Com
     })
 }
 
+impl Group {
+    const N_COMMUNICATORS: usize = 3;
+
+    /// A group of one: every operation is a copy.
+    pub fn alone() -> Group {
+        Group {
+            control: Communicator::alone(),
+            activations: Communicator::alone(),
+            gradients: Communicator::alone(),
+        }
+    }
+
+    /// As [`form`].
+    ///
+    /// # Errors
+    /// As [`form`].
+    ///
+    /// # Panics
+    /// As [`form`].
+    pub fn form(
+        listener: Listener,
+        membership: Membership,
+        deadline: Duration,
+        abort: &AbortHandle,
+    ) -> Result<Group, Error> {
+        form(listener, membership, Group::N_COMMUNICATORS, deadline, abort).map(Group::from_communicators)
+    }
+
+    /// As [`loopback`], by rank.
+    ///
+    /// # Errors
+    /// If this machine is out of sockets.
+    pub fn loopback(world_size: usize) -> Result<Vec<Group>, Error> {
+        let ranks = loopback(world_size, Group::N_COMMUNICATORS)?;
+        Ok(ranks.into_iter().map(Group::from_communicators).collect())
+    }
+
+    fn from_communicators(communicators: Vec<Communicator>) -> Group {
+        let [control, activations, gradients] =
+            communicators.try_into().expect("as many communicators as were asked for");
+        Group { control, activations, gradients }
+    }
+}
+
 /// The mesh while it is being built.
 struct Forming<'a> {
     listener: &'a TcpListener,
-    group: &'a Group,
+    group: &'a Membership,
     key: hmac::Key,
     /// `[communicator][rank]`.
     links: Vec<Vec<Option<TcpStream>>>,
@@ -126,7 +181,7 @@ struct Forming<'a> {
 }
 
 impl<'a> Forming<'a> {
-    fn begin(listener: &'a Listener, group: &'a Group, n_communicators: usize) -> Result<Self, Error> {
+    fn begin(listener: &'a Listener, group: &'a Membership, n_communicators: usize) -> Result<Self, Error> {
         let mut dials = Vec::new();
         for rank in 0..group.rank {
             let address = resolve(rank, &group.peers[rank])?;
@@ -247,7 +302,7 @@ impl<'a> Forming<'a> {
     }
 
     fn into_communicators(self, abort: &AbortHandle) -> Result<Vec<Communicator>, Error> {
-        let Group { rank, generation, ref peers, .. } = *self.group;
+        let Membership { rank, generation, ref peers, .. } = *self.group;
         // By what the coordinator told every rank alike, so that all do the same.
         let host = |peer: &str| peer.rsplit_once(':').map(|(host, _)| host.to_owned());
         let on_one_host = peers.iter().all(|peer| host(peer) == host(&peers[0]));
@@ -262,7 +317,12 @@ impl<'a> Forming<'a> {
     }
 }
 
-fn hello(group: &Group, n_communicators: usize, dialled: usize, communicator: usize) -> Result<Hello, Error> {
+fn hello(
+    group: &Membership,
+    n_communicators: usize,
+    dialled: usize,
+    communicator: usize,
+) -> Result<Hello, Error> {
     let rank = |value: usize| u32::try_from(value).expect("ranks are few");
     let number = |value: usize| u16::try_from(value).expect("communicators are few");
     Ok(Hello {

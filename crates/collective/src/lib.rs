@@ -35,5 +35,5 @@ pub use abort::AbortHandle;
 pub use communicator::Communicator;
 pub use element::{Element, Number};
 pub use error::{Error, Field, Refusal};
-pub use form::{Group, Listener, form, loopback};
+pub use form::{Group, Listener, Membership, form, loopback};
 pub use reducer::{Bucket, GradientReducer};

@@ -184,7 +184,7 @@ fn bytes_that_are_no_frame_are_refused() {
         stream.write_all(&[0x55; 4096]).unwrap();
         stream
     });
-    let group = collective::Group {
+    let group = collective::Membership {
         key: [7; 32],
         generation: 2,
         rank: 0,

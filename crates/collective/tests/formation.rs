@@ -7,14 +7,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use collective::{AbortHandle, Error, Group, Listener, Refusal, form, loopback};
+use collective::{AbortHandle, Error, Listener, Membership, Refusal, form, loopback};
 
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const KEY: [u8; 32] = [7; 32];
 const LONG: Duration = Duration::from_secs(30);
 
-fn group(rank: usize, peers: &[String]) -> Group {
-    Group { key: KEY, generation: 2, rank, peers: peers.to_vec() }
+fn group(rank: usize, peers: &[String]) -> Membership {
+    Membership { key: KEY, generation: 2, rank, peers: peers.to_vec() }
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn with_rank_0_waiting<R>(dialling: impl FnOnce(&[String]) -> R) -> R {
 #[test]
 fn ranks_that_do_not_belong_together_refuse_each_other() {
     #[track_caller]
-    fn check(change: impl Fn(&mut Group), n_communicators: usize, expected: Refusal) {
+    fn check(change: impl Fn(&mut Membership), n_communicators: usize, expected: Refusal) {
         let outcome = with_rank_0_waiting(|peers| {
             let mut group = group(1, peers);
             change(&mut group);

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use collective::{AbortHandle, Error, Group, Listener, Refusal, form};
+use collective::{AbortHandle, Error, Listener, Membership, Refusal, form};
 use dialer::{WELCOME, ask, greet, hello, proof, sealed, verdict};
 use ring::hmac;
 
@@ -29,7 +29,7 @@ fn with_rank_0_waiting<R>(dialling: impl FnOnce(SocketAddr) -> R) -> R {
     let listener = Listener::bind(HOST).unwrap();
     let address = listener.address();
     let peers = vec![address.to_string(), "127.0.0.1:1".to_owned()];
-    let group = Group { key: KEY, generation: 2, rank: 0, peers };
+    let group = Membership { key: KEY, generation: 2, rank: 0, peers };
     let abort = AbortHandle::new().unwrap();
     let handle = abort.clone();
     let waiting = thread::spawn(move || form(listener, group, 2, LONG, &abort).unwrap_err());
@@ -121,7 +121,7 @@ fn claims_that_are_never_proved_do_not_keep_the_peer_out() {
     let address = listeners[0].address();
     let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
     let meet = |rank: usize, listener: Listener| {
-        let group = Group { key: KEY, generation: 2, rank, peers: peers.clone() };
+        let group = Membership { key: KEY, generation: 2, rank, peers: peers.clone() };
         let mut formed = form(listener, group, 1, LONG, &AbortHandle::new().unwrap()).unwrap();
         let mut values = [1u32, 2];
         formed[0].all_reduce_sum(&mut values).unwrap();
@@ -171,7 +171,7 @@ fn dial_impostor(talk: impl FnOnce(&TcpStream, &[u8; 72]) + Send) -> (Error, Vec
     let impostor = TcpListener::bind((HOST, 0)).unwrap();
     let listener = Listener::bind(HOST).unwrap();
     let peers = vec![impostor.local_addr().unwrap().to_string(), listener.address().to_string()];
-    let group = Group { key: KEY, generation: 2, rank: 1, peers };
+    let group = Membership { key: KEY, generation: 2, rank: 1, peers };
     thread::scope(|scope| {
         let talking = scope.spawn(move || {
             let (mut stream, _) = impostor.accept().unwrap();

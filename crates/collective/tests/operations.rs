@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use collective::{AbortHandle, Communicator, Element, GradientReducer, Group, Listener, Number, form};
+use collective::{AbortHandle, Communicator, Element, GradientReducer, Listener, Membership, Number, form};
 use kernels::peers::Peers;
 use kernels::split;
 use support::on_ranks;
@@ -197,7 +197,7 @@ fn on_hosts<R: Send>(world_size: usize, body: impl Fn(Communicator) -> R + Sync)
             .into_iter()
             .enumerate()
             .map(|(rank, listener)| {
-                let group = Group { key: [0; 32], generation: 0, rank, peers: peers.clone() };
+                let group = Membership { key: [0; 32], generation: 0, rank, peers: peers.clone() };
                 scope.spawn(|| {
                     let abort = AbortHandle::new().unwrap();
                     body(form(listener, group, 1, Duration::from_secs(60), &abort).unwrap().pop().unwrap())

@@ -1,7 +1,7 @@
 //! What a checkpoint is good for outside of training: features of images, and their kNN accuracy.
 
 use checkpoint::{Manifest, Tensor, export};
-use collective::Communicator;
+use collective::Group;
 use config::RunConfig;
 use data::{Dataset, Limits};
 use engine::network::{Network, NetworkOptions};
@@ -121,8 +121,13 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize)
     let (bank, test) = (open(data)?, test.map(open).transpose()?);
     let evaluation =
         Evaluation::new(bank, test, model::preprocess(&config), k)?.ok_or(trainer::Error::NoLabels)?;
-    let mut alone = Communicator::alone();
-    let mut encoder = Encoder { network: &mut network, communicator: &mut alone, cpu: device.cpu() };
+    let Group { mut control, mut activations, .. } = Group::alone();
+    let mut encoder = Encoder {
+        network: &mut network,
+        control: &mut control,
+        activations: &mut activations,
+        cpu: device.cpu(),
+    };
     let evaluated = evaluation.knn(&mut encoder)?;
     if step == 0 {
         let note =
@@ -315,9 +320,13 @@ mod tests {
         let dataset = Arc::new(Dataset::open(&fixture.data).unwrap());
         let preprocess = model::preprocess(&fixtures::config());
         let evaluation = Evaluation::new(dataset, None, preprocess, 0).unwrap().unwrap();
-        let (mut alone, device) = (Communicator::alone(), fixtures::device());
-        let mut encoder =
-            Encoder { network: &mut fixture.network, communicator: &mut alone, cpu: device.cpu() };
+        let (Group { mut control, mut activations, .. }, device) = (Group::alone(), fixtures::device());
+        let mut encoder = Encoder {
+            network: &mut fixture.network,
+            control: &mut control,
+            activations: &mut activations,
+            cpu: device.cpu(),
+        };
         let expected = evaluation.knn(&mut encoder).unwrap();
         assert_eq!(report.evaluated.top1, expected.top1);
         assert!((report.evaluated.feature_std - expected.feature_std).abs() < 1e-5);

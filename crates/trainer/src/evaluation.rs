@@ -79,18 +79,18 @@ impl Evaluation {
     /// # Errors
     /// If a peer is lost, no image can be decoded, or features are NaN or infinite.
     pub fn knn(&self, encoder: &mut Encoder<'_>) -> Result<Evaluated, Error> {
-        state_dict::agree_on_buffers(encoder.network, encoder.communicator)?;
+        state_dict::agree_on_buffers(encoder.network, encoder.control)?;
         let width = encoder.network.spec().feature_width();
         let own = self.encode_share(encoder, &self.bank)?;
         let Spread { std, effective_rank } =
-            spectrum::spread(encoder.cpu, encoder.communicator, &own.values, width)?;
+            spectrum::spread(encoder.cpu, encoder.control, &own.values, width)?;
         if !std.is_finite() {
             return Err(Error::NotFinite);
         }
 
         let labels: Vec<u32> = own.indices.iter().map(|&i| self.bank.label_of(i)).collect();
         let classes = self.bank.class_names().len();
-        let images_per_class = knn::images_per_class(encoder.communicator, &labels, classes)?;
+        let images_per_class = knn::images_per_class(encoder.control, &labels, classes)?;
         let k = knn::neighbours(self.k, &images_per_class);
         let bank = Bank { features: &own.values, labels: &labels, width, classes, k };
         let mut corrupt_test = Vec::new();
@@ -107,9 +107,9 @@ impl Evaluation {
             None => (Queries::Bank, &labels),
             Some((values, expected)) => (Queries::Others(values), expected),
         };
-        let predictions = knn::classify(encoder.cpu, encoder.communicator, bank, queries)?;
+        let predictions = knn::classify(encoder.cpu, encoder.control, bank, queries)?;
         let mut sums = [knn::n_correct(&predictions, expected), expected.len()].map(|n| n as u64);
-        encoder.communicator.all_reduce_sum(&mut sums)?;
+        encoder.control.all_reduce_sum(&mut sums)?;
         let [n_correct, n_queries] = sums;
         Ok(Evaluated {
             top1: n_correct as f64 / n_queries as f64,
@@ -138,10 +138,10 @@ impl Evaluation {
     }
 
     fn calibrate(&self, encoder: &mut Encoder<'_>) -> Result<(), Error> {
-        let Encoder { network, communicator, cpu } = encoder;
-        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let Encoder { network, control, activations, cpu } = encoder;
+        let (rank, world_size) = (control.rank(), control.world_size());
         // Ranks may have planned for rows that differ by one: every rank must have room for its share.
-        let rows = gather::integers(communicator, network.max_rows() as u64)?;
+        let rows = gather::integers(control, network.max_rows() as u64)?;
         let rows = rows.into_iter().min().unwrap_or(1) as usize;
         let global_rows = (rows * world_size).min(self.bank.len());
         let own = share(global_rows, rank, world_size);
@@ -153,7 +153,7 @@ impl Evaluation {
             images.fill(first + own.start..first + own.end, &mut unused)?;
             // Where an image is corrupt, a row of the pass before (or a black image) stands in: the number of
             // rows must not differ from what the other ranks expect.
-            network.forward_train(images.rows(own.len()), own.len(), *communicator)?;
+            network.forward_train(images.rows(own.len()), own.len(), *activations)?;
             network.commit_buffers(BufferUpdate::Cumulative { count: batch as u64 + 1 });
         }
         Ok(())
@@ -167,17 +167,17 @@ impl Evaluation {
 
     /// This rank's part of `dataset`, as unit rows.
     fn encode_share(&self, encoder: &mut Encoder<'_>, dataset: &Dataset) -> Result<Features, Error> {
-        let own = share(dataset.len(), encoder.communicator.rank(), encoder.communicator.world_size());
+        let own = share(dataset.len(), encoder.control.rank(), encoder.control.world_size());
         let look = Look::Plain(&self.preprocess);
         let mut features = match features::encode(encoder.network, encoder.cpu, dataset, own, look) {
             // Of a small set a share may be a few images: that none is left is an error only if no rank has any.
             Err(Error::NothingDecoded { corrupt }) => Features { corrupt, ..Features::default() },
             outcome => outcome?,
         };
-        let decoded = gather::integers(encoder.communicator, features.indices.len() as u64)?;
+        let decoded = gather::integers(encoder.control, features.indices.len() as u64)?;
         if decoded.iter().all(|&n| n == 0) {
             // Also on a rank whose own share is empty, which has nothing to name.
-            let corrupt = corrupt::of_all(encoder.communicator, &features.corrupt)?;
+            let corrupt = corrupt::of_all(encoder.control, &features.corrupt)?;
             return Err(Error::NothingDecoded { corrupt });
         }
         knn::normalize_rows(&mut features.values, encoder.network.spec().feature_width());
@@ -228,6 +228,7 @@ impl ClassNumbers {
 mod tests {
     use super::*;
     use crate::fixtures;
+    use collective::Group;
 
     const CLASSES: [(&str, [u8; 3]); 3] = [("a", [150, 20, 20]), ("b", [20, 150, 20]), ("c", [90, 90, 20])];
 
@@ -237,10 +238,10 @@ mod tests {
 
     /// Runs `evaluate` on every rank and returns what each found.
     fn over_ranks<T: Send>(world_size: usize, evaluate: impl Fn(&mut Encoder<'_>) -> T + Sync) -> Vec<T> {
-        fixtures::over_ranks(world_size, |communicator| {
+        fixtures::over_groups(world_size, |Group { control, activations, .. }| {
             let device = fixtures::device();
             let mut network = fixtures::network(&fixtures::config(), 8, &device);
-            evaluate(&mut Encoder { network: &mut network, communicator, cpu: device.cpu() })
+            evaluate(&mut Encoder { network: &mut network, control, activations, cpu: device.cpu() })
         })
     }
 
@@ -382,7 +383,7 @@ mod tests {
             let mut sum = vec![0f64; calibrated.len()];
             for first in [0, 8] {
                 images.fill(first..first + 8, &mut Features::default()).unwrap();
-                encoder.network.forward_train(images.rows(8), 8, encoder.communicator).unwrap();
+                encoder.network.forward_train(images.rows(8), 8, encoder.activations).unwrap();
                 encoder.network.commit_buffers(BufferUpdate::Momentum(1.0));
                 let batch = &encoder.network.parameters().buffer_values;
                 sum.iter_mut().zip(batch).for_each(|(sum, &x)| *sum += f64::from(x));
@@ -440,10 +441,10 @@ mod tests {
         let found = over_ranks(2, |encoder| {
             let device = fixtures::device();
             let mut network = fixtures::network(&config, 8, &device);
-            let rank = encoder.communicator.rank() as f32;
+            let rank = encoder.control.rank() as f32;
             network.parameters_mut().buffer_values.iter_mut().for_each(|x| *x += 3.0 * rank);
-            let mut encoder =
-                Encoder { network: &mut network, communicator: encoder.communicator, cpu: device.cpu() };
+            let Encoder { control, activations, .. } = encoder;
+            let mut encoder = Encoder { network: &mut network, control, activations, cpu: device.cpu() };
             let together = evaluation.knn(&mut encoder).unwrap();
             (together, network.parameters().buffer_values.clone())
         });

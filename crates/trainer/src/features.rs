@@ -12,8 +12,10 @@ use crate::Error;
 pub struct Encoder<'a> {
     /// The network to evaluate, the same on every rank.
     pub network: &'a mut Network<f32>,
-    /// The group that evaluates together.
-    pub communicator: &'a mut Communicator,
+    /// The group that evaluates together: carries features and counts.
+    pub control: &'a mut Communicator,
+    /// Carries the sums of batch norm.
+    pub activations: &'a mut Communicator,
     /// Threads of this rank.
     pub cpu: &'a Cpu,
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
 
 use checkpoint::{Description, Directory, Staging, digest, encode_shard};
-use collective::Communicator;
+use collective::{Communicator, Group};
 use config::{Arch, Head, RunConfig, Stem};
 use engine::network::{Network, NetworkOptions};
 use engine::optim::{Optimizer, OptimizerKind, OptimizerSpec};
@@ -96,12 +96,17 @@ pub fn checkpoint_with(
 }
 
 /// Does `work` on every rank of a group and returns what each found.
-pub fn over_ranks<T: Send>(world_size: usize, work: impl Fn(&mut Communicator) -> T + Sync) -> Vec<T> {
-    let group = collective::loopback(world_size, 1).unwrap();
+pub fn over_groups<T: Send>(world_size: usize, work: impl Fn(&mut Group) -> T + Sync) -> Vec<T> {
+    let groups = Group::loopback(world_size).unwrap();
     std::thread::scope(|scope| {
         let work = &work;
         let ranks: Vec<_> =
-            group.into_iter().map(|mut rank| scope.spawn(move || work(&mut rank[0]))).collect();
+            groups.into_iter().map(|mut group| scope.spawn(move || work(&mut group))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// As [`over_groups`], where one communicator is enough.
+pub fn over_ranks<T: Send>(world_size: usize, work: impl Fn(&mut Communicator) -> T + Sync) -> Vec<T> {
+    over_groups(world_size, |group| work(&mut group.control))
 }

@@ -3,7 +3,7 @@
 //! Here, and nowhere else, the configuration's names become the engine's types. What can only be refused
 //! with the data in sight is refused here, by the name of its key.
 
-use collective::{Communicator, GradientReducer};
+use collective::{GradientReducer, Group};
 use config::{Length, RunConfig};
 use data::{Augmentation, Dataset, EpochOrigin, Jigsaw, Limits, LoaderOptions, Parts, Sampler};
 use engine::models::{ModelSpec, PATCHES, Role};
@@ -163,12 +163,8 @@ impl Plan {
     ///
     /// # Errors
     /// If the system starts no thread.
-    pub fn trainer(
-        &self,
-        device: &DeviceOptions,
-        small: Communicator,
-        gradients: Communicator,
-    ) -> Result<Trainer, Error> {
+    pub fn trainer(&self, device: &DeviceOptions, group: Group) -> Result<Trainer, Error> {
+        let Group { control, activations, gradients } = group;
         // Its thread must not inherit the pin of this one.
         let gradients = match self.world_size {
             1 => None,
@@ -188,7 +184,8 @@ impl Plan {
             optimizer: Optimizer::new(optimizer_spec(&self.config), network.parameters()),
             others: vec![0.0; if has_others { network.parameters().values.len() } else { 0 }],
             layout: self.layout.clone(),
-            communicator: small,
+            control,
+            activations,
             objective,
             gradients,
             momentum,

@@ -80,7 +80,7 @@ impl<'a> Parts<'a> {
 /// its later shards are as large.
 pub fn shard_bytes(trainer: &Trainer) -> u64 {
     let parts = Parts::of(trainer);
-    let shard = parts.shard(trainer.communicator.rank(), trainer.communicator.world_size());
+    let shard = parts.shard(trainer.control.rank(), trainer.control.world_size());
     ShardEncoder::new(&shard).total_bytes()
 }
 

@@ -51,8 +51,10 @@ pub struct Trainer {
     pub optimizer: Optimizer<f32>,
     /// What the embeddings are trained for.
     pub objective: Objective,
-    /// Gathers batch-norm sums, embeddings and orders: small and bound by latency.
-    pub communicator: Communicator,
+    /// See [`Group::control`](collective::Group::control).
+    pub control: Communicator,
+    /// See [`Group::activations`](collective::Group::activations).
+    pub activations: Communicator,
     /// Sums parameter gradients beside the backward; absent in a world of one.
     pub gradients: Option<GradientReducer>,
     /// What this rank computes with.
@@ -113,7 +115,8 @@ impl Trainer {
         images: usize,
     ) -> Trainer {
         Trainer {
-            communicator: Communicator::alone(),
+            control: Communicator::alone(),
+            activations: Communicator::alone(),
             gradients: None,
             momentum: None,
             patches: None,
@@ -138,8 +141,9 @@ impl Trainer {
     /// # Panics
     /// If the batch is not cut as the layout says.
     pub fn step(&mut self, step: u64, batch: &StepBatch<'_>, learning_rate: f64) -> Result<Outcome, Error> {
-        assert_eq!(batch.positions, self.layout.positions(self.communicator.rank()), "another layout");
-        self.communicator.set_step(step);
+        assert_eq!(batch.positions, self.layout.positions(self.activations.rank()), "another layout");
+        self.control.set_step(step);
+        self.activations.set_step(step);
         if let Some(gradients) = &mut self.gradients {
             gradients.set_step(step);
         }
@@ -182,7 +186,7 @@ impl Trainer {
             keys: &encodings.keys,
             jigsaw: &encodings.jigsaw,
         };
-        let objective = self.objective.forward_backward(&self.device, &encoded, &mut self.communicator)?;
+        let objective = self.objective.forward_backward(&self.device, &encoded, &mut self.activations)?;
         if !objective.loss.is_finite() {
             return Err(Error::Diverged { step, loss: objective.loss });
         }
@@ -198,7 +202,7 @@ impl Trainer {
         let due = self.objective.due(step);
         let Fresh { slots, embeddings, corrupt } =
             refresh.encode(&mut self.network, self.device.cpu(), &due)?;
-        self.objective.refresh(&slots, &embeddings, &mut self.communicator)?;
+        self.objective.refresh(&slots, &embeddings, &mut self.activations)?;
         Ok(corrupt)
     }
 
@@ -207,7 +211,7 @@ impl Trainer {
         let (n, width) = (self.own_images(), self.network.spec().embedding_width());
         let mut queries = vec![0.0; needs.queries.len() * n * width];
         let mut jigsaw = vec![0.0; if needs.jigsaw { n * width } else { 0 }];
-        for own in self.layout.own(self.communicator.rank()) {
+        for own in self.layout.own(self.activations.rank()) {
             let (images, patches) = self.forward(needs, batch, &own)?;
             rows::place(&mut queries, (n, width), &own, images);
             rows::place(&mut jigsaw, (n, width), &own, patches);
@@ -215,7 +219,7 @@ impl Trainer {
         let keys = match &mut self.momentum {
             None => Vec::new(),
             Some(momentum) => {
-                momentum.encode((batch.images, needs.keys), (step, &self.layout), &mut self.communicator)?
+                momentum.encode((batch.images, needs.keys), (step, &self.layout), &mut self.activations)?
             }
         };
         Ok(Encodings { queries, keys, jigsaw })
@@ -229,16 +233,16 @@ impl Trainer {
         own: &Range<usize>,
     ) -> Result<(&[f32], &[f32]), Error> {
         let n = self.own_images();
-        let Self { network, patches, communicator, .. } = self;
+        let Self { network, patches, activations, .. } = self;
         let image_len = network.spec().image_size.pow(2) * 3;
         let images = rows::of_chunk(batch.images, (n, image_len), needs.queries, own);
-        network.forward_train(&images, needs.queries.len() * own.len(), communicator)?;
+        network.forward_train(&images, needs.queries.len() * own.len(), activations)?;
         let jigsaw: &[f32] = match patches {
             None => &[],
             Some(patches) => {
                 let len = patches.jigsaw_len();
                 let rows = &batch.jigsaw[own.start * len..own.end * len];
-                patches.encode(rows, own.len(), network.parameters(), communicator)?
+                patches.encode(rows, own.len(), network.parameters(), activations)?
             }
         };
         Ok((network.embeddings(), jigsaw))
@@ -256,18 +260,18 @@ impl Trainer {
         let n_chunks = self.layout.n_chunks();
         let mut statistics = ChunkStatistics::default();
         self.others.fill(0.0);
-        let rank = self.communicator.rank();
+        let rank = self.activations.rank();
         for (chunk, own) in self.layout.own(rank).iter().enumerate() {
             if n_chunks > 1 {
                 self.forward(needs, batch, own)?;
             }
             if let Some(patches) = &mut self.patches {
                 let d_jigsaw = &objective.d_jigsaw[own.start * width..own.end * width];
-                patches.backward(d_jigsaw, &mut self.communicator, &mut self.others)?;
+                patches.backward(d_jigsaw, &mut self.activations, &mut self.others)?;
             }
             let d_queries = rows::select(&objective.d_queries, (n, width), &views, own);
             if chunk + 1 < n_chunks {
-                self.network.backward(&d_queries, &mut self.communicator, &mut |range, gradient| {
+                self.network.backward(&d_queries, &mut self.activations, &mut |range, gradient| {
                     gradients::add(&mut self.others[range], gradient);
                 })?;
             } else {
@@ -285,12 +289,12 @@ impl Trainer {
 
     /// Runs the step's last backward pass, during which the gradients leave for the other ranks.
     fn last_backward(&mut self, d_queries: &[f32]) -> Result<(), Error> {
-        let Self { network, communicator, others, .. } = self;
+        let Self { network, activations, others, .. } = self;
         let others = (!others.is_empty()).then_some(&others[..]);
         let without_layer: Vec<Range<usize>> =
             self.patches.iter().flat_map(PatchBranch::own_places).collect();
         let Some(reducer) = &mut self.gradients else {
-            network.backward(d_queries, communicator, &mut |_, _| {})?;
+            network.backward(d_queries, activations, &mut |_, _| {})?;
             let gradients = &mut network.parameters_mut().gradients;
             without_layer.into_iter().for_each(|range| gradients[range].fill(0.0));
             if let Some(others) = others {
@@ -299,7 +303,7 @@ impl Trainer {
             return Ok(());
         };
         let mut bucket = Bucket::default();
-        network.backward(d_queries, communicator, &mut |range, gradient| {
+        network.backward(d_queries, activations, &mut |range, gradient| {
             bucket.take(range, gradient, others, reducer);
         })?;
         for range in without_layer {
@@ -321,7 +325,7 @@ impl Trainer {
 
     /// Images of this rank in a step.
     fn own_images(&self) -> usize {
-        self.layout.images()[self.communicator.rank()]
+        self.layout.images()[self.activations.rank()]
     }
 
     /// Rows (views, keys and patches) that this rank encodes for a step.
@@ -333,11 +337,23 @@ impl Trainer {
 
     /// The parts that an evaluation needs.
     pub fn encoder(&mut self) -> Encoder<'_> {
-        Encoder { network: &mut self.network, communicator: &mut self.communicator, cpu: self.device.cpu() }
+        Encoder {
+            network: &mut self.network,
+            control: &mut self.control,
+            activations: &mut self.activations,
+            cpu: self.device.cpu(),
+        }
     }
 
     /// Bytes that this rank has sent to its peers so far.
     pub fn bytes_sent(&self) -> u64 {
-        self.communicator.bytes_sent() + self.gradients.as_ref().map_or(0, GradientReducer::bytes_sent)
+        self.control.bytes_sent()
+            + self.activations.bytes_sent()
+            + self.gradients.as_ref().map_or(0, GradientReducer::bytes_sent)
+    }
+
+    /// Exchanges of this rank's thread so far; the same on every rank between operations.
+    pub fn sequence(&self) -> u64 {
+        self.control.sequence() + self.activations.sequence()
     }
 }

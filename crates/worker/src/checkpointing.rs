@@ -53,17 +53,17 @@ impl<'a> Checkpoints<'a> {
         if self.saved == Some(step) {
             return Ok(true);
         }
-        let Trainer { network, momentum, communicator, .. } = trainer;
-        self.session.progress(Phase::Checkpointing, step, communicator.sequence());
+        self.session.progress(Phase::Checkpointing, step, trainer.sequence());
+        let Trainer { network, momentum, control, .. } = trainer;
         for network in [network].into_iter().chain(momentum.as_mut().map(|momentum| &mut momentum.network)) {
-            state_dict::agree_on_buffers(network, communicator)?;
+            state_dict::agree_on_buffers(network, control)?;
         }
-        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let (rank, world_size) = (control.rank(), control.world_size());
         let description = (rank == 0).then(|| self.describe(trainer, step));
-        let Trainer { network, optimizer, momentum, objective, communicator, .. } = trainer;
+        let Trainer { network, optimizer, momentum, objective, control, .. } = trainer;
         let parts = Parts::new(network, optimizer, momentum.as_ref(), objective);
         let shard = parts.shard(rank, world_size);
-        if transfer::save(self.session, communicator, step, &shard, description)? {
+        if transfer::save(self.session, control, step, &shard, description)? {
             self.saved = Some(step);
             if rank == 0 {
                 tracing::info!(step, "checkpoint saved");
@@ -112,9 +112,9 @@ impl<'a> Checkpoints<'a> {
         let mut restoration = Restoration::new(trainer);
         transfer::fetch(self.session, manifest, &mut |tensor| restoration.take(tensor).map_err(unfit))?;
         restoration.finish().map_err(unfit)?;
-        check_world_size(self.config, &manifest.metadata, trainer.communicator.world_size())?;
+        check_world_size(self.config, &manifest.metadata, trainer.control.world_size())?;
         self.saved = Some(step);
-        if trainer.communicator.rank() == 0 {
+        if trainer.control.rank() == 0 {
             tracing::info!(step, "continuing from a checkpoint");
             for change in changes(&manifest.metadata, &self.metadata(trainer, step)) {
                 self.session.warn(change);
@@ -150,7 +150,7 @@ impl<'a> Checkpoints<'a> {
     fn metadata(&self, trainer: &Trainer, step: u64) -> Map<String, Value> {
         let metadata = json!({
             CONFIG_KEY: self.config.to_toml(),
-            "world_size": trainer.communicator.world_size(),
+            "world_size": trainer.control.world_size(),
             "threads": trainer.device.cpu().threads(),
             "kernel_path": trainer.device.cpu().path.to_string(),
             "convolution": self.config.train.convolution.to_string(),

@@ -1,6 +1,6 @@
 //! From a dealt rank to a group that agrees on what it is.
 
-use collective::{AbortHandle, Communicator, Group, Listener};
+use collective::{AbortHandle, Communicator, Group, Listener, Membership};
 use config::RunConfig;
 use proto::v1::{Assign, Fence};
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
@@ -10,9 +10,6 @@ use crate::Error;
 
 /// How long ranks wait for each other: workers of one run start within seconds.
 const FORMING: Duration = Duration::from_secs(60);
-
-/// A small communicator bound by latency, and one for gradients, so that neither waits for the other.
-const COMMUNICATORS: usize = 2;
 
 /// Digests that all ranks must share, by name.
 const AGREED: [&str; 2] = ["configuration", "binary"];
@@ -59,18 +56,16 @@ pub fn form(
     assign: &Assign,
     credentials: Credentials,
     abort: &AbortHandle,
-) -> Result<[Communicator; COMMUNICATORS], Error> {
-    let group = Group {
+) -> Result<Group, Error> {
+    let membership = Membership {
         key: key(assign)?,
         generation: fence.generation,
         rank: assign.rank as usize,
         peers: assign.peers.clone(),
     };
-    let formed = collective::form(listener, group, COMMUNICATORS, FORMING, abort)?;
-    let mut communicators: [Communicator; COMMUNICATORS] =
-        formed.try_into().expect("as many communicators as were asked for");
-    verify(&mut communicators[0], credentials)?;
-    Ok(communicators)
+    let mut group = Group::form(listener, membership, FORMING, abort)?;
+    verify(&mut group.control, credentials)?;
+    Ok(group)
 }
 
 /// Keeps strangers out of the group; what its members are is compared by [`verify`], which can name it.

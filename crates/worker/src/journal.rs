@@ -75,7 +75,7 @@ impl<'a> Journal<'a> {
             return Ok(());
         }
         let text = self.corrupt.take();
-        let communicator = &mut trainer.communicator;
+        let communicator = &mut trainer.control;
         let lengths = gather::integers(communicator, text.len() as u64)?;
         self.tell_corrupt(communicator, &text, &lengths)?;
         Ok(self.corrupt.check()?)
@@ -99,7 +99,7 @@ impl<'a> Journal<'a> {
         let traffic = self.gather(trainer)?;
         self.corrupt.check()?;
         let rates = std::mem::take(&mut self.rates);
-        if trainer.communicator.rank() > 0 {
+        if trainer.control.rank() > 0 {
             return Ok(());
         }
         for caveat in evaluated.iter().flat_map(|evaluated| &evaluated.caveats) {
@@ -131,7 +131,7 @@ impl<'a> Journal<'a> {
     fn gather(&mut self, trainer: &mut Trainer) -> Result<Traffic, collective::Error> {
         let text = self.corrupt.take();
         let own = [trainer.rows_encoded() as u64, trainer.bytes_sent(), text.len() as u64];
-        let communicator = &mut trainer.communicator;
+        let communicator = &mut trainer.control;
         let mut all = vec![0u64; own.len() * communicator.world_size()];
         communicator.all_gather(&own, &mut all)?;
         let column = |i: usize| all.iter().skip(i).step_by(own.len()).copied().collect::<Vec<u64>>();

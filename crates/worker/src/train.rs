@@ -1,6 +1,6 @@
 //! The program: what one rank does from its first step to its last.
 
-use collective::Communicator;
+use collective::{Communicator, Group};
 use config::RunConfig;
 use data::{Limits, Loader};
 use kernels::DeviceOptions;
@@ -39,19 +39,16 @@ pub struct Start {
 
 /// Trains this rank's share of the run until its last step, or until it is told to stop.
 ///
-/// `group` is the two communicators, for small things and for gradients.
-///
 /// # Errors
 /// Everything that ends a run: lost peers, bad data, a loss that is not a number. The caller reports it.
 pub fn train(
     session: &Session,
     config: &RunConfig,
     resources: &Resources,
-    group: [Communicator; 2],
+    mut group: Group,
     start: Start,
 ) -> Result<(), Error> {
-    let [mut small, gradients] = group;
-    let leader = small.rank() == 0;
+    let leader = group.control.rank() == 0;
     let manifest = start.checkpoint.map(|step| transfer::fetch_manifest(session, step)).transpose()?;
     let limits = Limits { memory_bytes: resources.data_bytes, ..plan::limits(config) };
     let past = match &manifest {
@@ -61,9 +58,9 @@ pub fn train(
             Some(Past::new(manifest, list, start.accept_changed_data))
         }
     };
-    let images = open_images(session, config, limits, past.as_ref(), &mut small)?;
+    let images = open_images(session, config, limits, past.as_ref(), &mut group.control)?;
     let start = start.checkpoint.unwrap_or(0);
-    let plan = Plan::of(config, images, small.rank(), small.world_size())?;
+    let plan = Plan::of(config, images, group.control.rank(), group.control.world_size())?;
     let evaluation = match config.eval.knn_every {
         0 => None,
         _ => {
@@ -89,7 +86,7 @@ pub fn train(
     // The loader's threads come before the trainer's, which pin the thread that they are started from.
     let mut loader =
         Loader::new(Arc::clone(&plan.dataset), plan.augmentation.clone(), plan.loader_options(start))?;
-    let mut trainer = plan.trainer(&resources.device, small, gradients)?;
+    let mut trainer = plan.trainer(&resources.device, group)?;
     let mut checkpoints = Checkpoints::new(session, config, &plan);
     let mut journal = Journal::new(session, &plan, &trainer);
 
@@ -102,7 +99,7 @@ pub fn train(
         checkpoints.save_finally(&mut trainer, 0)?;
     }
     if let Some(evaluation) = evaluation.as_ref().filter(|_| start == 0) {
-        session.progress(Phase::Evaluating, 0, trainer.communicator.sequence());
+        session.progress(Phase::Evaluating, 0, trainer.sequence());
         let untrained = evaluation.knn_calibrated(&mut trainer.encoder())?;
         journal.write(&mut trainer, 0, None, Some(untrained))?;
     }
@@ -114,7 +111,7 @@ pub fn train(
     // Of the last update, if it has no row yet.
     let mut unwritten = None;
     while step < end {
-        let directive = directive::agree(session, &mut trainer.communicator, &mut paused, step)?;
+        let directive = directive::agree(session, &mut trainer.control, &mut paused, step)?;
         if directive.stop {
             stopped = true;
             break;
@@ -126,7 +123,7 @@ pub fn train(
             continue;
         }
 
-        session.progress(Phase::Training, step, trainer.communicator.sequence());
+        session.progress(Phase::Training, step, trainer.sequence());
         let begun = clock::now();
         let mut batch = loader.next_batch()?;
         let waited = begun.elapsed();
@@ -140,7 +137,7 @@ pub fn train(
 
         let evaluated = match &evaluation {
             Some(evaluation) if step.is_multiple_of(config.eval.knn_every) || step == end => {
-                session.progress(Phase::Evaluating, step, trainer.communicator.sequence());
+                session.progress(Phase::Evaluating, step, trainer.sequence());
                 Some(evaluation.knn(&mut trainer.encoder())?)
             }
             _ => None,

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-use collective::{AbortHandle, Communicator, Group, Listener, form};
+use collective::{AbortHandle, Communicator, Listener, Membership, form};
 use kernels::{Pool, split};
 use serde::{Deserialize, Serialize};
 use trainer::Error;
@@ -159,7 +159,7 @@ pub fn collective_rank(
         .map_err(failed_to("tell this process's address"))?;
     let addresses = line(&mut input).map_err(failed_to("read the peers' addresses"))?;
     let peers = addresses.split_whitespace().map(str::to_owned).collect();
-    let group = Group { key: [0; 32], generation: 0, rank, peers };
+    let group = Membership { key: [0; 32], generation: 0, rank, peers };
     let abort = AbortHandle::new()?;
     let mut communicators = form(listener, group, 1, FORMING, &abort)?;
     let mut communicator = communicators.pop().expect("one communicator was asked for");

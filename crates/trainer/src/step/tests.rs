@@ -10,6 +10,7 @@ use crate::fixtures;
 use crate::plan::Plan;
 use crate::state_dict::{Parts, Restoration, shard_bytes};
 use checkpoint::{Dtype, Tensor};
+use collective::Group;
 use config::RunConfig;
 use data::{Batch, Loader};
 use kernels::{DeviceOptions, KernelPath, Real};
@@ -58,16 +59,16 @@ fn config(method: &str, arch: &str) -> RunConfig {
     RunConfig::from_toml(&text).unwrap()
 }
 
-fn trainer(plan: &Plan, small: Communicator, gradients: Communicator) -> Trainer {
+fn trainer(plan: &Plan, group: Group) -> Trainer {
     let device = DeviceOptions::of_threads(1, KernelPath::detect());
-    plan.trainer(&device, small, gradients).unwrap()
+    plan.trainer(&device, group).unwrap()
 }
 
 /// Where steps are to fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     Never,
-    /// Step by step one exchange of the small communicator later, by turns on each rank, from this one on; a step that
+    /// Step by step one exchange of the activations' communicator later, by turns on each rank, from this one on; a step that
     /// has fewer exchanges does not fail.
     Everywhere {
         from: u64,
@@ -80,7 +81,7 @@ enum Fault {
 
 /// What a rank has seen: its losses and other metrics, the images that it could not encode anew, how often it failed, all
 /// that a checkpoint would hold of it, its shard of that, the size that it predicted for it before its first step, and the
-/// exchanges of the small communicator after each step.
+/// exchanges of the activations' communicator after each step.
 struct Seen {
     losses: Vec<f64>,
     metrics: Vec<Vec<(&'static str, f64)>>,
@@ -109,8 +110,8 @@ struct Episode<'a> {
     fault: Fault,
 }
 
-/// The groups that replace failed ones, by how many have failed: `[rank][communicator]`.
-type Spare = Mutex<BTreeMap<usize, Vec<Vec<Communicator>>>>;
+/// The groups that replace failed ones, by how many have failed: `[rank]`.
+type Spare = Mutex<BTreeMap<usize, Vec<Option<Group>>>>;
 
 impl<'a> Episode<'a> {
     /// The first three steps.
@@ -121,30 +122,30 @@ impl<'a> Episode<'a> {
     fn run(&self) -> Vec<Seen> {
         let spare = Spare::default();
         std::thread::scope(|scope| {
-            let groups = collective::loopback(self.world_size, 2).unwrap().into_iter();
+            let groups = Group::loopback(self.world_size).unwrap().into_iter();
             let ranks: Vec<_> = groups.map(|group| scope.spawn(|| self.run_rank(group, &spare))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
     }
 
     /// This rank's part of the next group.
-    fn spare_group(&self, spare: &Spare, failures: usize, rank: usize) -> Vec<Communicator> {
+    fn spare_group(&self, spare: &Spare, failures: usize, rank: usize) -> Group {
         let mut spare = spare.lock().unwrap();
-        let groups =
-            spare.entry(failures).or_insert_with(|| collective::loopback(self.world_size, 2).unwrap());
-        std::mem::take(&mut groups[rank])
+        let groups = spare
+            .entry(failures)
+            .or_insert_with(|| Group::loopback(self.world_size).unwrap().into_iter().map(Some).collect());
+        groups[rank].take().unwrap()
     }
 
-    fn run_rank(&self, mut group: Vec<Communicator>, spare: &Spare) -> Seen {
-        let rank = group[0].rank();
+    fn run_rank(&self, mut group: Group, spare: &Spare) -> Seen {
+        let rank = group.control.rank();
         if let Fault::Gradients { sequence } = self.fault
             && rank == 1
         {
-            group[1].fail_at(sequence);
+            group.gradients.fail_at(sequence);
         }
-        let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
         let plan = Plan::resolve(self.config, rank, self.world_size).unwrap();
-        let mut trainer = trainer(&plan, small, gradients);
+        let mut trainer = trainer(&plan, group);
         if !self.from.is_empty() {
             let mut restoration = Restoration::new(&mut trainer);
             self.from.iter().for_each(|tensor| restoration.take(tensor).unwrap());
@@ -160,7 +161,7 @@ impl<'a> Episode<'a> {
             if let Fault::Everywhere { from } = self.fault
                 && step as usize % self.world_size == rank
             {
-                trainer.communicator.fail_at(trainer.communicator.sequence() + from + step);
+                trainer.activations.fail_at(trainer.activations.sequence() + from + step);
             }
             let before = state(&trainer);
             let lr = self.config.optimizer.lr;
@@ -169,9 +170,9 @@ impl<'a> Episode<'a> {
                 assert!(state(&trainer) == before, "step {step} has changed something, and failed");
                 failures += 1;
                 let group = self.spare_group(spare, failures, rank);
-                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
+                let Group { control, activations, gradients } = group;
                 // What is dropped here tells the peers.
-                trainer.communicator = small;
+                (trainer.control, trainer.activations) = (control, activations);
                 trainer.gradients = (self.world_size > 1).then(|| GradientReducer::new(gradients).unwrap());
                 trainer.step(step + 1, &StepBatch::from(&batch), lr)
             });
@@ -179,7 +180,7 @@ impl<'a> Episode<'a> {
             losses.push(outcome.loss);
             metrics.push(outcome.metrics);
             corrupt.extend(outcome.corrupt.into_iter().map(|(path, _)| path));
-            sequences.push(trainer.communicator.sequence());
+            sequences.push(trainer.activations.sequence());
         }
         let parts = Parts::of(&trainer);
         let shard = parts.shard(rank, self.world_size).into_iter().map(Tensor::into_owned).collect();
@@ -561,13 +562,12 @@ fn a_slot_whose_image_cannot_be_decoded_stays_old_and_is_told() {
 fn buckets_travel_while_the_backward_runs() {
     let config = config("simclr", "resnet18");
     std::thread::scope(|scope| {
-        for group in collective::loopback(2, 2).unwrap() {
+        for group in Group::loopback(2).unwrap() {
             let config = &config;
             scope.spawn(move || {
-                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
-                let plan = Plan::resolve(config, small.rank(), 2).unwrap();
-                let mut trainer = trainer(&plan, small, gradients);
-                let (network, communicator) = (&mut trainer.network, &mut trainer.communicator);
+                let plan = Plan::resolve(config, group.control.rank(), 2).unwrap();
+                let mut trainer = trainer(&plan, group);
+                let (network, communicator) = (&mut trainer.network, &mut trainer.activations);
                 let n = 2 * trainer.layout.images()[communicator.rank()];
                 let images: Vec<f32> = (0..n * 8 * 8 * 3).map(|i| (i % 17) as f32).collect();
                 network.forward_train(&images, n, communicator).unwrap();
@@ -596,7 +596,7 @@ fn buckets_travel_while_the_backward_runs() {
 fn a_loss_that_is_no_number_changes_nothing() {
     let config = config("simclr", "resnet20");
     let plan = Plan::resolve(&config, 0, 1).unwrap();
-    let mut trainer = trainer(&plan, Communicator::alone(), Communicator::alone());
+    let mut trainer = trainer(&plan, Group::alone());
     let before = trainer.network.parameters().clone();
     let images = vec![f32::NAN; 14 * 8 * 8 * 3];
     let indices: Vec<usize> = (0..7).collect();

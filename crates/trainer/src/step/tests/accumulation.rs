@@ -74,7 +74,7 @@ fn a_step_in_chunks_is_pytorchs() {
     let mut config = config("simclr", "resnet20");
     (config.train.global_batch, config.train.chunk, config.objective.temperature) = (IMAGES, 3, 0.5);
     let plan = Plan::resolve(&config, 0, 1).unwrap();
-    let mut trainer = trainer(&plan, Communicator::alone(), Communicator::alone());
+    let mut trainer = trainer(&plan, Group::alone());
     draw(&mut trainer.network);
 
     let len = SIZE * SIZE * 3;

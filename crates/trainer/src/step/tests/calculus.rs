@@ -10,7 +10,7 @@ pub fn second_step(
     change: impl FnOnce(&mut Trainer),
 ) -> (f64, Trainer) {
     let plan = Plan::resolve(config, 0, 1).unwrap();
-    let mut trainer = trainer(&plan, Communicator::alone(), Communicator::alone());
+    let mut trainer = trainer(&plan, Group::alone());
     let mut restoration = Restoration::new(&mut trainer);
     from.iter().for_each(|tensor| restoration.take(tensor).unwrap());
     restoration.finish().unwrap();

@@ -16,16 +16,15 @@ fn local() -> RunConfig {
 fn keys(step: u64, batches: &[Batch]) -> Vec<Vec<f32>> {
     let config = local();
     std::thread::scope(|scope| {
-        let groups = collective::loopback(WORLD_SIZE, 2).unwrap().into_iter().zip(batches);
+        let groups = Group::loopback(WORLD_SIZE).unwrap().into_iter().zip(batches);
         let ranks = groups.map(|(group, batch)| {
             let config = &config;
             scope.spawn(move || {
-                let [small, gradients] = <[_; 2]>::try_from(group).unwrap();
-                let plan = Plan::resolve(config, small.rank(), WORLD_SIZE).unwrap();
-                let mut trainer = trainer(&plan, small, gradients);
-                let Trainer { momentum, layout, communicator, .. } = &mut trainer;
+                let plan = Plan::resolve(config, group.control.rank(), WORLD_SIZE).unwrap();
+                let mut trainer = trainer(&plan, group);
+                let Trainer { momentum, layout, activations, .. } = &mut trainer;
                 let momentum = momentum.as_mut().unwrap();
-                momentum.encode((&batch.images, &[1]), (step, layout), communicator).unwrap()
+                momentum.encode((&batch.images, &[1]), (step, layout), activations).unwrap()
             })
         });
         ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
@@ -50,7 +49,7 @@ fn keys_are_encoded_among_strangers_and_come_back() {
     assert_eq!(n, [3, 2, 2]);
 
     let plan = Plan::resolve(&config, 0, 1).unwrap();
-    let mut alone = trainer(&plan, Communicator::alone(), Communicator::alone());
+    let mut alone = trainer(&plan, Group::alone());
     let network = &mut alone.momentum.as_mut().unwrap().network;
     for step in [1, 2] {
         let mut expected = vec![Vec::new(); 7];
