@@ -79,18 +79,23 @@ pub struct Group {
 /// A peer that is gone or refuses, `abort`, or `deadline`.
 ///
 /// # Panics
-/// If `group.rank` is not below the number of peers, or no communicator is asked for.
+/// If `membership.rank` is not below the number of peers, or no communicator is asked for.
 pub fn form(
     listener: Listener,
-    group: Membership,
+    membership: Membership,
     n_communicators: usize,
     deadline: Duration,
     abort: &AbortHandle,
 ) -> Result<Vec<Communicator>, Error> {
-    assert!(group.rank < group.peers.len(), "rank {} of {}", group.rank, group.peers.len());
+    assert!(
+        membership.rank < membership.peers.len(),
+        "rank {} of {}",
+        membership.rank,
+        membership.peers.len()
+    );
     assert!(n_communicators > 0, "a group forms at least one communicator");
     listener.listener.set_nonblocking(true).map_err(failed_to("set up a listener"))?;
-    let mut forming = Forming::begin(&listener, &group, n_communicators)?;
+    let mut forming = Forming::begin(&listener, &membership, n_communicators)?;
     let until = Deadline::after(deadline);
     while !forming.is_complete() {
         abort.check()?;
@@ -114,9 +119,9 @@ pub fn loopback(world_size: usize, n_communicators: usize) -> Result<Vec<Vec<Com
     let peers: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
         let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let group = Membership { key: [0; 32], generation: 0, rank, peers: peers.clone() };
+            let membership = Membership { key: [0; 32], generation: 0, rank, peers: peers.clone() };
             scope.spawn(move || {
-                form(listener, group, n_communicators, Duration::from_secs(60), &AbortHandle::new()?)
+                form(listener, membership, n_communicators, Duration::from_secs(60), &AbortHandle::new()?)
             })
         });
         // All ranks are started before any is waited for.
@@ -172,7 +177,7 @@ impl Group {
 /// The mesh while it is being built.
 struct Forming<'a> {
     listener: &'a TcpListener,
-    group: &'a Membership,
+    membership: &'a Membership,
     key: hmac::Key,
     /// `[communicator][rank]`.
     links: Vec<Vec<Option<TcpStream>>>,
@@ -181,19 +186,23 @@ struct Forming<'a> {
 }
 
 impl<'a> Forming<'a> {
-    fn begin(listener: &'a Listener, group: &'a Membership, n_communicators: usize) -> Result<Self, Error> {
+    fn begin(
+        listener: &'a Listener,
+        membership: &'a Membership,
+        n_communicators: usize,
+    ) -> Result<Self, Error> {
         let mut dials = Vec::new();
-        for rank in 0..group.rank {
-            let address = resolve(rank, &group.peers[rank])?;
+        for rank in 0..membership.rank {
+            let address = resolve(rank, &membership.peers[rank])?;
             for communicator in 0..n_communicators {
-                dials.push(Dial::begin(address, &hello(group, n_communicators, rank, communicator)?)?);
+                dials.push(Dial::begin(address, &hello(membership, n_communicators, rank, communicator)?)?);
             }
         }
-        let no_links = || group.peers.iter().map(|_| None).collect();
+        let no_links = || membership.peers.iter().map(|_| None).collect();
         Ok(Self {
             listener: &listener.listener,
-            group,
-            key: hmac::Key::new(hmac::HMAC_SHA256, &group.key),
+            membership,
+            key: hmac::Key::new(hmac::HMAC_SHA256, &membership.key),
             links: (0..n_communicators).map(|_| no_links()).collect(),
             dials,
             strangers: VecDeque::new(),
@@ -201,8 +210,8 @@ impl<'a> Forming<'a> {
     }
 
     fn missing(&self) -> Vec<usize> {
-        let rank = self.group.rank;
-        let others = (0..self.group.peers.len()).filter(|&peer| peer != rank);
+        let rank = self.membership.rank;
+        let others = (0..self.membership.peers.len()).filter(|&peer| peer != rank);
         others.filter(|&peer| self.links.iter().any(|links| links[peer].is_none())).collect()
     }
 
@@ -286,13 +295,13 @@ impl<'a> Forming<'a> {
     /// The communicator and rank that a `Hello` claims, if it belongs here and nobody has proved that claim yet.
     fn admit(&self, hello: &Hello) -> Result<(usize, usize), Refusal> {
         let (rank, communicator) = (hello.rank as usize, usize::from(hello.communicator));
-        let same_shape = hello.world_size as usize == self.group.peers.len()
+        let same_shape = hello.world_size as usize == self.membership.peers.len()
             && usize::from(hello.n_communicators) == self.links.len();
-        if hello.generation != self.group.generation {
+        if hello.generation != self.membership.generation {
             Err(Refusal::Generation)
         } else if !same_shape
-            || hello.dialled as usize != self.group.rank
-            || rank <= self.group.rank
+            || hello.dialled as usize != self.membership.rank
+            || rank <= self.membership.rank
             || !self.links.get(communicator).and_then(|links| links.get(rank)).is_some_and(Option::is_none)
         {
             Err(Refusal::Place)
@@ -302,7 +311,7 @@ impl<'a> Forming<'a> {
     }
 
     fn into_communicators(self, abort: &AbortHandle) -> Result<Vec<Communicator>, Error> {
-        let Membership { rank, generation, ref peers, .. } = *self.group;
+        let Membership { rank, generation, ref peers, .. } = *self.membership;
         // By what the coordinator told every rank alike, so that all do the same.
         let host = |peer: &str| peer.rsplit_once(':').map(|(host, _)| host.to_owned());
         let on_one_host = peers.iter().all(|peer| host(peer) == host(&peers[0]));
@@ -318,7 +327,7 @@ impl<'a> Forming<'a> {
 }
 
 fn hello(
-    group: &Membership,
+    membership: &Membership,
     n_communicators: usize,
     dialled: usize,
     communicator: usize,
@@ -326,12 +335,12 @@ fn hello(
     let rank = |value: usize| u32::try_from(value).expect("ranks are few");
     let number = |value: usize| u16::try_from(value).expect("communicators are few");
     Ok(Hello {
-        rank: rank(group.rank),
+        rank: rank(membership.rank),
         dialled: rank(dialled),
         communicator: number(communicator),
         n_communicators: number(n_communicators),
-        world_size: rank(group.peers.len()),
-        generation: group.generation,
+        world_size: rank(membership.peers.len()),
+        generation: membership.generation,
         nonce: handshake::nonce()?,
     })
 }
