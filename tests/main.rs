@@ -8,6 +8,7 @@ mod compatibility;
 mod export;
 mod identity;
 mod images;
+mod layers;
 mod methods;
 mod namespaces;
 mod protocol;

@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::layout::open_checkpoints;
 use crate::manifest::{Manifest, digest, hex};
-use crate::store::open_checkpoints;
 use crate::{Directory, Error};
 
 /// Where a manifest's metadata have what is recorded of the data set.

@@ -18,6 +18,7 @@ mod beneath;
 mod error;
 pub mod export;
 mod images;
+mod layout;
 mod manifest;
 mod retention;
 mod shard;
@@ -30,12 +31,12 @@ mod tests;
 pub use beneath::Directory;
 pub use error::{Error, Found, Part};
 pub use images::{IMAGES_KEY, LIST_KEY, check_images, named_list, read_images};
+pub use layout::checkpoint_dir;
 pub use manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, digest, hex, shard_file};
 pub use retention::retain;
 pub use shard::{ShardDecoder, ShardEncoder, encode_shard};
 pub use staging::{ShardWriter, Staging, remove_abandoned};
 pub use state::{Dtype, State, Tensor};
 pub use store::{
-    CheckpointInfo, Located, checkpoint_dir, list, load, locate, newest_good, open, open_part, verify,
-    verify_in,
+    CheckpointInfo, Located, list, load, locate, newest_good, open, open_part, verify, verify_in,
 };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::Path;
 
+use crate::layout::step_of;
 use crate::{Directory, Error};
 
 /// Name of the manifest in a checkpoint's directory.
@@ -149,7 +150,7 @@ impl Manifest {
         let text = String::from_utf8(bytes)
             .map_err(|error| Error::Malformed { file: file.clone(), reason: error.to_string() })?;
         let manifest = Manifest::from_json(&text, &file)?;
-        match crate::store::step_of(dir.path()) {
+        match step_of(dir.path()) {
             Some(step) if step != manifest.step => Err(Error::Malformed {
                 file,
                 reason: format!("it is of step {}, its directory is named after step {step}", manifest.step),

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::images::{digest_in_name, named_list};
+use crate::layout::{checkpoint_dir, complete, open_checkpoints, step_name};
 use crate::manifest::Manifest;
-use crate::store::{checkpoint_dir, complete, open_checkpoints, step_name};
 use crate::{Directory, Error};
 
 /// Removes a run's checkpoints but the `keep` newest, and returns the removed directories. Lists of images that only

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::images::{IMAGES_FILE, list_file};
+use crate::layout::{CHECKPOINTS, open_checkpoints, step_name};
 use crate::manifest::{Description, Digest, MANIFEST_FILE, Manifest, Shard, hex, shard_file};
-use crate::store::{CHECKPOINTS, CheckpointInfo, open_checkpoints, step_name};
+use crate::store::CheckpointInfo;
 use crate::{Directory, Error, Part};
 
 /// A checkpoint that is being written. Dropped without a commit it leaves files that the next one removes.

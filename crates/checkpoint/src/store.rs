@@ -1,10 +1,11 @@
 //! The checkpoints of a run as they lie on the disk: listed, verified, loaded, found.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::images::{list_file, named_list, open_list};
+use crate::layout::{checkpoint_dir, complete, is_none, open_checkpoints, step_name, step_of};
 use crate::manifest::{MANIFEST_FILE, Manifest, Shard};
 use crate::shard::ShardDecoder;
 use crate::state::{State, Tensor};
@@ -12,9 +13,6 @@ use crate::{Directory, Error, Part};
 
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 1 << 20;
-
-/// Where a run's checkpoints are, in its directory.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// One checkpoint, as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,22 +48,6 @@ pub struct Located {
     pub dir: PathBuf,
     /// What is wrong with newer ones that it stands in for: worth a warning each.
     pub problems: Vec<Error>,
-}
-
-/// The directory of a run's checkpoint of `step`.
-pub fn checkpoint_dir(run_dir: &Path, step: u64) -> PathBuf {
-    run_dir.join(CHECKPOINTS).join(step_name(step))
-}
-
-pub(crate) fn step_name(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
-/// The step after which a checkpoint's directory is named.
-pub(crate) fn step_of(dir: &Path) -> Option<u64> {
-    let digits = dir.file_name()?.to_str()?.strip_prefix("step-")?;
-    let step = digits.parse().ok()?;
-    (format!("{step:08}") == digits).then_some(step)
 }
 
 /// Opens the checkpoint of a run's `step`. No link is followed, neither to it nor in it.
@@ -204,31 +186,6 @@ pub fn locate(path: &Path) -> Result<Located, Error> {
         (Some(dir), problems) => Ok(Located { dir: dir.path().to_owned(), problems }),
         (None, problems) => Err(Error::NoneUsable { path: path.to_owned(), problems }),
     }
-}
-
-/// Whether there is no directory of that name.
-fn is_none(error: &Error) -> bool {
-    match error {
-        Error::Io { source, .. } => matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
-        _ => false,
-    }
-}
-
-/// Opens the directory of a run's checkpoints; nothing where there is none.
-pub(crate) fn open_checkpoints(run: &Directory) -> Result<Option<Directory>, Error> {
-    match run.open_directory(CHECKPOINTS) {
-        Ok(checkpoints) => Ok(Some(checkpoints)),
-        Err(error) if is_none(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Steps after which something in a run's `checkpoints` is named, ascending.
-pub(crate) fn complete(checkpoints: &Directory) -> Result<Vec<u64>, Error> {
-    let names = checkpoints.entries()?;
-    let mut steps: Vec<u64> = names.iter().filter_map(|name| step_of(Path::new(name))).collect();
-    steps.sort_unstable();
-    Ok(steps)
 }
 
 /// Hands over the tensors of every shard, and returns what is wrong with them.

@@ -1,12 +1,10 @@
 //! Which commands there are.
 
-use anyhow::Context as _;
-use clap::{Parser, Subcommand};
-use std::future::Future;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    agent, bench, certs, checkpoint, completions, coordinator, data, doctor, embed, eval, export, logs,
-    pause, presets, resume, runs, status, stop, submit, train, watch, worker,
+    agent, bench, block_on, certs, checkpoint, completions, coordinator, data, doctor, embed, eval, export,
+    logs, pause, presets, resume, runs, status, stop, submit, train, watch, worker,
 };
 use crate::failure::{Exit, Failure};
 
@@ -77,24 +75,14 @@ impl Command {
             Command::Data(command) => data::run(command),
             Command::Bench(command) => bench::run(command),
             Command::Doctor(arguments) => doctor::run(arguments),
-            Command::Completions(arguments) => completions::run(arguments),
+            Command::Completions(arguments) => completions::run(arguments, Cli::command()),
         }
     }
-}
-
-/// Runs a command that speaks to others.
-pub fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    let runtime = tokio::runtime::Runtime::new().context("start the threads that serve connections")?;
-    let outcome = runtime.block_on(command);
-    // A connection that does not close must not keep a finished command.
-    runtime.shutdown_background();
-    outcome
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     /// The help of an option of a command.
     #[track_caller]

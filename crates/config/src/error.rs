@@ -2,19 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::layers::RESUMABLE;
-
-/// What a name that is not known stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meant {
-    /// A key of the configuration.
-    Key(&'static str),
-    /// An option of the command: one of [`FLAGS`].
-    Flag(&'static str),
-}
-
-/// The options of `himpun train` and `himpun submit` that a hint may name in place of a key.
-pub const FLAGS: &[&str] = &["--workers", "--device", "--out", "--resume", "--preset", "--config"];
+use crate::resumable::RESUMABLE;
+use crate::words::Meant;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]

@@ -2,10 +2,8 @@
 
 use toml::Value;
 
-use crate::retired::Retired;
 use crate::run_config::{Length, RunConfig};
 use crate::setting::Setting;
-use crate::{Error, nearest};
 
 /// One key of the configuration.
 pub(crate) struct Key {
@@ -16,35 +14,16 @@ pub(crate) struct Key {
     /// The value as TOML; `None` if it is unset.
     pub write: fn(&RunConfig) -> Option<Value>,
     /// Sets the field, or says what it would take.
-    read: fn(&mut RunConfig, &Value) -> Result<(), String>,
+    pub read: fn(&mut RunConfig, &Value) -> Result<(), String>,
 }
 
 impl Key {
-    /// The key of that name, if there is one.
-    pub(crate) fn find(name: &str) -> Result<&'static Key, Error> {
-        if let Some(Retired { name, fate, .. }) = Retired::find(name) {
-            return Err(Error::RetiredKey { key: name, fate });
-        }
-        KEYS.iter()
-            .find(|key| key.name == name)
-            .ok_or_else(|| Error::UnknownKey { key: name.to_owned(), meant: nearest::key(name) })
-    }
-
     pub(crate) fn section(&self) -> &'static str {
         self.name.split_once('.').map_or("", |(section, _)| section)
     }
 
     pub(crate) fn field(&self) -> &'static str {
         self.name.split_once('.').map_or(self.name, |(_, field)| field)
-    }
-
-    pub(crate) fn set(&self, config: &mut RunConfig, value: &Value) -> Result<(), Error> {
-        (self.read)(config, value).map_err(|expected| Error::Value {
-            key: self.name,
-            meant: nearest::value(self.name, &value.to_string()),
-            value: value.to_string(),
-            expected,
-        })
     }
 }
 

@@ -1,10 +1,12 @@
-//! How a configuration comes about: preset, then file, then `--data`, then `--set`; and what a resumed run may change.
+//! How a configuration comes about: preset, then file, then `--data`, then `--set`; or, of a resumed run, what it has
+//! stored, then `--set`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::{Table, Value};
 
 use crate::keys::{KEYS, Key};
+use crate::resumable::RESUMABLE;
 use crate::retired::{self, Retired};
 use crate::run_config::{Checkpoint, Length, RunConfig};
 use crate::{Error, owners, presets};
@@ -26,22 +28,6 @@ pub struct Layers<'a> {
 
 /// What `checkpoint.every` decides where nothing sets it.
 const MINUTES: &str = "checkpoint.every_minutes";
-
-/// The keys that may change when a run is resumed: its length, where its test images are, and how often it does what leaves
-/// training untouched.
-pub const RESUMABLE: &[&str] = &[
-    "run.steps",
-    "run.epochs",
-    "run.stop_after",
-    "eval.knn_every",
-    "eval.data",
-    "eval.k",
-    "checkpoint.every",
-    MINUTES,
-    "checkpoint.keep",
-    "checkpoint.at_start",
-    "metrics.every",
-];
 
 /// Lays the layers over the defaults.
 ///

@@ -14,24 +14,29 @@ mod choices;
 mod error;
 mod keys;
 mod layers;
+mod lookup;
 mod nearest;
 mod owners;
 pub mod presets;
 mod relocate;
+mod resumable;
 mod retired;
 mod run_config;
 mod setting;
+mod text;
 mod words;
 
 pub use choices::{
     Arch, Augment, BankDtype, BankStorage, BatchNorm, Convolution, Estimator, Head, MomentumSchedule,
     Normalizer, ObjectiveKind, OptimizerKind, Predictor, ScheduleKind, Stem, UnknownChoice,
 };
-pub use error::{Error, FLAGS, Meant};
-pub use layers::{Layers, RESUMABLE, resolve, resume};
+pub use error::Error;
+pub use layers::{Layers, resolve, resume};
 pub use relocate::{DataRoot, relocate};
+pub use resumable::RESUMABLE;
 pub use retired::retired_notes;
 pub use run_config::{
     Bank, Checkpoint, Cluster, Data, Eval, Length, Metrics, Model, ORPHAN_TTL, Objective, Optimizer, Run,
     RunConfig, Schedule, Train,
 };
+pub use words::{FLAGS, Meant};

@@ -1,8 +1,7 @@
 //! What was meant by a name that is not known: what another tool calls it, else the one that is spelled most like it.
 
-use crate::error::Meant;
 use crate::keys::KEYS;
-use crate::words::{KEY_WORDS, SECTION_WORDS, VALUE_WORDS};
+use crate::words::{KEY_WORDS, Meant, SECTION_WORDS, VALUE_WORDS};
 
 /// The key or option that `name` stands for.
 pub(crate) fn key(name: &str) -> Option<Meant> {

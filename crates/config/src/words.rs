@@ -1,7 +1,18 @@
 //! What other tools call the keys: PyTorch's examples, Lightning, lightly, solo-learn, timm, MoCo, OpenCLIP and Hugging Face.
 
-use crate::error::Meant;
 use Meant::{Flag, Key};
+
+/// What a name that is not known stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant {
+    /// A key of the configuration.
+    Key(&'static str),
+    /// An option of the command: one of [`FLAGS`].
+    Flag(&'static str),
+}
+
+/// The options of `himpun train` and `himpun submit` that a hint may name in place of a key.
+pub const FLAGS: &[&str] = &["--workers", "--device", "--out", "--resume", "--preset", "--config"];
 
 /// What is meant, and the words for it: lower case, with `_` for `-`.
 pub(crate) const KEY_WORDS: &[(Meant, &[&str])] = &[

@@ -17,7 +17,6 @@ use std::collections::HashSet;
 use std::io::{BufReader, Read, Write};
 
 use crate::fingerprint::{Fingerprint, Kind};
-use crate::source::Listed;
 use crate::{Dataset, Error};
 
 /// What a list begins with.
@@ -70,6 +69,19 @@ impl Counted {
 struct Entry {
     name: Vec<u8>,
     label: u32,
+}
+
+/// What a list says of where its images lie.
+///
+/// Which folder is the base depends on all that is in the source: one more folder beside `train`, or one file beside a
+/// folder that only wraps others, makes it another, and with it all names. The images of a list are therefore looked for
+/// below the base that they had, and below another one only where more of them are.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The base when the list was made, with a slash at its end; empty for the root.
+    pub base: Vec<u8>,
+    /// Some of the names, from all over the list.
+    pub names: HashSet<Vec<u8>>,
 }
 
 impl ImageList {

@@ -16,6 +16,7 @@ use tonic::transport::channel::ResponseFuture;
 use tower::Service;
 
 use crate::dial::{self, Stream};
+use crate::error::plain;
 use crate::{Access, Encryption, Error, Seal, Trust};
 
 /// A connection to the coordinator, for any of its clients. Cheap to clone.
@@ -214,9 +215,4 @@ async fn probe(address: &str) -> Option<Error> {
             (!refusal.reason.is_empty()).then(|| stranger(format!("it says: {}", plain(&refusal.message))))
         }
     }
-}
-
-/// A stranger's text, for a terminal.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

@@ -144,3 +144,8 @@ impl Error {
         move |source| Error::Io { what, path, source }
     }
 }
+
+/// A stranger's text, for a terminal.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}

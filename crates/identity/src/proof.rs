@@ -19,7 +19,7 @@ use std::io::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::Seal;
-use crate::channel::plain;
+use crate::error::plain;
 
 /// The first byte differs from that of TLS and of HTTP/2.
 pub(crate) const MAGIC: [u8; 8] = *b"himpun\xf0\x02";

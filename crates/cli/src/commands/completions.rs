@@ -1,9 +1,8 @@
 //! `himpun completions`: what a shell needs to complete commands and options.
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 
-use crate::cli::Cli;
 use crate::failure::{Exit, Failure};
 use crate::output;
 
@@ -14,10 +13,10 @@ pub struct Arguments {
     shell: Shell,
 }
 
-/// Prints the script.
-pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
+/// Prints the script that completes `program`.
+pub fn run(arguments: Arguments, mut program: clap::Command) -> Result<Exit, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "himpun", &mut script);
+    clap_complete::generate(arguments.shell, &mut program, "himpun", &mut script);
     output::data(String::from_utf8_lossy(&script).trim_end());
     Ok(Exit::DONE)
 }

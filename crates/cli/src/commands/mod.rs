@@ -23,9 +23,12 @@ pub mod train;
 pub mod watch;
 pub mod worker;
 
+use anyhow::Context as _;
 use clap::Args;
+use std::future::Future;
 
 use crate::client::CoordinatorArgument;
+use crate::failure::{Exit, Failure};
 
 /// Which run of which coordinator.
 #[derive(Args, Clone, Debug)]
@@ -35,4 +38,13 @@ pub struct RunArguments {
     pub run: String,
     #[command(flatten)]
     coordinator: CoordinatorArgument,
+}
+
+/// Runs a command that speaks to others.
+pub fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Runtime::new().context("start the threads that serve connections")?;
+    let outcome = runtime.block_on(command);
+    // A connection that does not close must not keep a finished command.
+    runtime.shutdown_background();
+    outcome
 }

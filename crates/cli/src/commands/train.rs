@@ -16,12 +16,12 @@ use trainer::images::{Images, Past};
 use trainer::plan::{self, Plan};
 
 use crate::client::{Client, call, idempotency_key};
-use crate::commands::{agent::host_name, stop};
+use crate::commands::{agent::host_name, block_on, stop};
 use crate::failure::{Exit, Failure};
 use crate::layers::{self, Device, LayerArguments};
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::{cli, follow, output};
+use crate::{follow, output};
 
 /// Workers on a CPU unless said otherwise: two, so that the gathering is real.
 const WORKERS: u32 = 2;
@@ -68,7 +68,7 @@ struct Job {
 /// Trains to the end, or until a signal.
 pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let job = Job::prepare(&arguments)?;
-    cli::block_on(async {
+    block_on(async {
         let mut signals = Signals::install()?;
         let mut machine = Machine::start(job.workers).await?;
         let outcome = machine.train(&job, &mut signals).await;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::skipped::{self, Kind, Skipped};
 use super::splits::{self, Choice, Lacking, Level};
 use crate::Error;
+use crate::list::Listed;
 
 /// Relative paths of files, and what else is known of each.
 ///
@@ -377,19 +378,6 @@ pub struct Selection<'a> {
     pub as_version_0_1: bool,
     /// Below which folder the images of a list are found.
     pub listed: Option<&'a Listed>,
-}
-
-/// What a list says of where its images lie.
-///
-/// Which folder is the base depends on all that is in the source: one more folder beside `train`, or one file beside a
-/// folder that only wraps others, makes it another, and with it all names. The images of a list are therefore looked for
-/// below the base that they had, and below another one only where more of them are.
-#[derive(Debug)]
-pub struct Listed {
-    /// The base when the list was made, with a slash at its end; empty for the root.
-    pub base: Vec<u8>,
-    /// Some of the names, from all over the list.
-    pub names: HashSet<Vec<u8>>,
 }
 
 impl Listed {

@@ -31,7 +31,6 @@ use archive::Archive;
 use builtin::Split;
 use files::Folder;
 use hold::Hold;
-pub(crate) use listing::Listed;
 use listing::{Arranged, Notices, Selection};
 use pack::Pack;
 use pixels::Pixels;
