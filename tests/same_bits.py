@@ -1,6 +1,6 @@
 """Compares the results of two commits, byte by byte: for changes that must not change any.
 
-    python3 tests/same_bits.py COMMIT [--presets NAME,NAME] [--steps 30] [--workers 2] [--binary FILE]
+    python3 tests/same_bits.py COMMIT [--presets NAME,NAME] [--steps 30] [--workers 2] [--batch IMAGES] [--binary FILE]
 
 Builds COMMIT in a work tree of its own beside the present one and trains every small preset with both, on the built-in
 images. Equal have to be
@@ -50,6 +50,8 @@ def train(binary, run, preset, options, *more):
         "checkpoint.at_start": "true",
         "eval.knn_every": options.steps,
     }
+    if options.batch:
+        settings["train.global_batch"] = options.batch
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     call(binary, "train", "--preset", preset, "--data", "builtin", "--workers", options.workers, "--out", run, *sets, *more)
 
@@ -116,6 +118,7 @@ def main():
     parser.add_argument("--presets", type=lambda text: text.split(","))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="images of a step, where the preset's would take long")
     parser.add_argument("--binary", type=pathlib.Path, help="COMMIT's, if it is built already")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
