@@ -9,9 +9,13 @@ use serde_json::Value;
 #[test]
 fn a_run_leaves_what_the_contract_says() {
     let directory = tempfile::tempdir().unwrap();
-    let run = directory.path().join("run");
+    let root = directory.path().canonicalize().unwrap();
+    // A link on the way is followed once, and the run is known by where it led.
+    let (run, named) = (root.join("real/run"), root.join("link/run"));
+    std::fs::create_dir(root.join("real")).unwrap();
+    std::os::unix::fs::symlink(root.join("real"), root.join("link")).unwrap();
     let stdout = succeed(
-        himpun().args(["train", "--json", "--workers", "2", "--out"]).arg(&run).args(tiny_run(3)).args([
+        himpun().args(["train", "--json", "--workers", "2", "--out"]).arg(&named).args(tiny_run(3)).args([
             "--set",
             "eval.knn_every=3",
             "--set",
@@ -34,7 +38,8 @@ fn a_run_leaves_what_the_contract_says() {
     }
     assert_eq!(last["steps"], 3);
     assert_eq!(last["world_size"], 2);
-    assert_eq!(last["checkpoint"].as_str().unwrap(), run.join("checkpoints/step-00000003").to_str().unwrap());
+    assert_eq!(last["run_dir"].as_str(), run.to_str());
+    assert_eq!(last["checkpoint"].as_str(), run.join("checkpoints/step-00000003").to_str());
 
     let rows = metrics(&run);
     let steps: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();

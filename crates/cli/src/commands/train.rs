@@ -78,7 +78,7 @@ pub fn run(arguments: Arguments) -> Result<Exit, Failure> {
         // Otherwise the workers end with this process, at once.
         let (ended, status) = outcome?;
         let exit = follow::outcome(ended)?;
-        report(&status, &job, arguments.json);
+        report(&status, arguments.json);
         Ok(exit)
     })
 }
@@ -256,8 +256,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// What the run came to: one JSON object, or a few lines.
-fn report(status: &RunStatus, job: &Job, as_json: bool) {
-    let summary = summary(status, &job.run_dir);
+fn report(status: &RunStatus, as_json: bool) {
+    let summary = summary(status);
     if as_json {
         output::json(&summary);
     } else {
@@ -268,13 +268,13 @@ fn report(status: &RunStatus, job: &Job, as_json: bool) {
     }
 }
 
-fn summary(status: &RunStatus, run_dir: &Path) -> Map<String, Value> {
-    let rows = metrics(run_dir);
+fn summary(status: &RunStatus) -> Map<String, Value> {
+    let rows = metrics(Path::new(&status.run_dir));
     let last = |name: &str| rows.iter().rev().find_map(|row| row.get(name).cloned());
     let mut summary = Map::new();
     let mut put = |key: &str, value: Value| summary.insert(key.to_owned(), value);
     put("run_id", json!(status.run_id));
-    put("run_dir", json!(run_dir));
+    put("run_dir", json!(status.run_dir));
     put("steps", json!(status.step));
     let numbers = [
         ("loss", last("loss")),
