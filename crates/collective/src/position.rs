@@ -55,7 +55,7 @@ impl Position {
         Header { op: op as u8, element, generation, step, sequence, payload_bytes: 0 }
     }
 
-    /// Ends an exchange in which this rank sent so many `bytes`.
+    /// Ends an exchange in which this rank sent `bytes` of payload.
     pub fn leave(&mut self, bytes: usize, outcome: Result<(), Error>) -> Result<(), Error> {
         self.failed = outcome.is_err();
         self.sequence += 1;

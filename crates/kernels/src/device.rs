@@ -41,7 +41,7 @@ pub struct CpuOptions {
 }
 
 impl Device {
-    /// So many threads, not pinned.
+    /// The CPU with `threads` threads, not pinned.
     ///
     /// # Panics
     /// If the system starts no thread.
@@ -58,7 +58,7 @@ impl Device {
 }
 
 impl DeviceOptions {
-    /// So many threads, not pinned.
+    /// The CPU with `threads` threads, not pinned.
     pub fn of_threads(threads: usize, path: KernelPath) -> DeviceOptions {
         DeviceOptions::Cpu(CpuOptions { threads, cores: Vec::new(), path })
     }
@@ -92,7 +92,7 @@ impl CpuOptions {
 }
 
 impl Cpu {
-    /// Threads that are not pinned.
+    /// `threads` threads, not pinned.
     ///
     /// # Panics
     /// If the system starts no thread.
@@ -100,7 +100,7 @@ impl Cpu {
         CpuOptions { threads, cores: Vec::new(), path }.open()
     }
 
-    /// Threads.
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }

@@ -17,7 +17,7 @@ const ROUNDS: usize = 16_384;
 /// How long every thread measures.
 const DURATION: Duration = Duration::from_millis(200);
 
-/// Measures the multiply-add peak of the pool's threads, in floating-point operations per second.
+/// Measures the multiply-add peak of all threads, in floating-point operations per second.
 ///
 /// For a fifth of a second every thread runs independent multiply-adds in registers; the sum of each
 /// thread's best moment counts, so that other work on the machine hardly lowers it. The reference

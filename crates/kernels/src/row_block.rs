@@ -52,7 +52,7 @@ pub struct RowSums<'a, T> {
 }
 
 impl<T: Real> RowBlocks<T> {
-    /// Packs blocks of rows, row-major and `width` numbers each, on the threads of the pool.
+    /// Packs blocks of rows, row-major and `width` numbers each, on the threads of `cpu`.
     ///
     /// # Panics
     /// If a block ends within a row, or the machine lacks the instructions.

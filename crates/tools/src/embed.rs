@@ -141,7 +141,11 @@ pub fn evaluate_knn(checkpoint: &Path, data: &str, test: Option<&str>, k: usize)
 }
 
 /// Opens images, and notes what was chosen in doing so.
-pub(crate) fn open(source: &str, limits: Limits, warnings: &mut Vec<String>) -> Result<Dataset, data::Error> {
+pub(crate) fn open(
+    source: &str,
+    limits: Limits,
+    warnings: &mut Vec<String>,
+) -> Result<Dataset, trainer::Error> {
     let dataset = Dataset::open_within(source, limits)?;
     warnings.extend_from_slice(dataset.notes());
     Ok(dataset)

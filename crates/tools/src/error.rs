@@ -20,18 +20,6 @@ impl From<checkpoint::Error> for Error {
     }
 }
 
-impl From<collective::Error> for Error {
-    fn from(error: collective::Error) -> Error {
-        trainer::Error::from(error).into()
-    }
-}
-
-impl From<data::Error> for Error {
-    fn from(error: data::Error) -> Error {
-        trainer::Error::from(error).into()
-    }
-}
-
 impl Error {
     /// The process's exit code (`CONTRACT.md`: 2 configuration, 3 diverged or corrupt, 75 try again).
     pub fn exit_code(&self) -> i32 {

@@ -159,9 +159,9 @@ pub fn collective_rank(
         .map_err(failed_to("tell this process's address"))?;
     let addresses = line(&mut input).map_err(failed_to("read the peers' addresses"))?;
     let peers = addresses.split_whitespace().map(str::to_owned).collect();
-    let group = Membership { key: [0; 32], generation: 0, rank, peers };
+    let membership = Membership { key: [0; 32], generation: 0, rank, peers };
     let abort = AbortHandle::new()?;
-    let mut communicators = form(listener, group, 1, FORMING, &abort)?;
+    let mut communicators = form(listener, membership, 1, FORMING, &abort)?;
     let mut communicator = communicators.pop().expect("one communicator was asked for");
     if let Some(report) = take_part(options, &mut communicator)? {
         let report =
